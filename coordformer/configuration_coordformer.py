@@ -1,0 +1,112 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Coordformer models."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import EsmConfig
+from transformers.activations import ACT2FN
+
+COORDINATE_EMBEDDINGS = ("linear", "quadratic", "none")
+POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
+LM_HEADS = ("esm", "linear")
+
+
+@strict
+class CoordformerConfig(EsmConfig):
+    r"""An ESM encoder that also reads coordinates.
+
+    Every field of [`~transformers.EsmConfig`] keeps its meaning; the defaults are those of ESM-2's vocabulary and
+    of the paper (no dropout). The fields below are added.
+
+    Args:
+        coordinate_embedding (`str`, defaults to `"linear"`):
+            What the coordinates are lifted to before the linear embedding: `"linear"` (x; the paper's, section 2),
+            `"quadratic"` (x and |x|^2) or `"none"` (coordinates are ignored: the model without structure).
+        coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
+            The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
+        coordinate_dim (`int`, defaults to 3):
+            Number of spatial dimensions.
+        coordinate_scale (`int | float`, defaults to 16):
+            Length in Å that becomes 1 inside the model.
+        position_embedding_type (`str`, defaults to `"rotary"`):
+            `"rotary"`, `"absolute"` (learned), `"sinusoidal"` (fixed) or `"none"`: without positions the encoder is
+            equivariant to permutations.
+        hidden_act (`str`, defaults to `"gelu"`):
+            Activation of the feed-forward layers, any name that Transformers knows. `"gelu_python"` is ESM-2's own
+            formula, equal to it to the last bit and a fifth slower.
+        lm_head (`str`, defaults to `"esm"`):
+            `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias (the
+            paper's).
+
+    Example:
+
+    ```python
+    >>> from coordformer import CoordformerConfig
+    >>> CoordformerConfig(hidden_size=128, num_attention_heads=4).coordinate_atoms
+    ('CA',)
+
+    ```
+    """
+
+    model_type = "coordformer"
+
+    vocab_size: int = 33
+    mask_token_id: int | None = 32
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    hidden_dropout_prob: int | float = 0.0
+    attention_probs_dropout_prob: int | float = 0.0
+    layer_norm_eps: float = 1e-5
+    position_embedding_type: str | None = "rotary"
+    emb_layer_norm_before: bool | None = False
+
+    coordinate_embedding: str = "linear"
+    coordinate_atoms: tuple[str, ...] | list[str] = ("CA",)
+    coordinate_dim: int = 3
+    coordinate_scale: int | float = 16
+    hidden_act: str = "gelu"
+    lm_head: str = "esm"
+
+    def __post_init__(self, **kwargs):
+        # JSON knows neither tuples nor a default: a config equals its reloaded self.
+        self.coordinate_atoms = tuple(self.coordinate_atoms)
+        if self.position_embedding_type is None:
+            self.position_embedding_type = "none"
+        if self.lm_head == "linear":
+            self.tie_word_embeddings = False
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: called when a config is made."""
+        for name, allowed in (
+            ("coordinate_embedding", COORDINATE_EMBEDDINGS),
+            ("position_embedding_type", POSITION_EMBEDDINGS),
+            ("lm_head", LM_HEADS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}; choose one of {', '.join(sorted(ACT2FN))}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+        if self.position_embedding_type == "rotary" and (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"Rotary positions need an even head size; `hidden_size / num_attention_heads` is "
+                f"{self.hidden_size // self.num_attention_heads}."
+            )
+        if self.coordinate_dim < 1:
+            raise ValueError(f"`coordinate_dim` is {self.coordinate_dim}; it must be at least 1.")
+        if not self.coordinate_scale > 0:
+            raise ValueError(f"`coordinate_scale` is {self.coordinate_scale}; it must be a positive length in Å.")
+        if not self.coordinate_atoms or len(set(self.coordinate_atoms)) != len(self.coordinate_atoms):
+            raise ValueError(
+                f"`coordinate_atoms` is {self.coordinate_atoms}; name each atom once, for example ('N', 'CA', 'C')."
+            )
+        if self.is_decoder or self.add_cross_attention:
+            raise ValueError("Coordformer is an encoder; `is_decoder` and `add_cross_attention` must be False.")
+
+
+__all__ = ["CoordformerConfig"]

@@ -1,0 +1,79 @@
+"""Start a Coordformer from the weights of another model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EsmForMaskedLM, PreTrainedModel
+
+from .configuration_coordformer import CoordformerConfig
+from .modeling_coordformer import CoordformerForMaskedLM
+
+# What a config says of the checkpoint it came from and not of the model.
+_PROVENANCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
+
+
+def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: Any) -> CoordformerForMaskedLM:
+    """Make a Coordformer of an ESM-2 checkpoint: same weights, coordinate embedding at zero.
+
+    At first it predicts what ESM-2 predicts, whatever the coordinates; training lets it use them.
+
+    Args:
+        name_or_path_or_model: a Hub name such as `"facebook/esm2_t6_8M_UR50D"`, a folder, or an `EsmForMaskedLM` or
+            `EsmModel`. An `EsmModel` has no language-model head: the head is new then.
+        **overrides: fields of `CoordformerConfig` that leave the shapes of ESM's weights alone, for example
+            `coordinate_embedding="quadratic"` or `coordinate_atoms=("N", "CA", "C")`.
+
+    Returns:
+        A `CoordformerForMaskedLM` in evaluation mode, in the dtype of the source. To put another head on it, save it
+        and load the folder with that head's class.
+
+    Raises:
+        ValueError: the source is no ESM model, or an override does not fit its weights.
+
+    Example:
+
+    >>> from transformers import EsmConfig, EsmForMaskedLM
+    >>> small = EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=32, num_hidden_layers=1,
+    ...                   num_attention_heads=4, intermediate_size=64, position_embedding_type="rotary")
+    >>> from_esm(EsmForMaskedLM(small)).config.coordinate_embedding
+    'linear'
+    """
+    source = name_or_path_or_model
+    if not isinstance(source, PreTrainedModel):
+        source = EsmForMaskedLM.from_pretrained(source)
+    if source.config.model_type != "esm":
+        raise ValueError(f"{type(source).__name__} is no ESM model; give an EsmForMaskedLM or an EsmModel.")
+
+    fields = {name: value for name, value in source.config.to_dict().items() if name not in _PROVENANCE}
+    if fields["bos_token_id"] is None:
+        del fields["bos_token_id"]  # ESM's configs leave it open; its tokenizer opens a chain with <cls>
+    # ESM computes GELU by its own formula, which differs from torch's in the last bit of every layer.
+    fields["hidden_act"] = "gelu_python"
+    fields["attn_implementation"] = source.config._attn_implementation
+    model = CoordformerForMaskedLM(CoordformerConfig(**{**fields, **overrides}))
+
+    weights = {}
+    for name, tensor in source.state_dict().items():
+        if "contact_head." in name or "pooler." in name:
+            continue
+        if name.startswith("lm_head."):
+            weights[name.replace("lm_head.bias", "lm_head.decoder.bias")] = tensor
+        else:
+            weights["coordformer.esm." + name.removeprefix("esm.")] = tensor
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}") from error
+    new = ["coordformer.coordinate_embedding."]
+    if not any(name.startswith("lm_head.") for name in weights):
+        new.append("lm_head.")
+    lost = unexpected + [name for name in missing if not name.startswith(tuple(new))]
+    if lost:
+        raise ValueError(
+            f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {', '.join(lost)}."
+        )
+    if model.coordformer.coordinate_embedding is not None:
+        for parameter in model.coordformer.coordinate_embedding.parameters():
+            torch.nn.init.zeros_(parameter)
+    return model.to(source.dtype).eval()

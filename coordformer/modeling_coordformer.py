@@ -1,0 +1,568 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""Coordformer: an ESM encoder whose input is a token embedding plus an embedding of coordinates.
+
+Method: Ellmen, Schneider, Raybould, Deane, "Transformers trained on proteins can learn to attend to Euclidean
+distance", TMLR 2025. The encoder is Transformers' own `EsmModel`, given `inputs_embeds`; this file adds the coordinate
+embedding, segments, and heads.
+"""
+
+import torch
+from torch import nn
+from transformers import EsmModel, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import can_return_tuple
+
+from .configuration_coordformer import CoordformerConfig
+
+IGNORED_LABEL = -100  # Transformers' convention, in every head; Trainer counts what differs from it
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Segments: what may attend to itself and shares a centre
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def segment_runs(segment_ids: torch.Tensor) -> torch.Tensor:
+    """Number the runs of equal ids in each row from 0: (batch, sequence) -> (batch, sequence)."""
+    changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return nn.functional.pad(changes.long().cumsum(dim=1), (1, 0))
+
+
+def segment_sum(values: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
+    """Sum over each segment: (batch, sequence, ...) -> the same rank, broadcastable to `values`.
+
+    Without `runs` a row is one segment and the result has length 1 along the sequence.
+    """
+    if runs is None:
+        return values.sum(dim=1, keepdim=True)
+    index = runs.reshape(*runs.shape, *[1] * (values.dim() - 2)).expand_as(values)
+    return torch.zeros_like(values).scatter_add(1, index, values).gather(1, index)
+
+
+def segment_positions(runs: torch.Tensor | None, attention_mask: torch.Tensor | None, length: int, device):
+    """Positions from 0 at the first token of each segment: (batch or 1, sequence)."""
+    index = torch.arange(length, device=device).unsqueeze(0)
+    if runs is not None:
+        starts = nn.functional.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True)
+        return index - torch.where(starts, index, 0).cummax(dim=1).values
+    if attention_mask is None:
+        return index
+    # Padding on the left does not shift a chain.
+    return (index - attention_mask.long().argmax(dim=1, keepdim=True)).clamp(min=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embeddings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class CoordinateEmbedding(nn.Module):
+    """Linear embedding of centred coordinates and a missing flag per atom (paper, section 2).
+
+    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å.
+    """
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        self.scale = float(config.coordinate_scale)
+        self.quadratic = config.coordinate_embedding == "quadratic"
+        features_per_atom = config.coordinate_dim + 1 + self.quadratic
+        self.projection = nn.Linear(
+            len(config.coordinate_atoms) * features_per_atom, config.hidden_size, dtype=torch.float32
+        )
+
+    def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        """`coords` (batch, sequence, atoms, D) in Å, centred, zero where not `observed` -> (batch, sequence, hidden)."""
+        x = coords / self.scale
+        features = [x, (~observed).unsqueeze(-1).to(x.dtype)]
+        if self.quadratic:
+            features.insert(1, x.square().sum(dim=-1, keepdim=True))
+        features = torch.cat(features, dim=-1).flatten(-2)
+        # Sharded or mixed-precision training may hand over low-precision weights and an autocast context.
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            return nn.functional.linear(features, self.projection.weight.float(), self.projection.bias.float())
+
+
+def centre_coordinates(coords: torch.Tensor, observed: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
+    """Move each segment's observed atoms to the origin and set the others to zero; float32 Å, shape unchanged."""
+    observed = observed.unsqueeze(-1)
+    count = segment_sum(observed.to(coords.dtype).sum(dim=2, keepdim=True), runs).clamp(min=1)
+    coords = coords.masked_fill(~observed, 0.0)
+    # The second pass removes the rounding of the first, which is felt 1,000 Å away from the origin.
+    for _ in range(2):
+        mean = segment_sum(coords.sum(dim=2, keepdim=True), runs) / count
+        coords = (coords - mean).masked_fill(~observed, 0.0)
+    return coords
+
+
+class FeedForwardInput(nn.Module):
+    """First half of a feed-forward layer; stands in for ESM's, which knows no activation but its own GELU."""
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(hidden_states))
+
+
+def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """Fixed positions of Vaswani et al. 2017, section 3.5: (batch, sequence) -> (batch, sequence, hidden)."""
+    exponent = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32) / hidden_size
+    angles = position_ids.unsqueeze(-1).float() * torch.pow(10000.0, -exponent)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :hidden_size]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Base model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class CoordformerPreTrainedModel(PreTrainedModel):
+    config: CoordformerConfig
+    config_class = CoordformerConfig
+    base_model_prefix = "coordformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EsmLayer", "CoordinateEmbedding"]
+    _keep_in_fp32_modules_strict = ["coordinate_embedding", "rotary_embeddings"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _apply(self, fn, recurse=True):
+        # `.to(bfloat16)` would round the rotary frequencies, for good once saved, and the coordinate embedding.
+        precise = {
+            id(tensor)
+            for name, module in self.named_modules()
+            if name.rpartition(".")[2] in self._keep_in_fp32_modules_strict
+            for tensor in (*module.parameters(), *module.buffers())
+        }
+
+        def keep_float32(tensor: torch.Tensor) -> torch.Tensor:
+            applied = fn(tensor)
+            if id(tensor) in precise and applied.dtype != tensor.dtype:
+                return tensor.to(applied.device)
+            return applied
+
+        return super()._apply(keep_float32, recurse)
+
+
+class CoordformerModel(CoordformerPreTrainedModel):
+    """The encoder without a head.
+
+    Inputs, all optional but for one of `input_ids`, `inputs_embeds` and `coords`:
+
+    - `input_ids` `(batch, sequence)`: tokens. Without them the input is a point cloud.
+    - `attention_mask` `(batch, sequence)`: 1 for tokens, 0 for padding.
+    - `position_ids` `(batch, sequence)`: from 0; the default restarts in each segment. Leave a gap between the chains
+      of a complex.
+    - `inputs_embeds` `(batch, sequence, hidden)`: in place of `input_ids`.
+    - `coords` `(batch, sequence, D)` or `(batch, sequence, atoms, D)`: Å, in any frame; NaN where not observed.
+    - `coords_mask` `(batch, sequence)` or `(batch, sequence, atoms)`: False where not observed.
+    - `segment_ids` `(batch, sequence)`: runs of equal ids are the segments of a packed row; a segment attends to itself
+      alone and has its own centre. The default is one segment per row.
+
+    `<cls>`, `<eos>` and padding count as not observed whatever `coords` holds there.
+    """
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__(config)
+        self.esm = EsmModel(config, add_pooling_layer=False)
+        # Idle here, and an idle parameter stops DistributedDataParallel.
+        self.esm.contact_head = None
+        for layer in self.esm.encoder.layer:
+            layer.intermediate = FeedForwardInput(config)
+        self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
+        eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        special = (config.pad_token_id, config.bos_token_id, *eos)
+        self._tokens_without_coordinates = tuple(token_id for token_id in special if token_id is not None)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.esm.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.esm.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
+        coords_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        shape, device = self._input_shape(input_ids, inputs_embeds, coords)
+        for name, value in (
+            ("attention_mask", attention_mask),
+            ("position_ids", position_ids),
+            ("segment_ids", segment_ids),
+        ):
+            if value is not None and (value.dim() != 2 or value.shape[1] != shape[1]):
+                raise ValueError(
+                    f"`{name}` has shape {tuple(value.shape)}; the input asks for (batch, sequence) = {tuple(shape)}."
+                )
+
+        runs = None if segment_ids is None else segment_runs(segment_ids)
+        if position_ids is None:
+            position_ids = segment_positions(runs, attention_mask, shape[1], device)
+
+        embeddings = self._embed(input_ids, attention_mask, inputs_embeds, shape, runs)
+        if self.coordinate_embedding is not None:
+            embedded = self._embed_coordinates(coords, coords_mask, input_ids, attention_mask, shape, device, runs)
+            embeddings = (embeddings + embedded).to(embeddings.dtype)
+        embeddings = self._add_positions(embeddings, position_ids)
+        if self.esm.embeddings.layer_norm is not None:
+            embeddings = self.esm.embeddings.layer_norm(embeddings)
+        if attention_mask is not None:
+            embeddings = (embeddings * attention_mask.unsqueeze(-1)).to(embeddings.dtype)
+
+        if runs is not None:
+            attention_mask = self._segment_attention_mask(embeddings, attention_mask, runs)
+        outputs = self.esm(
+            inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        return BaseModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _input_shape(self, input_ids, inputs_embeds, coords) -> tuple[torch.Size, torch.device]:
+        if input_ids is not None and inputs_embeds is not None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`, not both.")
+        source = input_ids if input_ids is not None else inputs_embeds if inputs_embeds is not None else coords
+        if source is None:
+            raise ValueError("Give at least one of `input_ids`, `inputs_embeds` and `coords`.")
+        if source.dim() < 2 or source.shape[1] == 0:
+            raise ValueError(
+                f"The input has shape {tuple(source.shape)}; (batch, sequence, ...) with at least one token is needed."
+            )
+        return source.shape[:2], source.device
+
+    def _embed(self, input_ids, attention_mask, inputs_embeds, shape, runs) -> torch.Tensor:
+        """Token embeddings with ESM's token dropout, counted per segment."""
+        if inputs_embeds is not None:
+            return inputs_embeds
+        table = self.esm.embeddings.word_embeddings
+        if input_ids is None:
+            # Multiplied by zero rather than left out: an idle parameter stops DistributedDataParallel.
+            return (table.weight[0] * 0).expand(*shape, -1)
+        embeddings = table(input_ids)
+        if self.config.token_dropout:
+            masked = input_ids == self.config.mask_token_id
+            embeddings = embeddings.masked_fill(masked.unsqueeze(-1), 0.0)
+            trained_ratio = 0.15 * 0.8  # as in all ESM-2 training
+            real = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+            ratio = segment_sum(masked.long(), runs).float() / segment_sum(real, runs).clamp(min=1)
+            # Where every token is masked the scale has nothing to act upon; it only has to be finite.
+            kept = (1 - ratio).clamp(min=torch.finfo(torch.float32).eps)
+            embeddings = (embeddings * (1 - trained_ratio) / kept.unsqueeze(-1)).to(embeddings.dtype)
+        return embeddings
+
+    def _embed_coordinates(self, coords, coords_mask, input_ids, attention_mask, shape, device, runs) -> torch.Tensor:
+        atoms, dim = len(self.config.coordinate_atoms), self.config.coordinate_dim
+        if coords is None:
+            coords = torch.zeros(*shape, atoms, dim, device=device)
+            observed = torch.zeros(*shape, atoms, dtype=torch.bool, device=device)
+            return self.coordinate_embedding(coords, observed)
+
+        coords = self._check_coords(coords, shape)
+        observed = ~coords.isnan().any(dim=-1)
+        if coords_mask is not None:
+            if coords_mask.shape not in (shape, (*shape, atoms)):
+                raise ValueError(
+                    f"`coords_mask` has shape {tuple(coords_mask.shape)}; the input asks for {tuple(shape)} or "
+                    f"{(*shape, atoms)}."
+                )
+            observed = observed & coords_mask.reshape(*shape, -1).bool()
+        if attention_mask is not None:
+            observed = observed & attention_mask.bool().unsqueeze(-1)
+        if input_ids is not None:
+            for token_id in self._tokens_without_coordinates:
+                observed = observed & (input_ids != token_id).unsqueeze(-1)
+        return self.coordinate_embedding(centre_coordinates(coords, observed, runs), observed)
+
+    def _check_coords(self, coords: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """Return `coords` as float32 (batch, sequence, atoms, D), or say what is wrong with it."""
+        names, dim = self.config.coordinate_atoms, self.config.coordinate_dim
+        expected = (*shape, len(names), dim)
+        accepted = [expected] if len(names) > 1 else [(*shape, dim), expected]
+        if tuple(coords.shape) not in accepted:
+            raise ValueError(
+                f"`coords` has shape {tuple(coords.shape)}; {shape[0]} rows of {shape[1]} tokens with the atoms "
+                f"{', '.join(names)} (`config.coordinate_atoms`) in {dim} dimensions (`config.coordinate_dim`) need "
+                f"{' or '.join(map(str, accepted))}. Special tokens and padding have coordinates too: NaN."
+            )
+        # Looking at values on an accelerator would stop it at every step; the processor and the collator look there.
+        if coords.device.type == "cpu" and not torch.compiler.is_compiling() and coords.isinf().any():
+            row, token = coords.isinf().flatten(2).any(dim=-1).nonzero()[0].tolist()
+            raise ValueError(
+                f"`coords` is infinite at row {row}, token {token}; use NaN for coordinates that were not observed."
+            )
+        return coords.reshape(expected).to(torch.float32)
+
+    def _add_positions(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        if self.config.position_embedding_type == "absolute":
+            # ESM's table keeps the rows up to the padding token's for padding.
+            offset = self.config.pad_token_id + 1
+            return embeddings + self.esm.embeddings.position_embeddings(position_ids + offset)
+        if self.config.position_embedding_type == "sinusoidal":
+            return embeddings + sinusoidal_positions(position_ids, embeddings.shape[-1]).to(embeddings.dtype)
+        return embeddings
+
+    def _segment_attention_mask(self, embeddings, attention_mask, runs):
+        if "flash" in self.config._attn_implementation:
+            raise ValueError(
+                f"`segment_ids` need a block mask, which attn_implementation={self.config._attn_implementation!r} "
+                "cannot express; load the model with 'sdpa', 'eager' or 'flex_attention'."
+            )
+        if attention_mask is not None:
+            # Padding attends to padding: no row of the mask is empty, so no softmax is over nothing.
+            runs = 2 * runs + attention_mask.to(runs.dtype)
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=embeddings,
+            attention_mask=None,
+            and_mask_function=packed_sequence_mask_function(runs),
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mean_loss(losses: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """Sum the element-wise `losses` whose label counts and divide by their number.
+
+    `Trainer` passes `num_items_in_batch`, the number of labels in all micro-batches and processes of one update, so
+    that the loss of an update does not depend on how its rows are spread over them. Without any label that counts
+    the loss is zero, not NaN.
+    """
+    counts = labels != IGNORED_LABEL
+    total = losses.masked_fill(~counts, 0.0).sum()
+    if num_items_in_batch is None:
+        return total / counts.sum().clamp(min=1)
+    if torch.is_tensor(num_items_in_batch):
+        return total / num_items_in_batch.to(total.device).clamp(min=1)
+    return total / max(num_items_in_batch, 1)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    """Mean cross-entropy in float32: logits (..., classes), labels (...)."""
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"`labels` has shape {tuple(labels.shape)}; the logits ask for {tuple(logits.shape[:-1])}.")
+    labels = labels.to(logits.device)
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return mean_loss(losses, labels.flatten(), num_items_in_batch)
+
+
+class CoordformerLMHead(nn.Module):
+    """ESM-2's language-model head; its bias lies in `decoder` so that resizing the vocabulary resizes it too."""
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN["gelu_python"]  # ESM's formula
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
+
+
+class CoordformerForMaskedLM(CoordformerPreTrainedModel):
+    """Masked-language-model head. `labels` `(batch, sequence)`: token ids, -100 where nothing is to be predicted."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "coordformer.esm.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__(config)
+        self.coordformer = CoordformerModel(config)
+        if config.lm_head == "linear":
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        else:
+            self.lm_head = CoordformerLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head if self.config.lm_head == "linear" else self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        if self.config.lm_head == "linear":
+            self.lm_head = new_embeddings
+        else:
+            self.lm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
+        coords_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        outputs = self.coordformer(
+            input_ids, attention_mask, position_ids, inputs_embeds, coords, coords_mask, segment_ids, **kwargs
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        return MaskedLMOutput(
+            loss=None if labels is None else cross_entropy(logits, labels, num_items_in_batch),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class CoordformerClassificationHead(nn.Module):
+    """ESM's sentence head, on the first token of a chain."""
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, first_tokens: torch.Tensor) -> torch.Tensor:
+        hidden_states = torch.tanh(self.dense(self.dropout(first_tokens)))
+        return self.out_proj(self.dropout(hidden_states))
+
+
+class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
+    """One prediction per chain, from its first token.
+
+    `logits` is `(batch, num_labels)`; of packed rows `(segments, num_labels)`, one per segment in reading order.
+    `config.problem_type` decides the loss, or else `num_labels` and the type of `labels`, as in Transformers:
+    `"regression"` and `"multi_label_classification"` take float labels shaped like the logits (regression to one value
+    also `(batch,)`), `"single_label_classification"` integers `(batch,)`. A label of -100 is missing.
+    """
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.coordformer = CoordformerModel(config)
+        self.classifier = CoordformerClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
+        coords_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        outputs = self.coordformer(
+            input_ids, attention_mask, position_ids, inputs_embeds, coords, coords_mask, segment_ids, **kwargs
+        )
+        logits = self.classifier(self._first_tokens(outputs.last_hidden_state, attention_mask, segment_ids))
+        return SequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _first_tokens(self, hidden_states, attention_mask, segment_ids) -> torch.Tensor:
+        if segment_ids is not None:
+            runs = segment_runs(segment_ids)
+            first = nn.functional.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True)
+            return hidden_states[first if attention_mask is None else first & attention_mask.bool()]
+        if attention_mask is None:
+            return hidden_states[:, 0]
+        first = attention_mask.long().argmax(dim=1)
+        return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), first]
+
+    def _loss(self, logits, labels, num_items_in_batch) -> torch.Tensor:
+        problem_type = self.config.problem_type
+        if problem_type is None:
+            if self.num_labels == 1:
+                problem_type = "regression"
+            elif labels.is_floating_point():
+                problem_type = "multi_label_classification"
+            else:
+                problem_type = "single_label_classification"
+        if problem_type == "single_label_classification":
+            return cross_entropy(logits, labels, num_items_in_batch)
+        if labels.numel() != logits.numel():
+            raise ValueError(f"`labels` has shape {tuple(labels.shape)}; {problem_type} needs {tuple(logits.shape)}.")
+        labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
+        if problem_type == "regression":
+            losses = nn.functional.mse_loss(logits.float(), labels, reduction="none")
+        else:
+            losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
+        return mean_loss(losses, labels, num_items_in_batch)
+
+
+class CoordformerForTokenClassification(CoordformerPreTrainedModel):
+    """One prediction per token. `labels` `(batch, sequence)`: classes, -100 where there is none."""
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.coordformer = CoordformerModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
+        coords_mask: torch.Tensor | None = None,
+        segment_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        outputs = self.coordformer(
+            input_ids, attention_mask, position_ids, inputs_embeds, coords, coords_mask, segment_ids, **kwargs
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        return TokenClassifierOutput(
+            loss=None if labels is None else cross_entropy(logits, labels, num_items_in_batch),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "CoordformerForMaskedLM",
+    "CoordformerForSequenceClassification",
+    "CoordformerForTokenClassification",
+    "CoordformerModel",
+    "CoordformerPreTrainedModel",
+]

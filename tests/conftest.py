@@ -1,0 +1,111 @@
+"""Small models and real chains that the tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import set_seed
+
+from coordformer import (
+    CoordformerConfig,
+    CoordformerForMaskedLM,
+    CoordformerForSequenceClassification,
+    CoordformerForTokenClassification,
+    CoordformerModel,
+)
+
+STRUCTURES = Path(__file__).parent / "data" / "structures"
+CHAINS = Path(__file__).parent.parent / "examples" / "data" / "chains.parquet"
+
+HEADS = {
+    "base": (CoordformerModel, {}),
+    "masked_lm": (CoordformerForMaskedLM, {}),
+    "single_label": (CoordformerForSequenceClassification, {"num_labels": 4}),
+    "multi_label": (
+        CoordformerForSequenceClassification,
+        {"num_labels": 4, "problem_type": "multi_label_classification"},
+    ),
+    "regression": (CoordformerForSequenceClassification, {"num_labels": 1}),
+    "token": (CoordformerForTokenClassification, {"num_labels": 4}),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_seed():
+    set_seed(0)
+
+
+def make_config(**fields) -> CoordformerConfig:
+    shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    return CoordformerConfig(**shape | fields)
+
+
+def make_model(head: str = "masked_lm", attention: str = "sdpa", **fields):
+    """A model whose weights are large enough that an error would show in the outputs."""
+    cls, head_fields = HEADS[head]
+    config = make_config(**head_fields | fields)
+    config._attn_implementation = attention
+    model = cls(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+            elif "bias" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def random_chain(length: int, atoms: int = 1, missing: int = 2) -> dict[str, torch.Tensor]:
+    """One row: tokens with <cls> and <eos>, and a random walk in Å with some unobserved residues."""
+    tokens = torch.randint(4, 24, (1, length + 2))
+    tokens[0, 0], tokens[0, -1] = 0, 2
+    coords = torch.randn(1, length + 2, atoms, 3).cumsum(dim=1) * 3.8
+    coords[0, 1 : 1 + missing] = torch.nan
+    coords[0, [0, -1]] = torch.nan
+    return {"input_ids": tokens, "coords": coords.squeeze(2) if atoms == 1 else coords}
+
+
+def pad_rows(rows: list[dict[str, torch.Tensor]], left: bool = False) -> dict[str, torch.Tensor]:
+    """A padded batch; the padding holds finite coordinates and random tokens, which must not matter."""
+    length = max(row["input_ids"].shape[1] for row in rows)
+    batch = {
+        "input_ids": torch.randint(4, 24, (len(rows), length)),
+        "coords": torch.randn(len(rows), length, *rows[0]["coords"].shape[2:]) * 50,
+        "attention_mask": torch.zeros(len(rows), length, dtype=torch.long),
+    }
+    for index, row in enumerate(rows):
+        n = row["input_ids"].shape[1]
+        place = slice(length - n, length) if left else slice(0, n)
+        batch["input_ids"][index, place] = row["input_ids"][0]
+        batch["coords"][index, place] = row["coords"][0]
+        batch["attention_mask"][index, place] = 1
+    return batch
+
+
+def pack_rows(rows: list[dict[str, torch.Tensor]], padding: int = 0) -> dict[str, torch.Tensor]:
+    """One row with a segment per chain, and padding at its end."""
+    batch = pad_rows([{name: torch.cat([row[name] for row in rows], dim=1) for name in rows[0]}])
+    lengths = [row["input_ids"].shape[1] for row in rows]
+    batch["segment_ids"] = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)).unsqueeze(0)
+    if padding:
+        batch["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, padding), value=5)
+        batch["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, padding))
+        # The padding carries the id of the last chain: it must stay out all the same.
+        batch["segment_ids"] = torch.nn.functional.pad(batch["segment_ids"], (0, padding), value=len(rows) - 1)
+        extra = torch.full((1, padding, *batch["coords"].shape[2:]), 70.0)
+        batch["coords"] = torch.cat([batch["coords"], extra], dim=1)
+    return batch
+
+
+def outputs_of(model, batch) -> torch.Tensor:
+    output = model(**batch)
+    return output.logits if "logits" in output else output.last_hidden_state
+
+
+def assert_same_geometry(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-3) -> None:
+    """The two sets of points (n, 3) have the same pairwise distances, in Å."""
+    for points in (actual, expected):
+        assert np.isfinite(points).all()
+    distances = [np.linalg.norm(points[:, None] - points[None], axis=-1) for points in (actual, expected)]
+    np.testing.assert_allclose(*distances, atol=tolerance)
