@@ -1,0 +1,50 @@
+"""Structure as an input of protein language models: coordinates in an ESM-style encoder, for Hugging Face Transformers.
+
+`import coordformer` registers the config, the models, the tokenizer and the processor with the Auto classes.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from .configuration_coordformer import CoordformerConfig
+from .modeling_coordformer import (
+    CoordformerForMaskedLM,
+    CoordformerForSequenceClassification,
+    CoordformerForTokenClassification,
+    CoordformerModel,
+    CoordformerPreTrainedModel,
+)
+from .processing_coordformer import CoordformerProcessor, build_tokenizer
+from .structure import Chain, StructureError, read_chains
+
+__version__ = "0.1.0"
+
+AutoConfig.register("coordformer", CoordformerConfig, exist_ok=True)
+AutoModel.register(CoordformerConfig, CoordformerModel, exist_ok=True)
+AutoModelForMaskedLM.register(CoordformerConfig, CoordformerForMaskedLM, exist_ok=True)
+AutoModelForSequenceClassification.register(CoordformerConfig, CoordformerForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(CoordformerConfig, CoordformerForTokenClassification, exist_ok=True)
+AutoTokenizer.register(CoordformerConfig, fast_tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)
+AutoProcessor.register(CoordformerConfig, CoordformerProcessor, exist_ok=True)
+
+__all__ = [
+    "Chain",
+    "CoordformerConfig",
+    "CoordformerForMaskedLM",
+    "CoordformerForSequenceClassification",
+    "CoordformerForTokenClassification",
+    "CoordformerModel",
+    "CoordformerPreTrainedModel",
+    "CoordformerProcessor",
+    "StructureError",
+    "build_tokenizer",
+    "read_chains",
+]
