@@ -1,0 +1,131 @@
+"""The `coordformer` command: prepare, train, evaluate."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from .dataset import prepare
+
+    counts = prepare(
+        arguments.inputs,
+        arguments.output,
+        atoms=arguments.atoms.split(","),
+        min_plddt=arguments.min_plddt,
+        min_length=arguments.min_length,
+        max_length=arguments.max_length,
+        min_observed=arguments.min_observed,
+        files_per_shard=arguments.files_per_shard,
+        workers=arguments.workers,
+        progress=not arguments.quiet,
+    )
+    print(json.dumps(counts))
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .training import evaluate
+
+    report = evaluate(
+        arguments.checkpoint,
+        arguments.data,
+        split=arguments.split,
+        protocols=arguments.protocols,
+        draws=arguments.draws,
+        without_coords=arguments.without_coords,
+        dtype=arguments.dtype,
+        token_budget=arguments.token_budget,
+        window=arguments.window,
+        progress=not arguments.quiet,
+    )
+    text = json.dumps(report, indent=2)
+    if arguments.output:
+        with open(arguments.output, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+    print(text)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from .training import parse_arguments, train
+
+    print(json.dumps(train(*parse_arguments(arguments.options)), indent=2))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coordformer", description="Structure as an input of protein language models."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    prepare = verbs.add_parser(
+        "prepare",
+        help="turn structure files into a data set",
+        description="Turn mmCIF and PDB files, plain or gzipped, into Parquet shards. Run it again to go on after a stop.",
+    )
+    prepare.add_argument("inputs", nargs="+", metavar="PATH", help="structure files, or folders of them")
+    prepare.add_argument("--output", required=True, metavar="FOLDER", help="gets data/*.parquet and rejected.tsv")
+    prepare.add_argument("--atoms", default="CA", help="atoms to keep, for example N,CA,C (default: %(default)s)")
+    prepare.add_argument("--min_plddt", type=float, help="residues of predicted structures below it are not observed")
+    prepare.add_argument("--min_length", type=int, default=1, help="reject shorter chains, in residues")
+    prepare.add_argument("--max_length", type=int, help="reject longer chains, in residues")
+    prepare.add_argument("--min_observed", type=float, default=0.0, help="reject chains with a smaller share observed")
+    prepare.add_argument("--files_per_shard", type=int, default=1000, help="default: %(default)s")
+    prepare.add_argument("--workers", type=int, help="processes (default: one per core)")
+    prepare.add_argument("--quiet", action="store_true", help="no progress bar")
+    prepare.set_defaults(run=_prepare)
+
+    train = verbs.add_parser(
+        "train",
+        help="train a masked language model on a data set",
+        description="Train with Trainer: `coordformer train [PRESET.yaml] --data FOLDER --output_dir FOLDER ...`. "
+        "Run it again to go on after a stop. `coordformer train --help` lists every option.",
+        add_help=False,
+    )
+    train.add_argument("options", nargs=argparse.REMAINDER)
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="perplexity and recovery of a checkpoint on a data set",
+        description="Perplexity and recovery of masked residues, as JSON.",
+    )
+    evaluate.add_argument("checkpoint", help="folder or Hub name")
+    evaluate.add_argument("--data", required=True, help="folder made by `coordformer prepare`, or Parquet file")
+    evaluate.add_argument("--split", help="only rows whose column `split` has this value")
+    evaluate.add_argument("--protocols", nargs="+", choices=("paper", "masked15"), default=("paper", "masked15"))
+    evaluate.add_argument("--draws", type=int, default=3, help="times the residues are chosen (default: %(default)s)")
+    evaluate.add_argument("--without_coords", action="store_true", help="withhold all coordinates")
+    evaluate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    evaluate.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
+    evaluate.add_argument("--window", type=int, default=1024, help="longest chain predicted in one piece, in residues")
+    evaluate.add_argument("--output", metavar="FILE", help="also write the JSON here")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Exit code 0: done; 1: an input is unusable (one line on stderr says which and what to do);
+    2: the command line is."""
+    logging.basicConfig(format="%(message)s")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # argparse would take `coordformer train --help` and options such as `--data` for its own.
+    if argv[:1] == ["train"]:
+        arguments = argparse.Namespace(run=_train, options=argv[1:])
+    else:
+        arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"coordformer: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Masked residue prediction in numbers: perplexity and recovery.
+
+Batches are reduced at once to counts per chain and residue type, (chains, vocabulary, 3); everything reported is
+derived from their sums, so that it depends neither on the batches nor on their order. The same quantities are an
+`evaluate` module, which loads offline:
+
+>>> import evaluate
+>>> import coordformer.metrics
+>>> recovery = evaluate.load(coordformer.metrics.__file__, "recovery")
+>>> recovery.compute(predictions=["A", "L", "L"], references=["A", "L", "G"])["recovery_by_residue"]["L"]
+1.0
+"""
+
+from collections.abc import Mapping, Sequence
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+COUNT, NLL, CORRECT = range(3)  # the last axis of the counts
+
+
+def count_predictions(
+    logits: torch.Tensor, labels: torch.Tensor, candidates: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Reduce predictions to counts.
+
+    Args:
+        logits: (chains, length, vocabulary).
+        labels: (chains, length), token ids, -100 where nothing was predicted.
+        candidates: the token ids that compete in the softmax; all of them by default.
+
+    Returns:
+        For each chain and true token the number of predictions, the sum of their negative log-likelihoods in nats and
+        the number of correct ones: (chains, vocabulary, 3), float64.
+    """
+    logits = logits.float()
+    if candidates is not None:
+        barred = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        barred[list(candidates)] = False
+        logits = logits.masked_fill(barred, -torch.inf)
+    chain, position = (labels != -100).nonzero(as_tuple=True)
+    truth = labels[chain, position]
+    log_probabilities = logits[chain, position].log_softmax(dim=-1)
+    nll = -log_probabilities.gather(1, truth.unsqueeze(1)).squeeze(1)
+    correct = log_probabilities.argmax(dim=-1) == truth
+    values = torch.stack((torch.ones_like(nll), nll, correct.to(nll.dtype)), dim=-1).double()
+    counts = torch.zeros(*labels.shape[:1], logits.shape[-1], 3, dtype=torch.float64, device=logits.device)
+    return counts.index_put((chain, truth), values, accumulate=True)
+
+
+def summarise(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> dict:
+    """Perplexity and recovery from counts (..., vocabulary, 3).
+
+    Args:
+        counts: of `count_predictions`, of any number of chains.
+        letters: token ids by letter, for `recovery_by_residue`.
+
+    Returns:
+        `perplexity` (exp of the mean negative log-likelihood), `recovery` (share of the predictions that are correct),
+        `residues` (number of predictions), and `recovery_by_residue` where `letters` are given.
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    table = counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)
+    total = table.sum(axis=0)
+    if total[COUNT] == 0:
+        raise ValueError("Nothing was predicted: no residue of these chains may be chosen under this protocol.")
+    summary = {
+        "perplexity": float(np.exp(total[NLL] / total[COUNT])),
+        "recovery": float(total[CORRECT] / total[COUNT]),
+        "residues": int(total[COUNT]),
+    }
+    if letters is not None:
+        summary["recovery_by_residue"] = {
+            letter: float(table[index, CORRECT] / table[index, COUNT])
+            for letter, index in letters.items()
+            if table[index, COUNT]
+        }
+    return summary
+
+
+def bootstrap(counts: Mapping[str, np.ndarray], samples: int = 2000, seed: int = 0) -> dict[str, dict]:
+    """95 % intervals over chains for one or several models on the same chains.
+
+    Chains are drawn with replacement, the same ones for every model (a paired bootstrap).
+
+    Args:
+        counts: (chains, vocabulary, 3) by model; the order of the chains is the same for all.
+        samples: number of draws.
+        seed: of the draws.
+
+    Returns:
+        By model `perplexity` and `recovery` as [low, high]; from the second model on also `gain`, by how much its
+        perplexity is below the first's, as a share of the first's, and `gain_interval`.
+    """
+    totals = {name: np.asarray(table).sum(axis=1) for name, table in counts.items()}
+    sizes = {name: len(total) for name, total in totals.items()}
+    if len(set(sizes.values())) != 1:
+        raise ValueError(f"The models were evaluated on different numbers of chains: {sizes}.")
+    chains = next(iter(sizes.values()))
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(chains, np.full(chains, 1 / chains), size=samples)
+    result: dict[str, dict] = {}
+    reference = None
+    for name, total in totals.items():
+        drawn = weights @ total
+        perplexity = np.exp(drawn[:, NLL] / drawn[:, COUNT])
+        point = float(np.exp(total[:, NLL].sum() / total[:, COUNT].sum()))
+        result[name] = {
+            "perplexity": np.percentile(perplexity, [2.5, 97.5]).tolist(),
+            "recovery": np.percentile(drawn[:, CORRECT] / drawn[:, COUNT], [2.5, 97.5]).tolist(),
+        }
+        if reference is None:
+            reference = (perplexity, point)
+        else:
+            result[name]["gain"] = 1 - point / reference[1]
+            result[name]["gain_interval"] = np.percentile(1 - perplexity / reference[0], [2.5, 97.5]).tolist()
+    return result
+
+
+class MaskedResidues(evaluate.Metric):
+    """`"perplexity"`: from the log-likelihood (nats) of each true residue. `"recovery"`: from letters, in all and by
+    residue."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        if self.config_name == "perplexity":
+            features = datasets.Features({"predictions": datasets.Value("float64")})
+        elif self.config_name == "recovery":
+            features = datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            )
+        else:
+            raise ValueError(f"There is no metric {self.config_name!r}; choose 'perplexity' or 'recovery'.")
+        return evaluate.MetricInfo(
+            description="Prediction of masked residues.",
+            citation="Ellmen et al., TMLR 2025, arXiv 2502.01533",
+            inputs_description=self.__doc__,
+            features=features,
+        )
+
+    def _compute(self, predictions, references=None) -> dict:
+        if self.config_name == "perplexity":
+            return {"perplexity": float(np.exp(-np.mean(predictions)))}
+        truth = np.asarray(references)
+        correct = np.asarray(predictions) == truth
+        return {
+            "recovery": float(correct.mean()),
+            "recovery_by_residue": {letter: float(correct[truth == letter].mean()) for letter in np.unique(truth)},
+        }

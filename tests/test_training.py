@@ -1,0 +1,294 @@
+"""Training with the real `Trainer` on real chains: presets, resuming after a kill, evaluation."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHAINS, make_model
+from transformers import AutoModelForMaskedLM, AutoProcessor
+
+from coordformer import CoordformerProcessor
+from coordformer.dataset import load_rows
+from coordformer.metrics import summarise
+from coordformer.training import (
+    count_chains,
+    evaluate,
+    last_whole_checkpoint,
+    parse_arguments,
+    predict_logits,
+    summarise_draws,
+    train,
+    window_starts,
+)
+
+TOKENIZER = CoordformerProcessor().tokenizer
+TINY = """\
+hidden_size: 16
+num_hidden_layers: 1
+num_attention_heads: 2
+intermediate_size: 32
+token_budget: 1024
+max_length: 64
+coordinate_noise: 0.1
+drop_coords: 0.2
+learning_rate: 1e-3
+logging_steps: 1
+save_steps: 3
+max_steps: 12
+report_to: none
+use_cpu: true
+"""
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A preset for a tiny model on 40 real chains, of which 10 are held out."""
+    folder = tmp_path_factory.mktemp("preset")
+    rows = load_rows(CHAINS)
+    train_rows = [i for i, split in enumerate(rows["split"][:]) if split == "train"][:30]
+    valid_rows = [i for i, split in enumerate(rows["split"][:]) if split == "valid"][:10]
+    rows.select(train_rows + valid_rows).to_parquet(folder / "chains.parquet")
+    path = folder / "tiny.yaml"
+    path.write_text(TINY + f"data: {folder / 'chains.parquet'}\ntrain_split: train\n")
+    return path
+
+
+def losses(folder) -> dict[int, float]:
+    with open(folder / "log.csv", newline="") as file:
+        return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "loss"}
+
+
+def test_presets_set_options_and_the_command_line_overrides_them(preset, tmp_path):
+    model, data, args = parse_arguments([str(preset), "--output_dir", str(tmp_path), "--max_steps", "7"])
+    assert (model.hidden_size, data.token_budget, args.learning_rate, args.max_steps) == (16, 1024, 1e-3, 7)
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("token_bugdet: 5\n")
+    with pytest.raises(ValueError, match="bad.yaml sets 'token_bugdet', which is no option; did you mean 'token_budget'"):
+        parse_arguments([str(bad)])
+    bad.write_text("- 5\n")
+    with pytest.raises(ValueError, match="bad.yaml is not a YAML mapping"):
+        parse_arguments([str(bad)])
+
+
+@pytest.mark.parametrize("path", sorted((CHAINS.parent.parent / "pretraining").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_presets_are_valid(path):
+    parse_arguments([str(path), "--use_cpu", "--bf16", "false", "--report_to", "none"])
+
+
+def test_training_leaves_a_checkpoint_that_auto_classes_load(preset, tmp_path):
+    output = tmp_path / "run"
+    summary = train(*parse_arguments([str(preset), "--output_dir", str(output), "--valid_split", "valid",
+                                      "--eval_strategy", "steps", "--eval_steps", "6"]))  # fmt: skip
+    assert summary["steps"] == 12 and 0 < summary["padding_share"] < 0.5
+    assert len(losses(output)) == 12 and (output / "loss.png").stat().st_size > 10_000
+    model = AutoModelForMaskedLM.from_pretrained(output)
+    assert isinstance(AutoProcessor.from_pretrained(output), CoordformerProcessor)
+
+    # Trainer's evaluation during training, under the paper's protocol, counts residues, not batches. It crops as
+    # training does; the whole chains have their own function.
+    valid = summary["valid"]
+    report = evaluate(output, Path(preset).parent / "chains.parquet", split="valid", draws=2, progress=False)
+    assert 15 < valid["eval_perplexity"] < 40 and 15 < report["paper"]["perplexity"] < 40
+    assert report["chains"] == 10 and report["coordinates"] == "linear"
+    assert report["masked15"]["perplexity_interval"][0] < report["masked15"]["perplexity"]
+    assert set(valid["eval_recovery_by_residue"]) <= set("ACDEFGHIKLMNPQRSTVWY")
+    withheld = evaluate(
+        output, Path(preset).parent / "chains.parquet", split="valid", without_coords=True, progress=False
+    )
+    assert withheld["coordinates"] == "withheld" and withheld["paper"] != report["paper"]
+    assert withheld["paper"]["predictions"] == 1.5 * report["paper"]["predictions"]  # three draws, two draws
+    assert model.config.coordinate_embedding == "linear"
+
+
+def test_an_interrupted_training_equals_an_uninterrupted_one(preset, tmp_path):
+    """SIGKILL at several moments, also while a checkpoint is written; the losses are the same to the last bit."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(whole)], check=True, capture_output=True, env=environment)
+
+    def kill_when(condition):
+        process = subprocess.Popen(
+            [*command, str(killed)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not condition():
+            assert process.poll() is None, "the training ended before it could be killed"
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    # While the second checkpoint is written: its folder is there, its last file is not.
+    kill_when((killed / "checkpoint-6").exists)
+    if (killed / "checkpoint-6" / "trainer_state.json").exists():  # the kill came late: make it half a checkpoint
+        (killed / "checkpoint-6" / "trainer_state.json").write_text('{"global_step"')
+    assert last_whole_checkpoint(killed).endswith("checkpoint-3")
+    # Some steps after a checkpoint.
+    kill_when((killed / "checkpoint-9" / "trainer_state.json").exists)
+    assert last_whole_checkpoint(killed).endswith("checkpoint-9")
+    done = subprocess.run([*command, str(killed)], check=True, capture_output=True, text=True, env=environment)
+    assert "Going on from" in done.stderr and "checkpoint-9" in done.stderr
+
+    assert len(losses(whole)) == 12 and losses(killed) == losses(whole)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
+    output = tmp_path / "run"
+    options = [str(preset), "--output_dir", str(output), "--max_steps", "3"]
+    train(*parse_arguments(options))
+    before = (output / "model.safetensors").read_bytes()
+    for change, message in (
+        (["--seed", "7"], "seed: 42 -> 7"),
+        (["--coordinate_embedding", "none"], "coordinate_embedding: 'linear' -> 'none'"),
+        (["--token_budget", "512"], "token_budget: 1024 -> 512"),
+    ):
+        with pytest.raises(ValueError, match=f"belongs to another run.*{message}.*Choose another --output_dir"):
+            train(*parse_arguments(options + change))
+    assert (output / "model.safetensors").read_bytes() == before
+    train(*parse_arguments([*options[:-1], "6"]))  # more of the same run is fine
+    assert len(losses(output)) == 6
+
+
+def test_half_checkpoints_are_passed_over(tmp_path):
+    assert last_whole_checkpoint(tmp_path / "none") is None
+    for step, text in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (30, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    (tmp_path / "checkpoint-40").mkdir()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", ""], "No Parquet file|is not a readable"),
+        (["--train_split", "tests"], "No row of .* is in split 'tests'"),
+        (["--token_budget", "30"], "`token_budget` is 30, but the longest chain has 66 tokens"),
+        (["--eval_strategy", "steps"], "--eval_strategy needs chains to evaluate on"),
+        (["--coordinate_embedding", "cubic"], "`coordinate_embedding` is 'cubic'"),
+        (["--coordinate_atoms", "N", "CA"], "holds the atoms CA, but N of `coordinate_atoms`"),
+    ],
+)
+def test_bad_arguments_are_named(preset, tmp_path, options, message):
+    with pytest.raises(Exception, match=message):
+        train(*parse_arguments([str(preset), "--output_dir", str(tmp_path), *options]))
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def valid_rows():
+    rows = load_rows(CHAINS, "valid")
+    return rows.select(range(40))
+
+
+def test_counts_do_not_depend_on_batches(valid_rows):
+    model = make_model()
+    options = {"draws": 2, "progress": False}
+    expected = count_chains(model, valid_rows, TOKENIZER, "paper", token_budget=300, **options)
+    actual = count_chains(model, valid_rows, TOKENIZER, "paper", token_budget=5000, **options)
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
+    assert expected.shape == (2, 40, 33, 3) and not np.array_equal(expected[0], expected[1])
+
+
+@pytest.mark.parametrize(("protocol", "candidates"), [("paper", 33), ("masked15", 20)])
+def test_a_model_that_knows_nothing_has_the_perplexity_of_its_alphabet(valid_rows, protocol, candidates):
+    model = make_model()
+    for parameter in model.lm_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    counts = count_chains(model, valid_rows, TOKENIZER, protocol, draws=1, progress=False)
+    assert summarise(counts)["perplexity"] == pytest.approx(candidates, rel=1e-5)
+    lengths = np.asarray(valid_rows["length"][:])
+    assert summarise(counts)["residues"] == sum(max(1, round(0.15 * n)) for n in lengths)
+
+
+def test_protocols_choose_the_same_residues_with_and_without_coordinates(valid_rows):
+    model = make_model()
+    with_ = count_chains(model, valid_rows, TOKENIZER, "masked15", draws=1, progress=False)
+    without = count_chains(model, valid_rows, TOKENIZER, "masked15", draws=1, without_coords=True, progress=False)
+    np.testing.assert_array_equal(with_[..., 0], without[..., 0])
+    assert not np.allclose(with_[..., 1], without[..., 1])
+    with pytest.raises(ValueError, match="`protocol` is 'mlm'"):
+        count_chains(model, valid_rows, TOKENIZER, "mlm")
+
+
+def test_bfloat16_perplexity_is_near_float32(valid_rows):
+    model = make_model()
+    options = {"draws": 1, "progress": False}
+    high = summarise(count_chains(model, valid_rows, TOKENIZER, **options))["perplexity"]
+    low = summarise(count_chains(model.to(torch.bfloat16), valid_rows, TOKENIZER, **options))["perplexity"]
+    assert low == pytest.approx(high, rel=0.02) and low != high
+
+
+def test_windows_cover_a_chain_and_overlap_by_half():
+    assert window_starts(100, 100) == [0]
+    assert window_starts(101, 100) == [0, 1]
+    assert window_starts(300, 100) == [0, 50, 100, 150, 200]
+    assert window_starts(310, 100) == [0, 50, 100, 150, 200, 210]
+
+
+def test_long_chains_are_averaged_over_windows():
+    """Against windows cut by hand; chains that fit are predicted as ever."""
+    model = make_model()
+    rows = load_rows(CHAINS, "valid").select(range(3))
+    batch = CoordformerProcessor()(chains=[rows[i] for i in range(3)])
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    window = sorted(lengths)[1] - 2  # the longest chain is cut, one just fits, one is shorter
+    with torch.no_grad():
+        actual, whole = predict_logits(model, batch, window), model(**batch).logits
+        long = int(np.argmax(lengths))
+        n = lengths[long]
+        total, visits = torch.zeros(n, 33), torch.zeros(n, 1)
+        for start in window_starts(n - 2, window):
+            index = [0, *range(start + 1, start + 1 + window), n - 1]
+            one = {name: batch[name][long : long + 1, index] for name in ("input_ids", "coords")}
+            total[index] += model(**one).logits[0]
+            visits[index] += 1
+    assert (visits[1:-1] >= 1).all() and visits.max() >= 2
+    torch.testing.assert_close(actual[long, :n], total / visits, atol=1e-5, rtol=0)
+    for row in range(3):
+        if row != long:
+            torch.testing.assert_close(actual[row, : lengths[row]], whole[row, : lengths[row]], atol=1e-5, rtol=0)
+
+
+def test_summary_reports_the_spread(valid_rows):
+    counts = count_chains(make_model(), valid_rows, TOKENIZER, draws=3, progress=False)
+    letters = {letter: TOKENIZER.convert_tokens_to_ids(letter) for letter in "ACDEFGHIKLMNPQRSTVWY"}
+    summary = json.loads(json.dumps(summarise_draws(counts, letters)))
+    assert len(summary["perplexity_by_draw"]) == 3
+    log_mean = np.mean(np.log(summary["perplexity_by_draw"]))  # each draw chooses as many residues
+    assert math.log(summary["perplexity"]) == pytest.approx(log_mean, rel=1e-6)
+    low, high = summary["perplexity_interval"]
+    assert low < summary["perplexity"] < high
+
+
+def test_command_line(preset, tmp_path):
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "coordformer"]
+    done = subprocess.run(
+        [*command, "train", str(preset), "--output_dir", str(output), "--max_steps", "2"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout[done.stdout.index("{\n") :])["steps"] == 2
+    data = str(Path(preset).parent / "chains.parquet")
+    done = subprocess.run(
+        [*command, "evaluate", str(output), "--data", data, "--split", "valid", "--protocols", "masked15",
+         "--draws", "1", "--output", str(tmp_path / "report.json")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == json.loads((tmp_path / "report.json").read_text())
+    assert set(json.loads(done.stdout)) >= {"masked15", "chains", "residues"}
+    failed = subprocess.run([*command, "train", "--output_dir", str(tmp_path / "x")], capture_output=True, text=True)
+    assert failed.returncode == 1 and "--data is missing" in failed.stderr and "Traceback" not in failed.stderr
+    shutil.rmtree(output)
