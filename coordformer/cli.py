@@ -65,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     prepare = verbs.add_parser(
         "prepare",
         help="turn structure files into a data set",
-        description="Turn mmCIF and PDB files, plain or gzipped, into Parquet shards. Run it again to go on after a stop.",
+        description="Turn mmCIF and PDB files, plain or gzipped, into Parquet shards. "
+        "Run it again to go on after a stop.",
     )
     prepare.add_argument("inputs", nargs="+", metavar="PATH", help="structure files, or folders of them")
     prepare.add_argument("--output", required=True, metavar="FOLDER", help="gets data/*.parquet and rejected.tsv")

@@ -51,7 +51,7 @@ class CoordformerConfig(EsmConfig):
 
     vocab_size: int = 33
     mask_token_id: int | None = 32
-    pad_token_id: int | None = 1
+    pad_token_id: int = 1
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     hidden_dropout_prob: int | float = 0.0

@@ -64,7 +64,9 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}") from error
+        raise ValueError(
+            f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}"
+        ) from error
     new = ["coordformer.coordinate_embedding."]
     if not any(name.startswith("lm_head.") for name in weights):
         new.append("lm_head.")
@@ -76,4 +78,5 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     if model.coordformer.coordinate_embedding is not None:
         for parameter in model.coordformer.coordinate_embedding.parameters():
             torch.nn.init.zeros_(parameter)
-    return model.to(source.dtype).eval()
+    model.to(dtype=source.dtype)  # type: ignore[call-arg]
+    return model.eval()

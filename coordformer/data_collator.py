@@ -7,11 +7,10 @@ workers, processes and resumed runs agree on it.
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .geometry import rotations_from_normals
@@ -52,7 +51,7 @@ class CoordformerDataCollator:
     tokenizer: PreTrainedTokenizerBase
     atoms: Sequence[str] = ("CA",)
     dim: int = 3
-    masking: Literal["paper", "masked15"] = "paper"
+    masking: str = "paper"
     mlm_probability: float = 0.15
     rotate: bool = True
     noise: float = 0.0
@@ -80,7 +79,7 @@ class CoordformerDataCollator:
                 self._letter_ids[ord(token)] = token_id
         self._alphabet_ids = self._letter_ids[np.frombuffer(self.alphabet.encode(), dtype=np.uint8)]
 
-    def __call__(self, features: Sequence[Mapping[str, Any] | list[Mapping[str, Any]]]) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Sequence[Any]) -> dict[str, torch.Tensor]:
         rows = [row for feature in features for row in (feature if isinstance(feature, list) else [feature])]
         entropy = 0 if all("epoch" in row for row in rows) else int(torch.randint(2**31, (1,)))
         examples = []

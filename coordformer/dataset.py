@@ -102,10 +102,12 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
     else:
         rows = Dataset.from_parquet([str(file) for file in files])
     if split is not None:
-        values = np.asarray(rows.with_format("arrow")["split"][:], dtype=object) if "split" in rows.column_names else []
-        rows = rows.select(np.flatnonzero(np.asarray(values) == split))
+        if "split" not in rows.column_names:
+            raise ValueError(f"{path} has no column `split`; leave the split {split!r} out.")
+        values = np.asarray(rows["split"][:], dtype=object)
+        rows = rows.select(np.flatnonzero(values == split))
         if len(rows) == 0:
-            found = ", ".join(sorted({str(value) for value in values})) or "no column `split`"
+            found = ", ".join(sorted({str(value) for value in values}))
             raise ValueError(f"No row of {path} is in split {split!r}; the file has: {found}.")
     return rows
 
@@ -137,8 +139,10 @@ def read_compact(path: str | Path) -> pa.Table:
         planes.append(column.flatten().to_numpy())
     raw = np.stack(planes, axis=1)
     coords = np.where(raw == -32768, np.float32("nan"), raw.astype(np.float32) / np.float32(100))
-    observed = np.add.reduceat(np.isfinite(coords).all(axis=1), np.append(0, lengths.cumsum()[:-1])) if len(raw) else []
-    offsets = np.append(0, 3 * lengths.cumsum()).astype(np.int32)
+    ends = lengths.cumsum()
+    seen = np.append(0, np.isfinite(coords).all(axis=1).cumsum())
+    observed = seen[ends] - seen[ends - lengths]
+    offsets = np.append(0, 3 * ends).astype(np.int32)
 
     def optional(column: str, name: str) -> pa.Array:
         kind = SCHEMA.field(name).type
@@ -148,7 +152,7 @@ def read_compact(path: str | Path) -> pa.Table:
         "id": optional("id", "id"),
         "sequence": sequences,
         "length": pa.array(lengths, pa.int32()),
-        "observed": pa.array(np.asarray(observed), pa.int32()),
+        "observed": pa.array(observed, pa.int32()),
         "atoms": pa.array([["CA"]] * len(table), SCHEMA.field("atoms").type),
         "coords": pa.ListArray.from_arrays(pa.array(offsets), pa.array(coords.reshape(-1))),
         "b_factor": pa.nulls(len(table), SCHEMA.field("b_factor").type),
@@ -161,7 +165,7 @@ def read_compact(path: str | Path) -> pa.Table:
     return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-def fetch_rows(rows: Dataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+def fetch_rows(rows: Dataset, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
     """The rows at `indices` with what a collator reads; coordinates as numpy views, not Python lists."""
     table = rows.with_format("arrow")[list(map(int, indices))]
     coords = table["coords"].combine_chunks()
@@ -389,7 +393,7 @@ def prepare(
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(files), unit="file", disable=not progress))
-        read_all = map
+        read_all: Any = map
         if workers > 1:
             # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang.
             pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))

@@ -12,6 +12,7 @@ derived from their sums, so that it depends neither on the batches nor on their 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -50,7 +51,7 @@ def count_predictions(
     return counts.index_put((chain, truth), values, accumulate=True)
 
 
-def summarise(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> dict:
+def summarise(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Perplexity and recovery from counts (..., vocabulary, 3).
 
     Args:
@@ -66,7 +67,7 @@ def summarise(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> d
     total = table.sum(axis=0)
     if total[COUNT] == 0:
         raise ValueError("Nothing was predicted: no residue of these chains may be chosen under this protocol.")
-    summary = {
+    summary: dict[str, Any] = {
         "perplexity": float(np.exp(total[NLL] / total[COUNT])),
         "recovery": float(total[CORRECT] / total[COUNT]),
         "residues": int(total[COUNT]),

@@ -79,12 +79,11 @@ class CoordinateEmbedding(nn.Module):
         )
 
     def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-        """`coords` (batch, sequence, atoms, D) in Å, centred, zero where not `observed` -> (batch, sequence, hidden)."""
+        """Embed centred `coords` (batch, sequence, atoms, D), Å, zero where not `observed` (batch, sequence, atoms)."""
         x = coords / self.scale
-        features = [x, (~observed).unsqueeze(-1).to(x.dtype)]
-        if self.quadratic:
-            features.insert(1, x.square().sum(dim=-1, keepdim=True))
-        features = torch.cat(features, dim=-1).flatten(-2)
+        squares = [x.square().sum(dim=-1, keepdim=True)] if self.quadratic else []
+        missing = (~observed).unsqueeze(-1).to(x.dtype)
+        features = torch.cat([x, *squares, missing], dim=-1).flatten(-2)
         # Sharded or mixed-precision training may hand over low-precision weights and an autocast context.
         with torch.autocast(device_type=features.device.type, enabled=False):
             return nn.functional.linear(features, self.projection.weight.float(), self.projection.bias.float())
@@ -178,7 +177,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         super().__init__(config)
         self.esm = EsmModel(config, add_pooling_layer=False)
         # Idle here, and an idle parameter stops DistributedDataParallel.
-        self.esm.contact_head = None
+        self.esm.contact_head = None  # type: ignore[assignment]
         for layer in self.esm.encoder.layer:
             layer.intermediate = FeedForwardInput(config)
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
@@ -222,8 +221,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
         embeddings = self._embed(input_ids, attention_mask, inputs_embeds, shape, runs)
         if self.coordinate_embedding is not None:
-            embedded = self._embed_coordinates(coords, coords_mask, input_ids, attention_mask, shape, device, runs)
-            embeddings = (embeddings + embedded).to(embeddings.dtype)
+            placed = self._place_coordinates(coords, coords_mask, input_ids, attention_mask, shape, device, runs)
+            embeddings = (embeddings + self.coordinate_embedding(*placed)).to(embeddings.dtype)
         embeddings = self._add_positions(embeddings, position_ids)
         if self.esm.embeddings.layer_norm is not None:
             embeddings = self.esm.embeddings.layer_norm(embeddings)
@@ -232,9 +231,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
         if runs is not None:
             attention_mask = self._segment_attention_mask(embeddings, attention_mask, runs)
-        outputs = self.esm(
-            inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs
-        )
+        outputs = self.esm(inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         return BaseModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
@@ -273,12 +270,15 @@ class CoordformerModel(CoordformerPreTrainedModel):
             embeddings = (embeddings * (1 - trained_ratio) / kept.unsqueeze(-1)).to(embeddings.dtype)
         return embeddings
 
-    def _embed_coordinates(self, coords, coords_mask, input_ids, attention_mask, shape, device, runs) -> torch.Tensor:
+    def _place_coordinates(
+        self, coords, coords_mask, input_ids, attention_mask, shape, device, runs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centred coordinates (batch, sequence, atoms, D) in Å, and which are observed (batch, sequence, atoms)."""
         atoms, dim = len(self.config.coordinate_atoms), self.config.coordinate_dim
         if coords is None:
             coords = torch.zeros(*shape, atoms, dim, device=device)
             observed = torch.zeros(*shape, atoms, dtype=torch.bool, device=device)
-            return self.coordinate_embedding(coords, observed)
+            return coords, observed
 
         coords = self._check_coords(coords, shape)
         observed = ~coords.isnan().any(dim=-1)
@@ -294,7 +294,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         if input_ids is not None:
             for token_id in self._tokens_without_coordinates:
                 observed = observed & (input_ids != token_id).unsqueeze(-1)
-        return self.coordinate_embedding(centre_coordinates(coords, observed, runs), observed)
+        return centre_coordinates(coords, observed, runs), observed
 
     def _check_coords(self, coords: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Return `coords` as float32 (batch, sequence, atoms, D), or say what is wrong with it."""
@@ -443,7 +443,7 @@ class CoordformerClassificationHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
 
     def forward(self, first_tokens: torch.Tensor) -> torch.Tensor:
         hidden_states = torch.tanh(self.dense(self.dropout(first_tokens)))
@@ -530,7 +530,7 @@ class CoordformerForTokenClassification(CoordformerPreTrainedModel):
         self.num_labels = config.num_labels
         self.coordformer = CoordformerModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple

@@ -160,9 +160,7 @@ class CoordformerProcessor(ProcessorMixin):
             chains = [
                 chain
                 for path in paths
-                for chain in read_chains(
-                    path, atoms=self.coordinate_atoms, min_plddt=min_plddt, chain_ids=chain_ids
-                )
+                for chain in read_chains(path, atoms=self.coordinate_atoms, min_plddt=min_plddt, chain_ids=chain_ids)
             ]
         elif chain_ids is not None or min_plddt is not None:
             raise ValueError("`chain_ids` and `min_plddt` go with `structures`; chains are chosen as they are read.")
@@ -183,7 +181,9 @@ class CoordformerProcessor(ProcessorMixin):
             raise ValueError(f"`coords` has {len(coords)} entries for {len(sequences)} sequences; give one for each.")
 
         tokens = [self._tokens(index, sequence) for index, sequence in enumerate(sequences)]
-        arrays = [self._coords(index, len(ids), xyz) for index, (ids, xyz) in enumerate(zip(tokens, coords))]
+        arrays = [
+            self._coords(index, len(ids), xyz) for index, (ids, xyz) in enumerate(zip(tokens, coords, strict=True))
+        ]
         batch = pad_batch(tokens, arrays, self.tokenizer.pad_token_id, pad_to_multiple_of)
         return BatchFeature(batch, tensor_type=return_tensors)
 

@@ -99,7 +99,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     Raises:
         ValueError: the preset is no mapping or has a key that is no option.
     """
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), prog="coordformer train")
+    kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds, prog="coordformer train")
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     defaults: dict[str, Any] = {
         "report_to": "tensorboard" if tensorboard else "none",
@@ -116,11 +117,14 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
-                raise ValueError(f"{preset} sets {key!r}, which is no option" + (f"; did you mean {near[0]!r}?" if near else "."))
+                raise ValueError(
+                    f"{preset} sets {key!r}, which is no option" + (f"; did you mean {near[0]!r}?" if near else ".")
+                )
         # YAML 1.1 reads 1e-4 as text; argparse converts text as it converts the command line.
         defaults |= values
     parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses(argv)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    return model_args, data_args, args  # type: ignore[return-value]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,7 +170,10 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 
 def _check_same_run(output: Path, checkpoint: str, config: CoordformerConfig, data: dict[str, Any]) -> None:
     """Refuse to go on with a checkpoint of another model or other data."""
-    before = {**json.loads((Path(checkpoint) / "config.json").read_text()), **json.loads((output / "data.json").read_text())}
+    before = {
+        **json.loads((Path(checkpoint) / "config.json").read_text()),
+        **json.loads((output / "data.json").read_text()),
+    }
     after = json.loads(json.dumps({**config.to_dict(), **data}))
     provenance = {"architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
     changed = [
@@ -208,7 +215,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     """
     if data_args.data is None:
         raise ValueError("--data is missing: a folder made by `coordformer prepare`, or a Parquet file.")
-    output = Path(args.output_dir)
+    output = Path(str(args.output_dir))
     rows = load_rows(data_args.data, data_args.train_split)
     valid_rows = None
     if data_args.valid_data is not None or data_args.valid_split is not None:
@@ -251,7 +258,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         train_dataset=batches,
         eval_dataset=None if valid_rows is None else _EvaluationRows(valid_rows),
         processing_class=processor,
-        compute_metrics=lambda prediction: summarise(prediction.predictions, letters),
+        compute_metrics=lambda prediction: summarise(np.asarray(prediction.predictions), letters),
         preprocess_logits_for_metrics=count_predictions,
     )
 
@@ -265,6 +272,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         (output / "data.json").write_text(json.dumps(data_settings, indent=2) + "\n")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    trainer.save_state()
 
     summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
@@ -287,7 +295,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
 
 def letter_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Token ids of the 20 amino acids by letter."""
-    return {letter: tokenizer.convert_tokens_to_ids(letter) for letter in AMINO_ACIDS}
+    return {letter: tokenizer.get_vocab()[letter] for letter in AMINO_ACIDS}
 
 
 def window_starts(length: int, window: int) -> list[int]:

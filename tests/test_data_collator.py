@@ -134,9 +134,7 @@ def test_crops_are_contiguous_random_and_keep_residue_and_coordinates_together()
         batch = collate([row | {"epoch": epoch}], max_length=20, rotate=False, mlm_probability=0)
         text = TOKENIZER.decode(batch["input_ids"][0].where(batch["labels"][0] == -100, batch["labels"][0]))
         start = row["sequence"].index(text.removeprefix("<cls>").removesuffix("<eos>"))
-        np.testing.assert_array_equal(
-            batch["coords"][0, 1:-1], row["coords"].reshape(-1, 3)[start : start + 20]
-        )
+        np.testing.assert_array_equal(batch["coords"][0, 1:-1], row["coords"].reshape(-1, 3)[start : start + 20])
         starts.add(start)
     assert min(starts) < 5 and max(starts) > 35 and max(starts) <= 40
 

@@ -78,7 +78,9 @@ def test_compact_rows_equal_prepared_rows(tmp_path):
 
 def test_rows_keep_chains(tmp_path):
     chains = read_chains(STRUCTURES / "1A8O.cif.gz", atoms=("N", "CA", "C"))
-    pq.write_table(pa.Table.from_pylist([chain_to_row(chain) for chain in chains], schema=SCHEMA), tmp_path / "a.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([chain_to_row(chain) for chain in chains], schema=SCHEMA), tmp_path / "a.parquet"
+    )
     (row,) = fetch_rows(load_rows(tmp_path), [0])
     sequence, coords = chain_arrays(row, ("N", "CA", "C"))
     assert sequence == chains[0].sequence

@@ -6,8 +6,12 @@ import itertools
 import pytest
 import torch
 from conftest import HEADS, make_config, make_model, outputs_of, pack_rows, pad_rows, random_chain
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
-from transformers import AutoModelForTokenClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerModel
 
@@ -89,9 +93,7 @@ def test_special_tokens_and_padding_are_never_observed():
     row = random_chain(12)
     moved = row["coords"].clone()
     moved[0, [0, -1]] = 500.0
-    assert torch.equal(
-        outputs_of(model, row | {"coords": moved}), outputs_of(model, row)
-    )
+    assert torch.equal(outputs_of(model, row | {"coords": moved}), outputs_of(model, row))
 
 
 def test_zero_is_a_position_like_any_other():
@@ -266,9 +268,9 @@ def test_outputs_and_gradients_are_finite_whatever_is_missing(head, attention):
         if padded and not packed:
             batch["attention_mask"][1] = 0
         labels = make_labels(head, batch, 2)
-        for labels in (labels, torch.full_like(labels, -100)):
+        for given in (labels, torch.full_like(labels, -100)):
             model.zero_grad()
-            output = model(**batch, labels=labels)
+            output = model(**batch, labels=given)
             output.loss.backward()
             assert torch.isfinite(output.logits).all() and torch.isfinite(output.loss)
             assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
@@ -277,7 +279,9 @@ def test_outputs_and_gradients_are_finite_whatever_is_missing(head, attention):
 
 @pytest.mark.parametrize("inputs", ["tokens and coords", "tokens", "coords"])
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "base"])
-@pytest.mark.parametrize("fields", [{}, {"lm_head": "linear", "position_embedding_type": "absolute"}], ids=["esm", "paper"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"lm_head": "linear", "position_embedding_type": "absolute"}], ids=["esm", "paper"]
+)
 def test_no_parameter_is_idle(head, fields, inputs):
     """An idle parameter makes DistributedDataParallel stop; so every parameter gets a gradient, be it zero."""
     model = make_model(head, **fields)
@@ -301,7 +305,9 @@ def test_save_reload_predict_the_same(head, tmp_path):
     model.save_pretrained(tmp_path)
     reloaded = AUTO[head].from_pretrained(tmp_path)
     assert type(reloaded) is type(model) and reloaded.config.to_dict() == model.config.to_dict() | {
-        "_name_or_path": str(tmp_path), "architectures": [type(model).__name__], "dtype": "float32"
+        "_name_or_path": str(tmp_path),
+        "architectures": [type(model).__name__],
+        "dtype": "float32",
     }
     torch.testing.assert_close(outputs_of(reloaded, batch), outputs_of(model, batch), atol=1e-6, rtol=0)
 
@@ -507,9 +513,7 @@ def test_config_round_trips(tmp_path):
 def test_weights_that_a_checkpoint_lacks_are_initialised(tmp_path):
     """A new head or embedding is drawn with `initializer_range`, not left as memory happened to be."""
     make_model("base", coordinate_embedding="none").save_pretrained(tmp_path)
-    model, info = CoordformerForMaskedLM.from_pretrained(
-        tmp_path, config=make_config(), output_loading_info=True
-    )
+    model, info = CoordformerForMaskedLM.from_pretrained(tmp_path, config=make_config(), output_loading_info=True)
     weight = model.coordformer.coordinate_embedding.projection.weight
     assert {"coordformer.coordinate_embedding.projection.weight", "lm_head.dense.weight"} <= set(info["missing_keys"])
     assert 0.5 * 0.02 < weight.std() < 1.5 * 0.02

@@ -14,11 +14,8 @@ from coordformer.processing_coordformer import VOCABULARY, chain_arrays
 def test_tokenizer_agrees_with_esm(tmp_path):
     """Transformers' own ESM tokenizer on ESM-2's published vocabulary is the independent source."""
     vocabulary = tmp_path / "vocab.txt"
-    vocabulary.write_text(
-        "\n".join(
-            "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>".split()
-        )
-    )
+    published = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
+    vocabulary.write_text(published.replace(" ", "\n"))
     esm, ours = EsmTokenizer(str(vocabulary)), build_tokenizer()
     assert ours.get_vocab() == esm.get_vocab() and len(ours) == 33
     for name in ("cls", "pad", "eos", "unk", "mask"):
@@ -107,7 +104,9 @@ def test_bad_input_is_named(arguments, message):
 
 def test_missing_atoms_are_named():
     row = {"id": "1ABC_A", "sequence": "MK", "coords": [0.0] * 6, "atoms": ["CA"]}
-    with pytest.raises(ValueError, match=r"1ABC_A holds the atoms CA, but CB of `coordinate_atoms`.*read the structure again"):
+    with pytest.raises(
+        ValueError, match=r"1ABC_A holds the atoms CA, but CB of `coordinate_atoms`.*read the structure again"
+    ):
         CoordformerProcessor(coordinate_atoms=("CA", "CB"))(chains=row)
 
 

@@ -771,8 +771,8 @@ def test_chain_refuses_what_does_not_fit(changes, reason):
 
 def test_find_structures(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
-    names = ["b.cif", "a.pdb.gz", "deep/c.ENT", "deep/er/d.mmcif.gz", "deep/e.pdbx"]
-    for name in [*names, "f.bcif", "g.txt", "h.gz", "deep/odd.name"]:
+    names = ["b.cif", "a.pdb.gz", "deep/c.ENT", "deep/er/d.mmcif.gz", "deep/e.pdbx", "deep/f.bcif.gz"]
+    for name in [*names, "g.txt", "h.gz", "deep/odd.name"]:
         (tmp_path / name).touch()
     assert find_structures(tmp_path) == sorted(tmp_path / name for name in names)
     odd = tmp_path / "deep" / "odd.name"

@@ -73,7 +73,9 @@ def test_presets_set_options_and_the_command_line_overrides_them(preset, tmp_pat
     assert (model.hidden_size, data.token_budget, args.learning_rate, args.max_steps) == (16, 1024, 1e-3, 7)
     bad = tmp_path / "bad.yaml"
     bad.write_text("token_bugdet: 5\n")
-    with pytest.raises(ValueError, match="bad.yaml sets 'token_bugdet', which is no option; did you mean 'token_budget'"):
+    with pytest.raises(
+        ValueError, match="bad.yaml sets 'token_bugdet', which is no option; did you mean 'token_budget'"
+    ):
         parse_arguments([str(bad)])
     bad.write_text("- 5\n")
     with pytest.raises(ValueError, match="bad.yaml is not a YAML mapping"):

@@ -46,8 +46,10 @@ def main() -> None:
         compression_level=22,
         use_dictionary=["source", "split"],
     )
-    print(f"{len(picked[0])} chains to train on, {len(picked[1])} held out, {columns['length'][indices].sum()} residues, "
-          f"{arguments.output.stat().st_size} bytes")
+    print(
+        f"{len(picked[0])} chains to train on, {len(picked[1])} held out, {columns['length'][indices].sum()} residues, "
+        f"{arguments.output.stat().st_size} bytes"
+    )
 
 
 if __name__ == "__main__":

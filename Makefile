@@ -1,0 +1,44 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test test-slow lint format clean
+.DELETE_ON_ERROR:
+
+# Once installed, these need no network.
+demo test: export HF_HUB_OFFLINE = 1
+demo test: export HF_DATASETS_OFFLINE = 1
+demo test test-slow: export TOKENIZERS_PARALLELISM = false
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## run examples/demo on the CPU (LONG=1: the longer run)
+	$(BIN)/python examples/demo/demo.py $(if $(LONG),--long)
+
+test: lint ## check style and types, then run the tests
+	$(BIN)/pytest
+
+test-slow: $(INSTALLED) ## run the tests that take minutes
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## sort the imports and format the code
+	$(BIN)/ruff check --select I --fix
+	$(BIN)/ruff format
+
+clean: ## remove .venv, caches and builds; runs/ and demo_output/ stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find coordformer tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): setup.cfg constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
+	    + sys.version.split()[0] + ": make PYTHON=python3.11 (or newer) ...")'
+	@echo "Installing into .venv: some minutes"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
