@@ -31,7 +31,7 @@ format: $(INSTALLED) ## sort the imports and format the code
 	$(BIN)/ruff check --select I --fix
 	$(BIN)/ruff format
 
-clean: ## remove .venv, caches and builds; runs/ and demo_output/ stay
+clean: ## remove .venv, caches and builds; runs/ and demo_output*/ stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find coordformer tests examples -name __pycache__ -prune -exec rm -rf {} +
 

@@ -14,11 +14,37 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .geometry import rotations_from_normals
-from .processing_coordformer import chain_arrays, pad_batch
+from .processing_coordformer import chain_arrays
 from .structure import AMINO_ACIDS
 
 IGNORED_LABEL = -100
 SPECIAL_TOKENS = 2  # <cls> and <eos>
+
+# Where the random numbers of a row lie in its stream, one for each residue or coordinate from there on.
+CHOOSE, FATE, CROP, DROP, ROTATE, NOISE = np.arange(6, dtype=np.uint64) << np.uint64(40)
+
+
+def splitmix(counters: np.ndarray) -> np.ndarray:
+    """64 random bits for each counter, a multiple of 0x9E3779B97F4A7C15 away from a key (Steele et al. 2014, SplitMix).
+
+    A generator object for each row costs ten times as much as everything else that is done to it.
+    """
+    x = (counters ^ (counters >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniform(keys: np.ndarray, places: np.ndarray | np.uint64) -> np.ndarray:
+    """Numbers uniform in [0, 1): element by element the number at a place of the stream of a key, both uint64."""
+    bits = splitmix(keys + (np.atleast_1d(places) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def normal(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Standard normal numbers (Box-Muller), each from the two uniform ones at 2 place and 2 place + 1."""
+    places = places * np.uint64(2)
+    radius = np.sqrt(-2 * np.log1p(-uniform(keys, places)))
+    return radius * np.cos(2 * np.pi * uniform(keys, places + np.uint64(1)))
 
 
 @dataclass
@@ -36,7 +62,7 @@ class CoordformerDataCollator:
         dim: the model's `config.coordinate_dim`.
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
-        mlm_probability: share of the residues that is chosen; at least one is.
+        mlm_probability: probability with which a residue is chosen; one is in any case.
         rotate: turn each chain by a random rotation about its own frame's origin (the model centres it).
         noise: standard deviation in Å of Gaussian noise on each coordinate.
         drop_coords: probability with which all coordinates of a chain are withheld.
@@ -59,6 +85,7 @@ class CoordformerDataCollator:
     max_length: int | None = None
     seed: int = 0
     alphabet: str = AMINO_ACIDS
+    _special: dict[str, int] = field(init=False, repr=False)
     _letter_ids: np.ndarray = field(init=False, repr=False)
     _alphabet_ids: np.ndarray = field(init=False, repr=False)
 
@@ -73,7 +100,10 @@ class CoordformerDataCollator:
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}; keep at least one residue.")
         # A table from byte to token id is a hundred times faster than a tokenizer for letters.
-        self._letter_ids = np.full(256, self.tokenizer.unk_token_id, dtype=np.int64)
+        self._special = {
+            name: getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "eos", "pad", "mask", "unk")
+        }
+        self._letter_ids = np.full(256, self._special["unk"], dtype=np.int64)
         for token, token_id in self.tokenizer.get_vocab().items():
             if len(token) == 1 and token.isascii():
                 self._letter_ids[ord(token)] = token_id
@@ -81,64 +111,100 @@ class CoordformerDataCollator:
 
     def __call__(self, features: Sequence[Any]) -> dict[str, torch.Tensor]:
         rows = [row for feature in features for row in (feature if isinstance(feature, list) else [feature])]
-        entropy = 0 if all("epoch" in row for row in rows) else int(torch.randint(2**31, (1,)))
-        examples = []
-        for index, row in enumerate(rows):
-            draw = (row["epoch"], zlib.crc32(str(row["id"]).encode())) if "epoch" in row else (entropy, index)
-            examples.append(self._example(row, np.random.default_rng([self.seed, *draw])))
-        tokens, labels, coords, normals = zip(*examples, strict=True)
+        keys = self._keys(rows)
+        sequences, arrays = [], []
+        for key, row in zip(keys, rows, strict=True):
+            sequence, xyz = chain_arrays(row, self.atoms, self.dim)
+            if self.max_length is not None and len(sequence) > self.max_length:
+                start = int(uniform(key[None], CROP)[0] * (len(sequence) - self.max_length + 1))
+                sequence, xyz = sequence[start : start + self.max_length], xyz[start : start + self.max_length]
+            sequences.append(sequence)
+            arrays.append(xyz)
 
-        batch = pad_batch(tokens, coords, self.tokenizer.pad_token_id)
-        batch["labels"] = np.full_like(batch["input_ids"], IGNORED_LABEL)
-        for index, row_labels in enumerate(labels):
-            batch["labels"][index, : len(row_labels)] = row_labels
-        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        # All residues of the batch, one after another, with the row of each and its place in it.
+        lengths = np.array([len(sequence) for sequence in sequences])
+        starts = np.cumsum(lengths) - lengths
+        row_of = np.repeat(np.arange(len(rows)), lengths)
+        place = np.arange(len(row_of)) - starts[row_of]
+        text = "".join(sequences)
+        letters = self._letter_ids[np.frombuffer(text.encode("latin-1", errors="replace"), dtype=np.uint8)]
+        if (unknown := np.flatnonzero(letters == self._special["unk"])).size:
+            row = row_of[unknown[0]]
+            raise ValueError(
+                f"Chain {rows[row]['id']} has the letter {text[unknown[0]]!r}, which is not in the tokenizer's "
+                "alphabet; write X for an unknown residue."
+            )
+        coords = np.concatenate(arrays)
+        augment = np.array([row.get("augment", True) for row in rows])
+
+        streams, residue = keys[row_of], place.astype(np.uint64)
+        chosen = self._choose(uniform(streams, CHOOSE + residue), letters, coords, starts)
+        tokens = letters.copy()
+        tokens[chosen] = self._replacements(letters[chosen], uniform(streams[chosen], FATE + residue[chosen]))
+        if self.noise:
+            numbers = np.arange(coords[0].size, dtype=np.uint64)
+            places = NOISE + residue[:, None] * np.uint64(len(numbers)) + numbers
+            noise = normal(streams[:, None], places).reshape(coords.shape) * augment[row_of, None, None]
+            coords = coords + (self.noise * noise).astype(np.float32)
+
+        width = int(lengths.max()) + SPECIAL_TOKENS
+        flat = row_of * width + place + 1
+        batch = {
+            "input_ids": np.full((len(rows), width), self._special["pad"]),
+            "attention_mask": (np.arange(width) < lengths[:, None] + SPECIAL_TOKENS).astype(np.int64),
+            "labels": np.full((len(rows), width), IGNORED_LABEL),
+            "coords": np.full((len(rows), width, *coords.shape[1:]), np.nan, dtype=np.float32),
+        }
+        batch["input_ids"][:, 0] = self._special["cls"]
+        batch["input_ids"][np.arange(len(rows)), lengths + 1] = self._special["eos"]
+        batch["input_ids"].reshape(-1)[flat] = tokens
+        batch["labels"].reshape(-1)[flat[chosen]] = letters[chosen]
+        batch["coords"].reshape(-1, *coords.shape[1:])[flat] = coords
+        if self.drop_coords:
+            batch["coords"][augment & (uniform(keys, DROP) < self.drop_coords)] = np.nan
+
         if self.rotate:
-            rotations = rotations_from_normals(torch.from_numpy(np.stack(normals))).float()
-            flat = tensors["coords"].flatten(1, -2)
-            tensors["coords"] = torch.bmm(flat, rotations.mT).reshape(tensors["coords"].shape)
-        return tensors
+            batch["coords"] = self._rotate(batch["coords"], keys, augment)
+        if len(self.atoms) == 1:
+            batch["coords"] = batch["coords"].squeeze(2)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
 
-    def _example(self, row: Mapping[str, Any], rng: np.random.Generator):
-        """Tokens, labels (length,), coordinates (length, ...) and the normal numbers behind the rotation of one row."""
-        sequence, coords = chain_arrays(row, self.atoms, self.dim)
-        letters = self._letter_ids[np.frombuffer(sequence.encode(), dtype=np.uint8)]
-        augment = row.get("augment", True)
-        if self.max_length is not None and len(letters) > self.max_length:
-            start = rng.integers(len(letters) - self.max_length + 1)
-            letters, coords = letters[start : start + self.max_length], coords[start : start + self.max_length]
-
-        length = len(letters) + SPECIAL_TOKENS
-        tokens = np.empty(length, dtype=np.int64)
-        tokens[0], tokens[-1] = self.tokenizer.cls_token_id, self.tokenizer.eos_token_id
-        tokens[1:-1] = letters
-        labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
-        chosen = 1 + self._choose(sequence_ids=letters, coords=coords, rng=rng)
-        labels[chosen] = tokens[chosen]
-        if self.masking == "masked15":
-            tokens[chosen] = self.tokenizer.mask_token_id
+    def _keys(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The key of each row's random numbers, (rows,) uint64."""
+        if all("epoch" in row for row in rows):
+            pairs = [(row["epoch"], zlib.crc32(str(row["id"]).encode())) for row in rows]
         else:
-            fate = rng.random(len(chosen))
-            tokens[chosen[fate < 0.8]] = self.tokenizer.mask_token_id
-            randomised = chosen[(fate >= 0.8) & (fate < 0.9)]
-            tokens[randomised] = rng.choice(self._alphabet_ids, size=len(randomised))
+            entropy = int(torch.randint(2**31, (1,)))
+            pairs = [(entropy, index) for index in range(len(rows))]
+        epochs, names = np.array(pairs, dtype=np.uint64).T
+        seed = splitmix(np.array([self.seed], dtype=np.uint64))
+        return splitmix(splitmix(seed + epochs) + names)
 
-        padded = np.full((length, *coords.shape[1:]), np.nan, dtype=np.float32)
-        if not (augment and rng.random() < self.drop_coords):
-            padded[1:-1] = coords
-        if augment and self.noise:
-            padded[1:-1] += rng.normal(scale=self.noise, size=coords.shape)
-        normals = rng.standard_normal((self.dim, self.dim)) if augment else np.eye(self.dim)
-        return tokens, labels, padded[:, 0] if len(self.atoms) == 1 else padded, normals
-
-    def _choose(self, sequence_ids: np.ndarray, coords: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Indices of the residues to predict: the share `mlm_probability` of those that may be chosen, at least one."""
-        scores = rng.random(len(sequence_ids))
+    def _choose(self, scores: np.ndarray, letters: np.ndarray, coords: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Which of all residues are to be predicted: those that score low, and the lowest of a chain without any."""
         if self.masking == "masked15":
-            eligible = np.isin(sequence_ids, self._alphabet_ids) & np.isfinite(coords).all(axis=-1).any(axis=-1)
-            scores[~eligible] = 2.0
-            available = int(eligible.sum())
-        else:
-            available = len(sequence_ids)
-        count = min(available, max(1, round(self.mlm_probability * available)))
-        return np.sort(np.argpartition(scores, count - 1)[:count]) if count else np.empty(0, dtype=np.int64)
+            eligible = np.isin(letters, self._alphabet_ids) & ~np.isnan(coords).any(axis=-1).all(axis=-1)
+            scores = np.where(eligible, scores, 1.0)
+        lowest = np.minimum.reduceat(scores, starts)
+        chosen = scores < self.mlm_probability
+        for start, score in zip(starts, lowest, strict=True):
+            if self.mlm_probability <= score < 1.0:
+                chosen[start + int(np.argmax(scores[start:] == score))] = True
+        return np.flatnonzero(chosen)
+
+    def _replacements(self, letters: np.ndarray, fate: np.ndarray) -> np.ndarray:
+        """What stands in the input where `letters` are to be predicted."""
+        if self.masking == "masked15":
+            return np.full_like(letters, self._special["mask"])
+        # From 0.8 to 0.9 the number also says which residue of the alphabet.
+        pick = ((fate - 0.8).clip(0, 0.0999999) * 10 * len(self._alphabet_ids)).astype(np.int64)
+        replaced = np.where(fate < 0.9, self._alphabet_ids[pick], letters)
+        return np.where(fate < 0.8, self._special["mask"], replaced)
+
+    def _rotate(self, coords: np.ndarray, keys: np.ndarray, augment: np.ndarray) -> np.ndarray:
+        """Turn each augmented row of (rows, length, atoms, D) by a rotation of its own."""
+        places = ROTATE + np.arange(self.dim * self.dim, dtype=np.uint64)
+        normals = normal(keys[:, None], places).reshape(-1, self.dim, self.dim)
+        normals[~augment] = np.eye(self.dim)
+        rotations = rotations_from_normals(torch.from_numpy(normals)).mT.to(torch.float32).numpy()
+        return np.matmul(coords.reshape(len(coords), -1, self.dim), rotations).reshape(coords.shape)

@@ -6,7 +6,7 @@ import torch
 from conftest import assert_same_geometry
 
 from coordformer import build_tokenizer
-from coordformer.data_collator import CoordformerDataCollator
+from coordformer.data_collator import CoordformerDataCollator, normal, splitmix, uniform
 from coordformer.geometry import rotations_from_normals
 
 TOKENIZER = build_tokenizer()
@@ -33,7 +33,7 @@ def test_paper_masking_is_80_10_10_of_15_percent():
     batch = collate(rows)
     true = torch.tensor([TOKENIZER(row["sequence"]).input_ids for row in rows])
     chosen = batch["labels"] != -100
-    assert (chosen.sum(dim=1) == 30).all()
+    assert abs(chosen[:, 1:-1].float().mean() - 0.15) < 0.006  # five standard deviations of 100,000 draws
     assert torch.equal(batch["labels"][chosen], true[chosen])
     assert torch.equal(batch["input_ids"][~chosen], true[~chosen])
     masked = (batch["input_ids"] == 32)[chosen].float().mean()
@@ -52,17 +52,23 @@ def test_masked15_leaves_out_x_and_the_unobserved():
     row["sequence"] = "X" * 20 + row["sequence"][20:]
     row["coords"] = row["coords"].copy()
     row["coords"][3 * 40 :] = np.nan
-    for epoch in range(20):
+    numbers = []
+    for epoch in range(200):
         batch = collate([row | {"epoch": epoch}], masking="masked15")
         chosen = (batch["labels"][0] != -100).nonzero().flatten()
-        assert len(chosen) == 3 and chosen.min() >= 21 and chosen.max() <= 40
+        assert len(chosen) >= 1 and chosen.min() >= 21 and chosen.max() <= 40
+        numbers.append(len(chosen))
         assert (batch["input_ids"][0, chosen] == 32).all()
+    assert abs(sum(numbers) / 200 - 20 * 0.15 - 0.85**20) < 0.6  # 20 may be chosen, and one is if none was
     blind = collate([row | {"coords": np.full(180, np.nan, dtype=np.float32)}], masking="masked15")
     assert (blind["labels"] == -100).all()
 
 
-def test_a_short_chain_has_one_prediction():
-    assert (collate([make_row(length=2)])["labels"] != -100).sum() == 1
+def test_every_chain_has_a_prediction():
+    rows = [make_row(f"{i}", 1 + i % 3) for i in range(300)]
+    labels = collate(rows)["labels"]
+    assert ((labels != -100).sum(dim=1) >= 1).all()
+    assert (labels[:, 1] != -100).float().mean() < 0.8  # not always the first
 
 
 def test_draws_depend_on_seed_epoch_and_id_alone():
@@ -77,6 +83,26 @@ def test_draws_depend_on_seed_epoch_and_id_alone():
     assert same(collate(rows, **options), together)
     assert not same(collate([row | {"epoch": 1} for row in rows], **options), together)
     assert not same(collate(rows, seed=1, **options), together)
+
+
+def test_random_numbers_are_uniform_and_independent():
+    """SplitMix64 against published values, and its streams against chance."""
+    # The first outputs for the seed 1234567, as in the reference implementation's test vectors.
+    counters = np.arange(1, 4, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1234567)
+    assert splitmix(counters).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+    keys = splitmix(np.arange(300, dtype=np.uint64))[:, None]  # as neighbouring epochs or ids give them
+    numbers = uniform(keys, np.arange(1000, dtype=np.uint64))
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = np.histogram(numbers, bins=100, range=(0, 1))[0]
+    chi_square = ((counts - 3000) ** 2 / 3000).sum()
+    assert 50 < chi_square < 170  # 99 degrees of freedom
+    correlations = np.corrcoef(numbers[:, :200]) - np.eye(300)
+    assert np.abs(correlations).max() < 6 / np.sqrt(200)
+    assert abs(np.corrcoef(numbers[:, :-1].ravel(), numbers[:, 1:].ravel())[0, 1]) < 5 / np.sqrt(300_000)
+    gaussian = normal(keys, np.arange(1000, dtype=np.uint64)).ravel()
+    assert abs(gaussian.mean()) < 0.01 and gaussian.std() == pytest.approx(1, abs=0.01)
+    assert (np.abs(gaussian) > 1.96).mean() == pytest.approx(0.05, abs=0.003)
 
 
 def test_rows_without_an_epoch_follow_torchs_generator():
@@ -143,7 +169,7 @@ def test_evaluation_rows_are_masked_but_not_augmented():
     row = make_row(augment=False)
     batch = collate([row], noise=1.0, drop_coords=1.0)
     np.testing.assert_allclose(batch["coords"][0, 1:-1], row["coords"].reshape(-1, 3), rtol=1e-5, atol=1e-5)
-    assert (batch["labels"] != -100).sum() == 15
+    assert 1 <= (batch["labels"] != -100).sum() < 40
 
 
 @pytest.mark.parametrize(
@@ -164,5 +190,7 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_rows_are_named():
     with pytest.raises(ValueError, match="Chain 1ABC_A: 5 coordinates for 3 residues"):
         collate([{"id": "1ABC_A", "sequence": "MKV", "coords": np.zeros(5)}])
+    with pytest.raises(ValueError, match="Chain 1ABC_A has the letter 'J', which is not in the tokenizer's alphabet"):
+        collate([make_row("2XYZ_B"), {"id": "1ABC_A", "sequence": "MJV", "coords": np.zeros(9), "epoch": 0}])
     with pytest.raises(ValueError, match="1ABC_A holds the atoms CA, but CB"):
         collate([make_row()], atoms=("CB",))

@@ -63,6 +63,13 @@ def preset(tmp_path_factory):
     return path
 
 
+def is_json(path) -> bool:
+    try:
+        return bool(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
 def losses(folder) -> dict[int, float]:
     with open(folder / "log.csv", newline="") as file:
         return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "loss"}
@@ -108,7 +115,7 @@ def test_training_leaves_a_checkpoint_that_auto_classes_load(preset, tmp_path):
         output, Path(preset).parent / "chains.parquet", split="valid", without_coords=True, progress=False
     )
     assert withheld["coordinates"] == "withheld" and withheld["paper"] != report["paper"]
-    assert withheld["paper"]["predictions"] == 1.5 * report["paper"]["predictions"]  # three draws, two draws
+    assert 1.3 < withheld["paper"]["predictions"] / report["paper"]["predictions"] < 1.7  # three draws, two draws
     assert model.config.coordinate_embedding == "linear"
 
 
@@ -135,7 +142,7 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(preset, tmp_path):
         (killed / "checkpoint-6" / "trainer_state.json").write_text('{"global_step"')
     assert last_whole_checkpoint(killed).endswith("checkpoint-3")
     # Some steps after a checkpoint.
-    kill_when((killed / "checkpoint-9" / "trainer_state.json").exists)
+    kill_when(lambda: is_json(killed / "checkpoint-9" / "trainer_state.json"))
     assert last_whole_checkpoint(killed).endswith("checkpoint-9")
     done = subprocess.run([*command, str(killed)], check=True, capture_output=True, text=True, env=environment)
     assert "Going on from" in done.stderr and "checkpoint-9" in done.stderr
@@ -211,8 +218,7 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_alphabet(valid_row
         torch.nn.init.zeros_(parameter)
     counts = count_chains(model, valid_rows, TOKENIZER, protocol, draws=1, progress=False)
     assert summarise(counts)["perplexity"] == pytest.approx(candidates, rel=1e-5)
-    lengths = np.asarray(valid_rows["length"][:])
-    assert summarise(counts)["residues"] == sum(max(1, round(0.15 * n)) for n in lengths)
+    assert 0.12 < summarise(counts)["residues"] / sum(valid_rows["length"][:]) < 0.18
 
 
 def test_protocols_choose_the_same_residues_with_and_without_coordinates(valid_rows):
@@ -269,8 +275,9 @@ def test_summary_reports_the_spread(valid_rows):
     letters = {letter: TOKENIZER.convert_tokens_to_ids(letter) for letter in "ACDEFGHIKLMNPQRSTVWY"}
     summary = json.loads(json.dumps(summarise_draws(counts, letters)))
     assert len(summary["perplexity_by_draw"]) == 3
-    log_mean = np.mean(np.log(summary["perplexity_by_draw"]))  # each draw chooses as many residues
-    assert math.log(summary["perplexity"]) == pytest.approx(log_mean, rel=1e-6)
+    weights = counts[..., 0].sum(axis=(1, 2))
+    log_mean = np.average(np.log(summary["perplexity_by_draw"]), weights=weights)
+    assert math.log(summary["perplexity"]) == pytest.approx(log_mean, rel=1e-9)
     low, high = summary["perplexity_interval"]
     assert low < summary["perplexity"] < high
 

@@ -11,23 +11,19 @@ median over the repeats of the time for all files. Before the clock starts, the 
 
 import argparse
 import gzip
-import json
-import os
-import platform
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import Bio
-import gemmi
 import numpy as np
 from Bio.Align import PairwiseAligner
 from Bio.Data.PDBData import protein_letters_3to1_extended
 from Bio.PDB.MMCIFParser import MMCIFParser
+from harness import take_turns, write_record
 
 from coordformer.structure import find_structures, read_chains
 
@@ -112,11 +108,7 @@ def main() -> None:
                 pairs = zip(ours[name][1], theirs[name][1], strict=True)
                 same += sum(np.allclose(a, b, atol=1e-3, equal_nan=True) for a, b in pairs)
 
-    raw: dict[str, list[list[float]]] = {side: [] for side in sides}
-    for repeat in range(options.repeats):
-        for side in sorted(sides, reverse=bool(repeat % 2)):
-            raw[side].append(seconds(sides[side], files))
-
+    raw = take_turns({side: partial(seconds, read, files) for side, read in sides.items()}, options.repeats)
     rates = {side: len(files) / statistics.median(map(sum, times)) for side, times in raw.items()}
     ratio = rates["coordformer"] / rates["biopython"]
     print(f"{len(files)} mmCIF files, {total} residues, {same} with the same C-alpha on both sides")
@@ -129,23 +121,15 @@ def main() -> None:
         print(f"  {file.name:24}{medians['coordformer']:8.2f} ms{medians['biopython']:9.2f} ms", end="")
         print(f"{medians['biopython'] / medians['coordformer']:7.1f}")
 
-    record: dict[str, Any] = {
-        "command": " ".join(["python", "examples/benchmarks/read_structures.py", *sys.argv[1:]]),
+    record = {
         "files": [file.name for file in files],
         "residues": total,
         "residues_with_same_calpha": same,
         "files_per_second": rates,
         "ratio": ratio,
         "seconds_per_repeat_and_file": raw,
-        "python": platform.python_version(),
-        "gemmi": gemmi.__version__,
-        "biopython": Bio.__version__,
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(options.output, record, ("gemmi", "biopython", "numpy"))
 
 
 if __name__ == "__main__":
