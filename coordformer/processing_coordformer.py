@@ -42,6 +42,8 @@ def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_input_names=["input_ids", "attention_mask"],
+        # Trainer writes the tokenizer's idea of the first token into the model's config, where <cls> has its place.
+        bos_token=special["cls"],
         **{f"{name}_token": token for name, token in special.items()},
         **kwargs,
     )

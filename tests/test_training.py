@@ -116,7 +116,7 @@ def test_training_leaves_a_checkpoint_that_auto_classes_load(preset, tmp_path):
     )
     assert withheld["coordinates"] == "withheld" and withheld["paper"] != report["paper"]
     assert 1.3 < withheld["paper"]["predictions"] / report["paper"]["predictions"] < 1.7  # three draws, two draws
-    assert model.config.coordinate_embedding == "linear"
+    assert model.config.coordinate_embedding == "linear" and model.config.bos_token_id == 0
 
 
 def test_an_interrupted_training_equals_an_uninterrupted_one(preset, tmp_path):
