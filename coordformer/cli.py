@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 
@@ -28,7 +29,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from .training import evaluate
+    from .training import evaluate, plot_recovery
 
     report = evaluate(
         arguments.checkpoint,
@@ -44,8 +45,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     text = json.dumps(report, indent=2)
     if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+        recoveries = {protocol: report[protocol]["recovery_by_residue"] for protocol in arguments.protocols}
+        plot_recovery(recoveries, arguments.output.with_suffix(".png"))
     print(text)
 
 
@@ -104,7 +106,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     evaluate.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
     evaluate.add_argument("--window", type=int, default=1024, help="longest chain predicted in one piece, in residues")
-    evaluate.add_argument("--output", metavar="FILE", help="also write the JSON here")
+    evaluate.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="write the JSON here, and recovery by residue as FILE.png"
+    )
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=_evaluate)
     return parser

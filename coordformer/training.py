@@ -29,7 +29,7 @@ from transformers import (
 
 from .configuration_coordformer import CoordformerConfig
 from .conversion import from_esm
-from .data_collator import CoordformerDataCollator
+from .data_collator import SPECIAL_TOKENS, CoordformerDataCollator
 from .dataset import ChainBatches, fetch_rows, load_rows
 from .metrics import bootstrap, count_predictions, summarise
 from .modeling_coordformer import CoordformerForMaskedLM
@@ -170,12 +170,12 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 
 def _check_same_run(output: Path, checkpoint: str, config: CoordformerConfig, data: dict[str, Any]) -> None:
     """Refuse to go on with a checkpoint of another model or other data."""
-    before = {
-        **json.loads((Path(checkpoint) / "config.json").read_text()),
-        **json.loads((output / "data.json").read_text()),
-    }
+    before = json.loads((Path(checkpoint) / "config.json").read_text())
+    if (output / "data.json").exists():
+        before |= json.loads((output / "data.json").read_text())
     after = json.loads(json.dumps({**config.to_dict(), **data}))
-    provenance = {"architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+    # The same data may lie elsewhere by now; its size stands for it.
+    provenance = {"architectures", "transformers_version", "dtype", "_name_or_path", "data", "valid_data"}
     changed = [
         f"{name}: {before[name]!r} -> {value!r}"
         for name, value in after.items()
@@ -262,7 +262,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         preprocess_logits_for_metrics=count_predictions,
     )
 
-    data_settings = {**asdict(data_args), "chains": len(rows), "seed": args.seed}
+    residues = int(batches.lengths.sum()) - SPECIAL_TOKENS * len(rows)
+    data_settings = {**asdict(data_args), "chains": len(rows), "residues": residues, "seed": args.seed}
     checkpoint = args.resume_from_checkpoint or last_whole_checkpoint(output)
     if checkpoint is not None:
         _check_same_run(output, checkpoint, model.config, data_settings)
@@ -276,7 +277,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
 
     summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
-        "residues_per_epoch": int(batches.lengths.sum()) - 2 * len(rows),
+        "residues_per_epoch": residues,
         "padding_share": round(batches.padding_share(), 4),
     }
     if valid_rows is not None:
@@ -311,15 +312,14 @@ def predict_logits(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], wi
     Each window is a chain to the model, with its own `<cls>`, `<eos>` and centre.
     """
     lengths = batch["attention_mask"].sum(dim=1).tolist()
-    if max(lengths) - 2 <= window:
+    if max(lengths) - SPECIAL_TOKENS <= window:
         return model(**batch).logits
     rows = []
     for row, length in enumerate(lengths):
-        inside = min(window, length - 2)
-        index = torch.tensor(
-            [[0, *range(start + 1, start + 1 + inside), length - 1] for start in window_starts(length - 2, inside)],
-            device=model.device,
-        )
+        residues = length - SPECIAL_TOKENS
+        inside = min(window, residues)
+        tokens = [[0, *range(first + 1, first + 1 + inside), length - 1] for first in window_starts(residues, inside)]
+        index = torch.tensor(tokens, device=model.device)
         logits = model(**{name: values[row][index] for name, values in batch.items()}).logits
         total = logits.new_zeros(max(lengths), logits.shape[-1]).index_put((index,), logits, accumulate=True)
         visits = logits.new_zeros(max(lengths)).index_put((index,), logits.new_ones(index.shape), accumulate=True)
@@ -369,7 +369,7 @@ def count_chains(
     )
     candidates = list(letter_ids(tokenizer).values()) if protocol == "masked15" else None
     longest = int(max(rows.with_format("numpy")["length"][:]))
-    batches = ChainBatches(rows, token_budget=max(token_budget, longest + 2), augment=False)
+    batches = ChainBatches(rows, token_budget=max(token_budget, longest + SPECIAL_TOKENS), augment=False)
     model.eval()
     counts = np.zeros((draws, len(rows), model.config.vocab_size, 3))
     with tqdm(total=draws * len(rows), unit="chain", desc=protocol, disable=not progress) as bar:

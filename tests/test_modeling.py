@@ -147,6 +147,20 @@ def test_alone_padded_and_packed_agree(head, attention):
             assert (actual[index] - alone[index]).abs().max() < 1e-5
 
 
+@pytest.mark.slow  # compiles
+@torch.no_grad()  # flex attention has no backward pass on the CPU
+def test_flex_attention_agrees():
+    model = make_model()
+    rows = [random_chain(23), random_chain(11)]
+    padded, packed = (outputs_of(model, batch) for batch in (pad_rows(rows), pack_rows(rows, padding=3)))
+    torch.manual_seed(1)
+    batches = pad_rows(rows), pack_rows(rows, padding=3)
+    model.set_attn_implementation("flex_attention")
+    assert (outputs_of(model, batches[0]) - padded)[0].abs().max() < 1e-5
+    assert (outputs_of(model, batches[0]) - padded)[1, :13].abs().max() < 1e-5
+    assert (outputs_of(model, batches[1]) - packed)[:, :38].abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 def test_every_variant_packs(fields):
     model = make_model(**fields)
@@ -393,6 +407,7 @@ def test_compiles_without_graph_breaks(head):
         torch.testing.assert_close(compiled(**packed).logits, model(**packed).logits)
 
 
+@pytest.mark.slow
 def test_compiled_code_equals_eager_code():
     torch._dynamo.reset()
     model = make_model()

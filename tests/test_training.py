@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import CHAINS, make_model
-from transformers import AutoModelForMaskedLM, AutoProcessor
+from transformers import AutoModelForMaskedLM, AutoProcessor, Trainer, TrainingArguments
 
 from coordformer import CoordformerProcessor
-from coordformer.dataset import load_rows
+from coordformer.data_collator import CoordformerDataCollator
+from coordformer.dataset import ChainBatches, load_rows
 from coordformer.metrics import summarise
 from coordformer.training import (
     count_chains,
@@ -92,6 +93,27 @@ def test_presets_set_options_and_the_command_line_overrides_them(preset, tmp_pat
 @pytest.mark.parametrize("path", sorted((CHAINS.parent.parent / "pretraining").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_presets_are_valid(path):
     parse_arguments([str(path), "--use_cpu", "--bf16", "false", "--report_to", "none"])
+
+
+def test_trainer_tells_the_epoch_to_the_collator(tmp_path):
+    """Each epoch has an order and masks of its own, which resuming relies on."""
+    rows = load_rows(CHAINS, "train").select(range(8))
+    batches = ChainBatches(rows, chains_per_batch=3, max_length=20)
+    collator, seen = CoordformerDataCollator(TOKENIZER, max_length=20), []
+
+    def spy(features):
+        seen.append([(row["epoch"], row["id"]) for row in features[0]])
+        return collator(features)
+
+    args = TrainingArguments(
+        str(tmp_path), num_train_epochs=3, per_device_train_batch_size=1, train_sampling_strategy="sequential",
+        remove_unused_columns=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(make_model(), args, data_collator=spy, train_dataset=batches).train()
+    assert [{epoch for epoch, _ in batch} for batch in seen] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3
+    for epoch in range(3):
+        assert sorted(name for batch in seen for e, name in batch if e == epoch) == sorted(rows["id"][:])
+    assert [name for _, name in seen[0]] != [name for _, name in seen[3]]
 
 
 def test_training_leaves_a_checkpoint_that_auto_classes_load(preset, tmp_path):
@@ -297,6 +319,7 @@ def test_command_line(preset, tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == json.loads((tmp_path / "report.json").read_text())
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert set(json.loads(done.stdout)) >= {"masked15", "chains", "residues"}
     failed = subprocess.run([*command, "train", "--output_dir", str(tmp_path / "x")], capture_output=True, text=True)
     assert failed.returncode == 1 and "--data is missing" in failed.stderr and "Traceback" not in failed.stderr

@@ -1,0 +1,35 @@
+"""What the README and the examples print as code runs as printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/pretraining/README.md"])
+def test_python_blocks_run(page, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    program = next(block for block in blocks if "import" in block)
+    for folder in ("examples", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    if page == "README.md":
+        assert re.search(r"^[ACDEFGHIKLMNPQRSTVWY]$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page", [path.relative_to(ROOT) for path in ROOT.rglob("*.md") if ".venv" not in path.parts], ids=str
+)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
