@@ -486,11 +486,11 @@ def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
 
 
 def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Path) -> None:
-    """Recovery by residue of one or several models, as PNG; residues in the order of the first."""
+    """Recovery by residue of one or several models, as PNG; the residues best recovered by the last come first."""
     from matplotlib.figure import Figure
 
-    first = next(iter(recoveries.values()))
-    letters = sorted(first, key=lambda letter: -first[letter])
+    last = list(recoveries.values())[-1]
+    letters = sorted(last, key=lambda letter: -last[letter])
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(recoveries)
