@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -126,7 +127,7 @@ def read_compact(path: str | Path) -> pa.Table:
     """
     table = pq.read_table(path)
     sequences = table["sequence"].combine_chunks()
-    lengths = np.asarray(pa.compute.utf8_length(sequences))
+    lengths = np.asarray(pc.utf8_length(sequences))
     planes = []
     for name in ("ca_x", "ca_y", "ca_z"):
         column = table[name].combine_chunks()
@@ -231,6 +232,8 @@ class ChainBatches(torch.utils.data.Dataset):
                 )
             self.bounds = self._fill(token_budget)
         self.by_length = token_budget is not None
+        self._order: list[np.ndarray] = []
+        self._ordered_epoch: int | None = None
 
     def _fill(self, token_budget: int) -> np.ndarray:
         """Cut the chains, sorted by bucket, into batches that fit whichever chain of a bucket comes where."""
@@ -263,7 +266,7 @@ class ChainBatches(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if getattr(self, "_ordered_epoch", None) != self.epoch:
+        if self._ordered_epoch != self.epoch:
             self._order, self._ordered_epoch = self.order(), self.epoch
         marks = {"epoch": self.epoch, "augment": self.augment}
         return [row | marks for row in fetch_rows(self.rows, self._order[index])]
