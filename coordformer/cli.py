@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from .training import parse_arguments, train
 
-    print(json.dumps(train(*parse_arguments(arguments.options)), indent=2))
+    summary = train(*parse_arguments(arguments.options))
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        print(json.dumps(summary, indent=2))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -366,7 +366,9 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch
     """Mean cross-entropy in float32: logits (..., classes), labels (...)."""
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"`labels` has shape {tuple(labels.shape)}; the logits ask for {tuple(logits.shape[:-1])}.")
-    labels = labels.to(logits.device)
+    if labels.is_floating_point():
+        raise ValueError(f"`labels` are {labels.dtype}; classes are whole numbers.")
+    labels = labels.to(logits.device, torch.long)
     losses = nn.functional.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none"
     )

@@ -473,6 +473,7 @@ def test_losses_by_hand():
         ({"segment_ids": torch.ones(1, 11)}, r"`segment_ids` has shape \(1, 11\)"),
         ({"inputs_embeds": torch.zeros(1, 10, 48)}, "not both"),
         ({"labels": torch.zeros(1, 9, dtype=torch.long)}, r"`labels` has shape \(1, 9\)"),
+        ({"labels": torch.zeros(1, 10)}, "`labels` are torch.float32; classes are whole numbers"),
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
         ({"input_ids": None, "coords": None}, "at least one of `input_ids`, `inputs_embeds` and `coords`"),
     ],
