@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from .configuration_coordformer import CoordformerConfig
+from .conversion import from_esm
 from .modeling_coordformer import (
     CoordformerForMaskedLM,
     CoordformerForSequenceClassification,
@@ -46,5 +47,6 @@ __all__ = [
     "CoordformerProcessor",
     "StructureError",
     "build_tokenizer",
+    "from_esm",
     "read_chains",
 ]

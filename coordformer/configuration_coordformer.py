@@ -31,8 +31,8 @@ class CoordformerConfig(EsmConfig):
             `"rotary"`, `"absolute"` (learned), `"sinusoidal"` (fixed) or `"none"`: without positions the encoder is
             equivariant to permutations.
         hidden_act (`str`, defaults to `"gelu"`):
-            Activation of the feed-forward layers, any name that Transformers knows. `"gelu_python"` is ESM-2's own
-            formula, equal to it to the last bit and a fifth slower.
+            Activation of the feed-forward layers, any name that Transformers knows. ESM-2 writes GELU out:
+            `"gelu_python"` is its formula, a fifth slower than `"gelu"`, which differs from it in the last bits.
         lm_head (`str`, defaults to `"esm"`):
             `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias (the
             paper's).
@@ -87,6 +87,9 @@ class CoordformerConfig(EsmConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` is {self.hidden_act!r}; choose one of {', '.join(sorted(ACT2FN))}.")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "

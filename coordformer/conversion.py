@@ -1,10 +1,11 @@
 """Start a Coordformer from the weights of another model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EsmForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, EsmForMaskedLM, EsmModel, PreTrainedModel
 
 from .configuration_coordformer import CoordformerConfig
 from .modeling_coordformer import CoordformerForMaskedLM
@@ -41,13 +42,19 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     """
     source = name_or_path_or_model
     if not isinstance(source, PreTrainedModel):
+        kind = AutoConfig.from_pretrained(source).model_type
+        if kind != "esm":
+            raise ValueError(f"{source} holds a {kind} model; give an ESM-2 checkpoint.")
         source = EsmForMaskedLM.from_pretrained(source)
-    if source.config.model_type != "esm":
-        raise ValueError(f"{type(source).__name__} is no ESM model; give an EsmForMaskedLM or an EsmModel.")
+    if not isinstance(source, (EsmForMaskedLM, EsmModel)):
+        raise ValueError(f"{type(source).__name__} cannot be converted; give an EsmForMaskedLM or an EsmModel.")
+    known = {field.name for field in dataclasses.fields(CoordformerConfig)}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"{', '.join(unknown)}: no field of CoordformerConfig; it has {', '.join(sorted(known))}.")
 
     fields = {name: value for name, value in source.config.to_dict().items() if name not in _PROVENANCE}
-    if fields["bos_token_id"] is None:
-        del fields["bos_token_id"]  # ESM's configs leave it open; its tokenizer opens a chain with <cls>
+    # ESM's configs may leave special tokens open; its tokenizer opens a chain with <cls>, and so does the default.
+    fields = {name: value for name, value in fields.items() if value is not None}
     # ESM computes GELU by its own formula, which differs from torch's in the last bit of every layer.
     fields["hidden_act"] = "gelu_python"
     fields["attn_implementation"] = source.config._attn_implementation

@@ -29,10 +29,20 @@ IGNORED_LABEL = -100  # Transformers' convention, in every head; Trainer counts 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def segment_runs(segment_ids: torch.Tensor) -> torch.Tensor:
-    """Number the runs of equal ids in each row from 0: (batch, sequence) -> (batch, sequence)."""
+def segment_runs(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Number the runs of equal ids in each row from 0: (batch, sequence) -> (batch, sequence).
+
+    Padding is a run of its own, whatever its id: it attends to itself, so that no softmax is over nothing.
+    """
     changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    if attention_mask is not None:
+        changes = changes | (attention_mask[:, 1:] != attention_mask[:, :-1])
     return nn.functional.pad(changes.long().cumsum(dim=1), (1, 0))
+
+
+def run_starts(runs: torch.Tensor) -> torch.Tensor:
+    """Whether a token is the first of its run, (batch, sequence)."""
+    return nn.functional.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True)
 
 
 def segment_sum(values: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
@@ -50,8 +60,7 @@ def segment_positions(runs: torch.Tensor | None, attention_mask: torch.Tensor | 
     """Positions from 0 at the first token of each segment: (batch or 1, sequence)."""
     index = torch.arange(length, device=device).unsqueeze(0)
     if runs is not None:
-        starts = nn.functional.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True)
-        return index - torch.where(starts, index, 0).cummax(dim=1).values
+        return index - torch.where(run_starts(runs), index, 0).cummax(dim=1).values
     if attention_mask is None:
         return index
     # Padding on the left does not shift a chain.
@@ -210,12 +219,13 @@ class CoordformerModel(CoordformerPreTrainedModel):
             ("position_ids", position_ids),
             ("segment_ids", segment_ids),
         ):
-            if value is not None and (value.dim() != 2 or value.shape[1] != shape[1]):
+            accepted = (shape, (1, shape[1])) if name == "position_ids" else (shape,)
+            if value is not None and tuple(value.shape) not in map(tuple, accepted):
                 raise ValueError(
                     f"`{name}` has shape {tuple(value.shape)}; the input asks for (batch, sequence) = {tuple(shape)}."
                 )
 
-        runs = None if segment_ids is None else segment_runs(segment_ids)
+        runs = None if segment_ids is None else segment_runs(segment_ids, attention_mask)
         if position_ids is None:
             position_ids = segment_positions(runs, attention_mask, shape[1], device)
 
@@ -230,7 +240,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
             embeddings = (embeddings * attention_mask.unsqueeze(-1)).to(embeddings.dtype)
 
         if runs is not None:
-            attention_mask = self._segment_attention_mask(embeddings, attention_mask, runs)
+            attention_mask = self._segment_attention_mask(embeddings, runs)
         outputs = self.esm(inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         return BaseModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -244,9 +254,15 @@ class CoordformerModel(CoordformerPreTrainedModel):
         source = input_ids if input_ids is not None else inputs_embeds if inputs_embeds is not None else coords
         if source is None:
             raise ValueError("Give at least one of `input_ids`, `inputs_embeds` and `coords`.")
-        if source.dim() < 2 or source.shape[1] == 0:
+        if source.dim() < 2 or 0 in source.shape[:2]:
             raise ValueError(
                 f"The input has shape {tuple(source.shape)}; (batch, sequence, ...) with at least one token is needed."
+            )
+        longest = self.config.max_position_embeddings - self.config.pad_token_id - 1
+        if self.config.position_embedding_type == "absolute" and source.shape[1] > longest:
+            raise ValueError(
+                f"The input has {source.shape[1]} tokens, but absolute positions end at {longest} "
+                f"(`config.max_position_embeddings`); cut it into windows."
             )
         return source.shape[:2], source.device
 
@@ -324,15 +340,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
             return embeddings + sinusoidal_positions(position_ids, embeddings.shape[-1]).to(embeddings.dtype)
         return embeddings
 
-    def _segment_attention_mask(self, embeddings, attention_mask, runs):
+    def _segment_attention_mask(self, embeddings, runs):
         if "flash" in self.config._attn_implementation:
             raise ValueError(
                 f"`segment_ids` need a block mask, which attn_implementation={self.config._attn_implementation!r} "
                 "cannot express; load the model with 'sdpa', 'eager' or 'flex_attention'."
             )
-        if attention_mask is not None:
-            # Padding attends to padding: no row of the mask is empty, so no softmax is over nothing.
-            runs = 2 * runs + attention_mask.to(runs.dtype)
         return create_bidirectional_mask(
             config=self.config,
             inputs_embeds=embeddings,
@@ -495,8 +508,7 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
 
     def _first_tokens(self, hidden_states, attention_mask, segment_ids) -> torch.Tensor:
         if segment_ids is not None:
-            runs = segment_runs(segment_ids)
-            first = nn.functional.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True)
+            first = run_starts(segment_runs(segment_ids, attention_mask))
             return hidden_states[first if attention_mask is None else first & attention_mask.bool()]
         if attention_mask is None:
             return hidden_states[:, 0]
@@ -508,13 +520,18 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
         if problem_type is None:
             if self.num_labels == 1:
                 problem_type = "regression"
-            elif labels.is_floating_point():
+            elif labels.is_floating_point() or labels.dtype == torch.bool:
                 problem_type = "multi_label_classification"
             else:
                 problem_type = "single_label_classification"
         if problem_type == "single_label_classification":
             return cross_entropy(logits, labels, num_items_in_batch)
-        if labels.numel() != logits.numel():
+        if problem_type not in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"`config.problem_type` is {problem_type!r}; choose single_label_classification, "
+                "multi_label_classification or regression."
+            )
+        if labels.shape != logits.shape and not (self.num_labels == 1 and labels.numel() == logits.numel()):
             raise ValueError(f"`labels` has shape {tuple(labels.shape)}; {problem_type} needs {tuple(logits.shape)}.")
         labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
         if problem_type == "regression":

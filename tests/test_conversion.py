@@ -88,8 +88,10 @@ def test_an_encoder_gets_a_new_head():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="BertModel is no ESM model"):
+    with pytest.raises(ValueError, match="BertModel cannot be converted"):
         from_esm(BertModel(BertConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)))
+    with pytest.raises(ValueError, match="coordinate_embeding: no field of CoordformerConfig"):
+        from_esm(make_esm(), coordinate_embeding="quadratic")
     with pytest.raises(ValueError, match="overrides {'hidden_size': 32} do not fit"):
         from_esm(make_esm(), hidden_size=32)
     with pytest.raises(ValueError, match="overrides {'lm_head': 'linear'} do not fit.*lm_head.dense"):
