@@ -27,11 +27,17 @@ def _prepare(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     print(json.dumps(counts))
+    if not counts["chains"]:
+        raise ValueError(f"No chain was kept; {arguments.output}/rejected.tsv says why.")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from .training import evaluate, plot_recovery
 
+    if arguments.output:  # an evaluation may take long: what can go wrong at its end is looked at first
+        if arguments.output.suffix != ".json":
+            raise ValueError(f"--output is {arguments.output}; give a name that ends in .json.")
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate(
         arguments.checkpoint,
         arguments.data,
@@ -45,11 +51,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     text = json.dumps(report, indent=2)
+    print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
         recoveries = {protocol: report[protocol]["recovery_by_residue"] for protocol in arguments.protocols}
         plot_recovery(recoveries, arguments.output.with_suffix(".png"))
-    print(text)
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -90,15 +90,18 @@ class CoordformerDataCollator:
     _alphabet_ids: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
+        self.atoms = (self.atoms,) if isinstance(self.atoms, str) else tuple(self.atoms)
         if self.masking not in ("paper", "masked15"):
             raise ValueError(f"`masking` is {self.masking!r}; choose 'paper' or 'masked15'.")
         for name in ("mlm_probability", "drop_coords"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it is a probability between 0 and 1.")
-        if self.noise < 0:
+        if not 0 <= self.noise < np.inf:
             raise ValueError(f"`noise` is {self.noise} Å; it is a standard deviation and cannot be negative.")
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}; keep at least one residue.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` is {self.seed}; it cannot be negative.")
         # A table from byte to token id is a hundred times faster than a tokenizer for letters.
         self._special = {
             name: getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "eos", "pad", "mask", "unk")
@@ -108,9 +111,14 @@ class CoordformerDataCollator:
             if len(token) == 1 and token.isascii():
                 self._letter_ids[ord(token)] = token_id
         self._alphabet_ids = self._letter_ids[np.frombuffer(self.alphabet.encode(), dtype=np.uint8)]
+        if not self.alphabet or self._special["unk"] in self._alphabet_ids:
+            raise ValueError(f"`alphabet` is {self.alphabet!r}; give letters that the tokenizer knows.")
 
     def __call__(self, features: Sequence[Any]) -> dict[str, torch.Tensor]:
         rows = [row for feature in features for row in (feature if isinstance(feature, list) else [feature])]
+        rows = [row if isinstance(row, Mapping) else vars(row) for row in rows]  # a Chain has what a row has
+        if not rows:
+            raise ValueError("There is nothing to collate: the batch has no rows.")
         keys = self._keys(rows)
         sequences, arrays = [], []
         for key, row in zip(keys, rows, strict=True):
@@ -129,12 +137,15 @@ class CoordformerDataCollator:
         text = "".join(sequences)
         letters = self._letter_ids[np.frombuffer(text.encode("latin-1", errors="replace"), dtype=np.uint8)]
         if (unknown := np.flatnonzero(letters == self._special["unk"])).size:
-            row = row_of[unknown[0]]
+            name, letter = rows[row_of[unknown[0]]].get("id", "?"), text[unknown[0]]
             raise ValueError(
-                f"Chain {rows[row]['id']} has the letter {text[unknown[0]]!r}, which is not in the tokenizer's "
-                "alphabet; write X for an unknown residue."
+                f"Chain {name} has the letter {letter!r}, which is not in the tokenizer's alphabet; write X for an "
+                "unknown residue."
             )
         coords = np.concatenate(arrays)
+        if np.isinf(coords).any():
+            row = row_of[np.flatnonzero(np.isinf(coords).any(axis=(1, 2)))[0]]
+            raise ValueError(f"Chain {rows[row].get('id', '?')} has infinite coordinates; use NaN where not observed.")
         augment = np.array([row.get("augment", True) for row in rows])
 
         streams, residue = keys[row_of], place.astype(np.uint64)
@@ -171,7 +182,7 @@ class CoordformerDataCollator:
 
     def _keys(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The key of each row's random numbers, (rows,) uint64."""
-        if all("epoch" in row for row in rows):
+        if all("epoch" in row and "id" in row for row in rows):
             pairs = [(row["epoch"], zlib.crc32(str(row["id"]).encode())) for row in rows]
         else:
             entropy = int(torch.randint(2**31, (1,)))

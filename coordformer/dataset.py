@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from .data_collator import SPECIAL_TOKENS
@@ -89,10 +90,10 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
         files = [path] if path.exists() else []
     if not files:
         raise FileNotFoundError(f"No Parquet file at {path}; give a folder made by `coordformer prepare` or a file.")
-    try:
-        columns = pq.read_schema(files[0]).names
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{files[0]} is not a readable Parquet file ({error}); prepare it again.") from error
+    files = [file for file in files if _read_footer(file).num_rows]  # `datasets` cannot read an empty one
+    if not files:
+        raise ValueError(f"{path} has no rows; see rejected.tsv for why, if `coordformer prepare` made it.")
+    columns = pq.read_schema(files[0]).names
     if "ca_x" in columns:
         rows = Dataset(pa.concat_tables([read_compact(file) for file in files]))
     elif not {"id", "sequence", "length", "coords", "atoms"} <= set(columns):
@@ -101,16 +102,29 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
             "Make one with `coordformer prepare`."
         )
     else:
-        rows = Dataset.from_parquet([str(file) for file in files])
+        try:
+            rows = Dataset.from_parquet([str(file) for file in files])
+        except DatasetGenerationError as error:
+            raise ValueError(f"{path} cannot be read ({error.__cause__ or error}); prepare it again.") from error
     if split is not None:
         if "split" not in rows.column_names:
             raise ValueError(f"{path} has no column `split`; leave the split {split!r} out.")
         values = np.asarray(rows["split"][:], dtype=object)
         rows = rows.select(np.flatnonzero(values == split))
         if len(rows) == 0:
-            found = ", ".join(sorted({str(value) for value in values}))
-            raise ValueError(f"No row of {path} is in split {split!r}; the file has: {found}.")
+            found = ", ".join(sorted({str(value) for value in values if value is not None}))
+            raise ValueError(
+                f"No row of {path} is in split {split!r}; "
+                + (f"the file has: {found}." if found else "its column `split` is empty: leave the split out.")
+            )
     return rows
+
+
+def _read_footer(file: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(file)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a readable Parquet file ({error}); prepare it again.") from error
 
 
 def read_compact(path: str | Path) -> pa.Table:
@@ -123,9 +137,13 @@ def read_compact(path: str | Path) -> pa.Table:
         A table with the columns of `SCHEMA`; `b_factor` is null.
 
     Raises:
-        ValueError: coordinates and sequence of a chain differ in length.
+        ValueError: a column is missing, or coordinates and sequence of a chain differ in length.
     """
     table = pq.read_table(path)
+    if missing := {"id", "sequence", "ca_x", "ca_y", "ca_z"} - set(table.column_names):
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of the compact layout.")
+    if table["sequence"].null_count:
+        raise ValueError(f"{path} has {table['sequence'].null_count} rows without a sequence; remove them.")
     sequences = table["sequence"].combine_chunks()
     lengths = np.asarray(pc.utf8_length(sequences))
     planes = []
@@ -214,7 +232,17 @@ class ChainBatches(torch.utils.data.Dataset):
             raise ValueError("Give either `token_budget` or `chains_per_batch`.")
         if len(rows) == 0:
             raise ValueError("The data set has no rows.")
-        self.rows, self.seed, self.augment, self.epoch = rows, seed, augment, 0
+        for name, value, least in (
+            ("token_budget", token_budget, 1),
+            ("chains_per_batch", chains_per_batch, 1),
+            ("max_length", max_length, 1),
+            ("seed", seed, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
+        self.rows, self.seed, self.augment = rows, seed, augment
+        # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         lengths = np.asarray(rows.with_format("numpy")["length"][:])
         if max_length is not None:
             lengths = np.minimum(lengths, max_length)
@@ -239,7 +267,7 @@ class ChainBatches(torch.utils.data.Dataset):
         """Cut the chains, sorted by bucket, into batches that fit whichever chain of a bucket comes where."""
         bounds, start = [0], 0
         # A bucket may round the longest chains up beyond the budget.
-        sizes = np.minimum(np.sort(self.buckets), max(token_budget, 1))
+        sizes = np.minimum(np.sort(self.buckets), token_budget)
         for end in range(1, len(sizes) + 1):
             if end < len(sizes) and (end + 1 - start) * sizes[end] <= token_budget:
                 continue
@@ -249,7 +277,11 @@ class ChainBatches(torch.utils.data.Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by `Trainer` at the start of an epoch."""
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -266,9 +298,10 @@ class ChainBatches(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if self._ordered_epoch != self.epoch:
-            self._order, self._ordered_epoch = self.order(), self.epoch
-        marks = {"epoch": self.epoch, "augment": self.augment}
+        epoch = self.epoch
+        if self._ordered_epoch != epoch:
+            self._order, self._ordered_epoch = self.order(), epoch
+        marks = {"epoch": epoch, "augment": self.augment}
         return [row | marks for row in fetch_rows(self.rows, self._order[index])]
 
     def padding_share(self) -> float:
@@ -289,6 +322,8 @@ def _read_file(path: Path, atoms: tuple[str, ...], min_plddt: float | None):
         chains = read_chains(path, atoms=atoms, min_plddt=min_plddt, problems=problems)
     except (ValueError, OSError) as error:
         return [], [("", str(error))]
+    except Exception as error:  # whatever else a file of a million brings up must not cost the others
+        return [], [("", f"{path}: {type(error).__name__}: {error}")]
     return chains, problems
 
 
@@ -357,18 +392,28 @@ def prepare(
     Raises:
         ValueError: nothing to read, or `output` holds the shards of another run.
     """
+    atoms = [atom.strip() for atom in atoms]
+    if not all(atoms) or not atoms or len(set(atoms)) < len(atoms):
+        raise ValueError(f"`atoms` is {atoms}; name each atom once, for example N, CA and C.")
+    for name, value in (("min_length", min_length), ("max_length", max_length), ("files_per_shard", files_per_shard)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+    if max_length is not None and max_length < min_length:
+        raise ValueError(f"`max_length` ({max_length}) is less than `min_length` ({min_length}).")
+    if not 0 <= min_observed <= 1:
+        raise ValueError(f"`min_observed` is {min_observed}; it is a share between 0 and 1.")
+    if workers is not None and workers < 1:
+        raise ValueError(f"`workers` is {workers}; at least one process has to read.")
     files = find_structures(inputs)
     output = Path(output)
     settings = {
-        "atoms": list(atoms),
+        "atoms": atoms,
         "min_plddt": min_plddt,
         "min_length": min_length,
         "max_length": max_length,
         "min_observed": min_observed,
         "files_per_shard": files_per_shard,
     }
-    if files_per_shard < 1:
-        raise ValueError(f"`files_per_shard` is {files_per_shard}; a shard needs at least one file.")
     root = Path(os.path.commonpath([file.resolve().parent for file in files]))
     names = [file.resolve().relative_to(root).as_posix() for file in files]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -382,7 +427,8 @@ def prepare(
     for folder in (output / "data", output / EMPTY):
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.parquet"):
-            if path.name not in names_of_shards or (pq.read_schema(path).metadata or {}).get(JOB_KEY) != job.encode():
+            metadata = _read_footer(path).metadata or {}
+            if path.name not in names_of_shards or metadata.get(JOB_KEY) != job.encode():
                 raise ValueError(
                     f"{path} was made from other files or with other settings; choose another output folder or "
                     "delete it."

@@ -96,10 +96,14 @@ def bootstrap(counts: Mapping[str, np.ndarray], samples: int = 2000, seed: int =
         perplexity is below the first's, as a share of the first's, and `gain_interval`.
     """
     totals = {name: np.asarray(table).sum(axis=1) for name, table in counts.items()}
-    sizes = {name: len(total) for name, total in totals.items()}
-    if len(set(sizes.values())) != 1:
-        raise ValueError(f"The models were evaluated on different numbers of chains: {sizes}.")
-    chains = next(iter(sizes.values()))
+    asked = [total[:, COUNT] for total in totals.values()]
+    if any(not np.array_equal(each, asked[0]) for each in asked):
+        raise ValueError(f"The models {', '.join(totals)} did not predict the same residues of the same chains.")
+    # A draw of chains without any prediction would have no perplexity.
+    totals = {name: total[asked[0] > 0] for name, total in totals.items()}
+    chains = int((asked[0] > 0).sum())
+    if chains == 0:
+        raise ValueError("Nothing was predicted: no residue of these chains may be chosen under this protocol.")
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(chains, np.full(chains, 1 / chains), size=samples)
     result: dict[str, dict] = {}
@@ -147,5 +151,5 @@ class MaskedResidues(evaluate.Metric):
         correct = np.asarray(predictions) == truth
         return {
             "recovery": float(correct.mean()),
-            "recovery_by_residue": {letter: float(correct[truth == letter].mean()) for letter in np.unique(truth)},
+            "recovery_by_residue": {str(each): float(correct[truth == each].mean()) for each in np.unique(truth)},
         }

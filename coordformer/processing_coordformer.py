@@ -55,15 +55,22 @@ def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: i
     `atoms` picks and orders the atoms; a row keeps its coordinates as one flat list.
     """
     if isinstance(record, Mapping):
+        if "sequence" not in record or "coords" not in record:
+            raise ValueError(
+                f"A row has the columns {', '.join(map(str, record))}, but `sequence` and `coords` are needed; with "
+                "Trainer set remove_unused_columns=False."
+            )
         name, sequence, coords = record.get("id", "?"), record["sequence"], record["coords"]
         available = tuple(record.get("atoms") or ("CA",))
     else:
         name, sequence, coords, available = record.id, record.sequence, record.coords, record.atoms
     coords = np.asarray(coords, dtype=np.float32)
-    if coords.size != len(sequence) * len(available) * dim:
+    flat = coords.ndim == 1 or coords.shape[:1] == (len(sequence),)
+    if not sequence or not flat or coords.size != len(sequence) * len(available) * dim:
         raise ValueError(
-            f"Chain {name}: {coords.size} coordinates for {len(sequence)} residues with the atoms "
-            f"{', '.join(available)}; {len(sequence) * len(available) * dim} are needed."
+            f"Chain {name}: coordinates of shape {coords.shape} for {len(sequence)} residues with the atoms "
+            f"{', '.join(available)} in {dim} dimensions; a flat list of {len(sequence) * len(available) * dim} or an "
+            f"array of shape {(len(sequence), len(available), dim)} is needed."
         )
     coords = coords.reshape(len(sequence), len(available), dim)
     if tuple(atoms) == available:
@@ -115,7 +122,7 @@ class CoordformerProcessor(ProcessorMixin):
     """
 
     def __init__(self, tokenizer=None, coordinate_atoms: Sequence[str] = ("CA",), coordinate_dim: int = 3, **kwargs):
-        self.coordinate_atoms = tuple(coordinate_atoms)
+        self.coordinate_atoms = (coordinate_atoms,) if isinstance(coordinate_atoms, str) else tuple(coordinate_atoms)
         self.coordinate_dim = coordinate_dim
         super().__init__(build_tokenizer() if tokenizer is None else tokenizer, **kwargs)
 
@@ -130,9 +137,9 @@ class CoordformerProcessor(ProcessorMixin):
         *,
         chains: Chain | Mapping[str, Any] | Sequence[Chain | Mapping[str, Any]] | None = None,
         structures: str | Path | Sequence[str | Path] | None = None,
-        chain_ids: Sequence[str] | None = None,
+        chain_ids: str | Sequence[str] | None = None,
         min_plddt: float | None = None,
-        pad_to_multiple_of: int = 1,
+        pad_to_multiple_of: int | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Make one padded batch from sequences, or from chains, or from structure files.
@@ -155,9 +162,13 @@ class CoordformerProcessor(ProcessorMixin):
         Raises:
             ValueError: an input is unusable; the message names the sequence, the value and the fix.
         """
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"`pad_to_multiple_of` is {pad_to_multiple_of}; it must be at least 1.")
         if sum(source is not None for source in (sequences, chains, structures)) != 1:
             raise ValueError("Give exactly one of `sequences`, `chains` and `structures`.")
         if structures is not None:
+            if self.coordinate_dim != 3:
+                raise ValueError(f"`structures` are in 3 dimensions, but `coordinate_dim` is {self.coordinate_dim}.")
             paths = [structures] if isinstance(structures, (str, Path)) else structures
             chains = [
                 chain
@@ -166,6 +177,8 @@ class CoordformerProcessor(ProcessorMixin):
             ]
         elif chain_ids is not None or min_plddt is not None:
             raise ValueError("`chain_ids` and `min_plddt` go with `structures`; chains are chosen as they are read.")
+        if isinstance(chains, str) or not (sequences is None or isinstance(sequences, (str, Sequence))):
+            raise ValueError("`chains` are Chain objects or rows; `sequences` a string or a list of strings.")
         if chains is not None:
             if coords is not None:
                 raise ValueError("`coords` go with `sequences`; chains have their own.")
@@ -186,7 +199,7 @@ class CoordformerProcessor(ProcessorMixin):
         arrays = [
             self._coords(index, len(ids), xyz) for index, (ids, xyz) in enumerate(zip(tokens, coords, strict=True))
         ]
-        batch = pad_batch(tokens, arrays, self.tokenizer.pad_token_id, pad_to_multiple_of)
+        batch = pad_batch(tokens, arrays, self.tokenizer.pad_token_id, pad_to_multiple_of or 1)
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def _tokens(self, index: int, sequence: str) -> np.ndarray:
@@ -194,16 +207,18 @@ class CoordformerProcessor(ProcessorMixin):
             raise ValueError(f"Sequence {index} is {type(sequence).__name__}; give a string of one-letter codes.")
         encoding = self.tokenizer(sequence, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"])
-        if len(ids) == 2:
+        if len(ids) <= 2:
             raise ValueError(f"Sequence {index} is empty; a chain needs at least one residue.")
-        unknown = np.flatnonzero(ids == self.tokenizer.unk_token_id)
+        # Within a chain the one special token is <mask>; <unk> also stands for a letter that is not in the vocabulary.
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.mask_token_id}
+        unknown = np.flatnonzero(np.isin(ids[1:-1], list(special))) + 1
         if len(unknown):
             start, end = encoding["offset_mapping"][unknown[0]]
             letter = sequence[start:end]
             raise ValueError(
                 f"Sequence {index} has {letter!r} at position {unknown[0]}, which is not in the alphabet "
                 f"({AMINO_ACIDS}, X, B, U, Z, O); write X for an unknown residue"
-                + (" and capitals for residues." if letter.islower() else ".")
+                + (" and capitals for residues." if letter.isalpha() and letter.islower() else ".")
             )
         return ids
 
@@ -214,7 +229,12 @@ class CoordformerProcessor(ProcessorMixin):
         padded = np.full(shape, np.nan, dtype=np.float32)
         if coords is None:
             return padded
-        coords = np.asarray(coords, dtype=np.float32)
+        if hasattr(coords, "detach"):  # a torch tensor, of any dtype, on any device
+            coords = coords.detach().float().cpu().numpy()
+        try:
+            coords = np.asarray(coords, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`coords` of sequence {index} are no array of numbers ({error}).") from error
         residues = length - 2
         accepted = [(residues, dim), (residues, 1, dim)] if atoms == 1 else [(residues, atoms, dim)]
         if coords.shape not in accepted:

@@ -1,6 +1,6 @@
 """Protein chains out of mmCIF and PDB files.
 
-This is the only module that needs gemmi. It is copied flat beside a checkpoint, so it imports nothing of the package.
+This is the only module that needs gemmi. It imports nothing of the package, so that it can travel with a checkpoint.
 
 One `Chain` holds the whole deposited sequence and, for each residue, the atoms asked for: Angstrom, NaN where the
 experiment did not see them. Position i of the sequence and row i of the coordinates are the same residue: mmCIF says
@@ -155,7 +155,7 @@ def read_chains(
     path: str | os.PathLike[str],
     atoms: Sequence[str] = ("CA",),
     min_plddt: float | None = None,
-    chain_ids: Iterable[str] | None = None,
+    chain_ids: str | Iterable[str] | None = None,
     problems: list[tuple[str, str]] | None = None,
 ) -> list[Chain]:
     """Read the protein chains of the first model of an mmCIF or PDB file, plain or gzipped.
@@ -204,6 +204,8 @@ def read_chains(
     """
     if gemmi is None:
         raise ImportError("reading structure files needs gemmi: pip install gemmi")
+    if isinstance(chain_ids, str):
+        chain_ids = [chain_ids]
     if isinstance(atoms, str) or not atoms or len(set(atoms)) < len(atoms):
         raise ValueError(f"atoms={atoms!r}: give a tuple of different atom names, such as ('CA',)")
     path = Path(path)
@@ -287,7 +289,10 @@ class _Model:
             self.chain_names += [chain.name] * len(residues)
         self.names: list[str] = [residue.name for residue in self.residues]
 
-        flat: Any = gemmi.FlatStructure(structure)
+        try:
+            flat: Any = gemmi.FlatStructure(structure)
+        except RuntimeError as error:  # names of 8 letters and more
+            raise StructureError(f"{path}: {error}; shorten the name") from error
         flat.strings_as_numbers = False
         names, elements, positions = flat.atom_names, flat.element_names, flat.pos
         rows = np.repeat(np.arange(len(self.residues)), [len(residue) for residue in self.residues])

@@ -16,6 +16,9 @@ import numpy as np
 import torch
 import yaml
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -24,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -33,7 +37,7 @@ from .data_collator import SPECIAL_TOKENS, CoordformerDataCollator
 from .dataset import ChainBatches, fetch_rows, load_rows
 from .metrics import bootstrap, count_predictions, summarise
 from .modeling_coordformer import CoordformerForMaskedLM
-from .processing_coordformer import CoordformerProcessor
+from .processing_coordformer import CoordformerProcessor, chain_arrays
 from .structure import AMINO_ACIDS
 
 logger = logging.getLogger(__name__)
@@ -109,22 +113,34 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     }
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        preset = Path(argv.pop(0))
-        values = yaml.safe_load(preset.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{preset} is not a YAML mapping of options to values.")
-        known = {action.dest for action in parser._actions}
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise ValueError(
-                    f"{preset} sets {key!r}, which is no option" + (f"; did you mean {near[0]!r}?" if near else ".")
-                )
-        # YAML 1.1 reads 1e-4 as text; argparse converts text as it converts the command line.
-        defaults |= values
+        defaults |= _read_preset(Path(argv.pop(0)), {action.dest for action in parser._actions})
     parser.set_defaults(**defaults)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(argv)
+    model_args, data_args, args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
+        raise ValueError(
+            f"{' '.join(unknown)}: no such option"
+            + (f"; did you mean {near[0]}?" if near else "; a preset comes first, then its overrides.")
+        )
     return model_args, data_args, args  # type: ignore[return-value]
+
+
+def _read_preset(path: Path, known: set[str]) -> dict[str, Any]:
+    """Options from a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a YAML mapping of options to values.")
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise ValueError(
+                f"{path} sets {key!r}, which is no option" + (f"; did you mean {near[0]!r}?" if near else ".")
+            )
+    # argparse checks and converts text as on the command line, and nothing else.
+    return {key: str(value) if type(value) in (int, float) else value for key, value in values.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -134,13 +150,18 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
 
 def build_model(arguments: ModelArguments) -> CoordformerForMaskedLM:
     """A new model, or the one in `init_from` with the coordinate fields of the arguments."""
+    atoms = arguments.coordinate_atoms
     coordinates = {
         "coordinate_embedding": arguments.coordinate_embedding,
-        "coordinate_atoms": tuple(arguments.coordinate_atoms),
+        "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
         shape = {name: value for name, value in asdict(arguments).items() if name != "init_from"}
-        return CoordformerForMaskedLM(CoordformerConfig(**shape | coordinates))
+        try:
+            config = CoordformerConfig(**shape | coordinates)
+        except StrictDataclassError as error:  # no ValueError, and in two lines
+            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+        return CoordformerForMaskedLM(config)
     if AutoConfig.from_pretrained(arguments.init_from).model_type == "esm":
         return from_esm(arguments.init_from, **coordinates)
     model = AutoModelForMaskedLM.from_pretrained(arguments.init_from)
@@ -157,8 +178,9 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
 
     `Trainer` writes `trainer_state.json` last; a process killed earlier leaves a folder without it or half of it.
     """
-    checkpoints = sorted(Path(folder).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for checkpoint in reversed(checkpoints):
+    steps = {path.name.removeprefix("checkpoint-"): path for path in Path(folder).glob("checkpoint-*")}
+    for step in sorted((int(step) for step in steps if step.isdecimal()), reverse=True):
+        checkpoint = steps[str(step)]
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -168,22 +190,26 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
     return None
 
 
-def _check_same_run(output: Path, checkpoint: str, config: CoordformerConfig, data: dict[str, Any]) -> None:
-    """Refuse to go on with a checkpoint of another model or other data."""
-    before = json.loads((Path(checkpoint) / "config.json").read_text())
-    if (output / "data.json").exists():
-        before |= json.loads((output / "data.json").read_text())
-    after = json.loads(json.dumps({**config.to_dict(), **data}))
+def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
+    """Refuse a folder that holds another run; remember the settings of a new one in `run.json`."""
+    path = output / "run.json"
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=2) + "\n")
+        return
+    before = json.loads(path.read_text())
     # The same data may lie elsewhere by now; its size stands for it.
-    provenance = {"architectures", "transformers_version", "dtype", "_name_or_path", "data", "valid_data"}
+    passing = {"transformers_version", "data", "valid_data"}
     changed = [
-        f"{name}: {before[name]!r} -> {value!r}"
-        for name, value in after.items()
-        if name in before and name not in provenance and before[name] != value
+        f"{name}: {before[part].get(name)!r} -> {value!r}"
+        for part, values in settings.items()
+        for name, value in values.items()
+        if name not in passing and before[part].get(name) != value
     ]
     if changed:
         raise ValueError(
-            f"{checkpoint} belongs to another run ({'; '.join(changed)}). Choose another --output_dir, or delete it."
+            f"{output} holds another run ({'; '.join(changed)}). Choose another --output_dir, or delete it."
         )
 
 
@@ -204,8 +230,8 @@ class _EvaluationRows(torch.utils.data.Dataset):
 def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, Any]:
     """Train, or go on with a training that was stopped; leave a checkpoint, its log and its loss curve.
 
-    `args.output_dir` gets the model and processor, `log.csv`, `loss.png`, `data.json` and the `checkpoint-*` folders.
-    If it holds a whole checkpoint of the same run already, training goes on from there.
+    `args.output_dir` gets the model and processor, `log.csv`, `loss.png`, `run.json` (the settings) and the
+    `checkpoint-*` folders. If it holds a whole checkpoint of the same run already, training goes on from there.
 
     Returns:
         `steps`, `residues_per_epoch`, `padding_share`, and the last evaluation's metrics where there was one.
@@ -220,25 +246,35 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     valid_rows = None
     if data_args.valid_data is not None or data_args.valid_split is not None:
         valid_rows = load_rows(data_args.valid_data or data_args.data, data_args.valid_split)
+        if shared := set(rows["id"][:]) & set(valid_rows["id"][:]):
+            raise ValueError(
+                f"{len(shared)} chains, such as {min(shared)}, are both to train and to evaluate on; set them apart by "
+                "--train_split, --valid_split or --valid_data."
+            )
     elif args.eval_strategy != "no":
         raise ValueError("--eval_strategy needs chains to evaluate on; set --valid_data or --valid_split.")
+    if args.per_device_train_batch_size < 1:
+        raise ValueError(f"--per_device_train_batch_size is {args.per_device_train_batch_size}; it is at least 1.")
 
     # Before the model is made, so that its weights depend on the seed alone.
     torch.manual_seed(args.seed)
     model = build_model(model_args)
-    processor = CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms)
+    if model_args.init_from is not None and Path(model_args.init_from, "processor_config.json").exists():
+        processor = CoordformerProcessor.from_pretrained(model_args.init_from)
+    else:
+        processor = CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms)
+    chain_arrays(fetch_rows(rows, [0])[0], model.config.coordinate_atoms)  # has the data the atoms of the model?
     tokenizer = processor.tokenizer
     batches = ChainBatches(
         rows,
         token_budget=data_args.token_budget,
-        chains_per_batch=None if data_args.token_budget else args.per_device_train_batch_size,
+        chains_per_batch=args.per_device_train_batch_size if data_args.token_budget is None else None,
         max_length=data_args.max_length,
         seed=args.seed,
     )
     collator = CoordformerDataCollator(
         tokenizer,
         atoms=model.config.coordinate_atoms,
-        dim=model.config.coordinate_dim,
         mlm_probability=data_args.mlm_probability,
         rotate=data_args.rotate,
         noise=data_args.coordinate_noise,
@@ -246,6 +282,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         max_length=data_args.max_length,
         seed=args.seed,
     )
+    residues = int(batches.lengths.sum()) - SPECIAL_TOKENS * len(rows)
+    if args.should_save:
+        names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "optim",
+                 "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")  # fmt: skip
+        training = {name: getattr(args, name) for name in names} | {"init_from": model_args.init_from}
+        data = {**asdict(data_args), "chains": len(rows), "residues": residues}
+        _check_same_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
+
     # An item of the data set is a whole batch already, in an order of its own.
     args.per_device_train_batch_size = 1
     args.train_sampling_strategy = "sequential"
@@ -262,16 +306,21 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         preprocess_logits_for_metrics=count_predictions,
     )
 
-    residues = int(batches.lengths.sum()) - SPECIAL_TOKENS * len(rows)
-    data_settings = {**asdict(data_args), "chains": len(rows), "residues": residues, "seed": args.seed}
     checkpoint = args.resume_from_checkpoint or last_whole_checkpoint(output)
-    if checkpoint is not None:
-        _check_same_run(output, checkpoint, model.config, data_settings)
-        logger.warning("Going on from %s.", checkpoint)
-    elif args.should_save:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "data.json").write_text(json.dumps(data_settings, indent=2) + "\n")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").exists():
+        raise ValueError(
+            f"--resume_from_checkpoint is {checkpoint}, which is no checkpoint; leave it out to go on from the newest."
+        )
+    state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if state is not None and 0 < args.max_steps <= state.global_step:
+        # `Trainer` would add a step to what is finished.
+        logger.warning("%s is %d updates old, and %d were asked for.", checkpoint, state.global_step, args.max_steps)
+        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+        trainer.state = state
+    else:
+        if checkpoint is not None:
+            logger.warning("Going on from %s.", checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
 
@@ -305,7 +354,9 @@ def window_starts(length: int, window: int) -> list[int]:
 
 
 @torch.no_grad()
-def predict_logits(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], window: int) -> torch.Tensor:
+def predict_logits(
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], window: int, windows_at_once: int = 8
+) -> torch.Tensor:
     """Logits (batch, length, vocabulary) of a right-padded batch, whatever the length of its chains.
 
     A chain of more than `window` residues is predicted in windows that overlap by half, and their logits are averaged.
@@ -319,11 +370,12 @@ def predict_logits(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], wi
         residues = length - SPECIAL_TOKENS
         inside = min(window, residues)
         tokens = [[0, *range(first + 1, first + 1 + inside), length - 1] for first in window_starts(residues, inside)]
-        index = torch.tensor(tokens, device=model.device)
-        logits = model(**{name: values[row][index] for name, values in batch.items()}).logits
-        total = logits.new_zeros(max(lengths), logits.shape[-1]).index_put((index,), logits, accumulate=True)
-        visits = logits.new_zeros(max(lengths)).index_put((index,), logits.new_ones(index.shape), accumulate=True)
-        rows.append(total / visits.clamp(min=1).unsqueeze(-1))
+        total = torch.zeros(max(lengths), 1 + model.config.vocab_size, device=model.device)
+        for index in torch.tensor(tokens, device=model.device).split(windows_at_once):
+            logits = model(**{name: values[row][index] for name, values in batch.items()}).logits.float()
+            # One column more counts how many windows a token was in.
+            total.index_put_((index,), nn.functional.pad(logits, (0, 1), value=1.0), accumulate=True)
+        rows.append(total[:, :-1] / total[:, -1:].clamp(min=1))
     return torch.stack(rows)
 
 
@@ -351,7 +403,7 @@ def count_chains(
             softmax over the 20 amino acids). What is chosen depends on the draw and the chain's id alone.
         draws: how many times the residues are chosen anew.
         without_coords: withhold all coordinates; the same residues are chosen.
-        token_budget: tokens of a batch.
+        token_budget: tokens of a batch; the longest chain, or window of it, fits in any case.
         window: chains with more residues are predicted in overlapping windows of this many.
         progress: show a progress bar.
 
@@ -360,6 +412,9 @@ def count_chains(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` is {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    for name, value, least in (("draws", draws, 1), ("token_budget", token_budget, 1), ("window", window, 2)):
+        if value < least:
+            raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
     collator = CoordformerDataCollator(
         tokenizer,
         atoms=model.config.coordinate_atoms,
@@ -368,8 +423,9 @@ def count_chains(
         rotate=False,
     )
     candidates = list(letter_ids(tokenizer).values()) if protocol == "masked15" else None
-    longest = int(max(rows.with_format("numpy")["length"][:]))
-    batches = ChainBatches(rows, token_budget=max(token_budget, longest + SPECIAL_TOKENS), augment=False)
+    longest = min(window, int(max(rows.with_format("numpy")["length"][:]))) + SPECIAL_TOKENS
+    token_budget = max(token_budget, longest)
+    batches = ChainBatches(rows, token_budget=token_budget, max_length=window, augment=False)
     model.eval()
     counts = np.zeros((draws, len(rows), model.config.vocab_size, 3))
     with tqdm(total=draws * len(rows), unit="chain", desc=protocol, disable=not progress) as bar:
@@ -380,7 +436,7 @@ def count_chains(
                 labels = batch.pop("labels")
                 if without_coords:
                     del batch["coords"]
-                logits = predict_logits(model, batch, window)
+                logits = predict_logits(model, batch, window, windows_at_once=token_budget // longest)
                 counts[draw, indices] = count_predictions(logits, labels, candidates).cpu().numpy()
                 bar.update(len(indices))
     return counts
@@ -404,6 +460,28 @@ def summarise_draws(counts: np.ndarray, letters: Mapping[str, int]) -> dict[str,
     }
 
 
+def load_checkpoint(checkpoint: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, CoordformerProcessor]:
+    """A masked-LM Coordformer, on the GPU if there is one, and its processor.
+
+    Raises:
+        ValueError: the folder or name holds no such model, or the processor is missing.
+    """
+    fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "processor_config.json").exists():
+        raise ValueError(
+            f"{checkpoint} holds no processor; {fix}, or add it by CoordformerProcessor().save_pretrained."
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+        if config.model_type != CoordformerConfig.model_type:
+            raise ValueError(f"it holds a {config.model_type} model")
+        model = AutoModelForMaskedLM.from_pretrained(checkpoint, config=config, dtype=getattr(torch, dtype))
+        processor = CoordformerProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
 def evaluate(
     checkpoint: str | Path,
     data: str | Path,
@@ -423,10 +501,9 @@ def evaluate(
         `checkpoint`, `data`, `split`, `coordinates`, `dtype`, `chains`, `residues`, and for each protocol what
         `summarise_draws` returns.
     """
-    model = AutoModelForMaskedLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = CoordformerProcessor.from_pretrained(checkpoint).tokenizer
     rows = load_rows(data, split)
+    model, processor = load_checkpoint(checkpoint, dtype)
+    tokenizer = processor.tokenizer
     report: dict[str, Any] = {
         "checkpoint": Path(checkpoint).name,
         "data": Path(data).name,
@@ -467,15 +544,26 @@ def write_log(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Path(path).write_text("\n".join(lines) + "\n")
 
 
+def _new_figure(size: tuple[float, float], path: str | Path) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning('%s was not drawn: pip install "coordformer[figures]"', path)
+        return None
+    return Figure(figsize=size, layout="constrained")
+
+
 def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
     """Training loss of one or several runs against the update, and their evaluations, as PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    if (figure := _new_figure((6, 4), path)) is None:
+        return
     axes = figure.subplots()
     for index, (name, history) in enumerate(histories.items()):
         train_points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-        valid_points = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+        # Of all residues alike; Trainer's own `eval_loss` averages over batches.
+        valid_points = [
+            (entry["step"], np.log(entry["eval_perplexity"])) for entry in history if "eval_perplexity" in entry
+        ]
         axes.plot(*zip(*train_points, strict=True), color=f"C{index}", label=f"{name}, training")
         if valid_points:
             axes.plot(*zip(*valid_points, strict=True), "o--", color=f"C{index}", label=f"{name}, held out")
@@ -487,11 +575,10 @@ def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
 
 def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Path) -> None:
     """Recovery by residue of one or several models, as PNG; the residues best recovered by the last come first."""
-    from matplotlib.figure import Figure
-
     last = list(recoveries.values())[-1]
     letters = sorted(last, key=lambda letter: -last[letter])
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    if (figure := _new_figure((8, 4), path)) is None:
+        return
     axes = figure.subplots()
     width = 0.8 / len(recoveries)
     for index, (name, recovery) in enumerate(recoveries.items()):

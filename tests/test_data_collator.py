@@ -180,6 +180,9 @@ def test_evaluation_rows_are_masked_but_not_augmented():
         ({"drop_coords": -0.1}, "`drop_coords` is -0.1"),
         ({"noise": -1}, "`noise` is -1 Å"),
         ({"max_length": 0}, "`max_length` is 0"),
+        ({"noise": float("nan")}, "`noise` is nan"),
+        ({"seed": -1}, "`seed` is -1"),
+        ({"alphabet": "acd"}, "`alphabet` is 'acd'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -188,9 +191,15 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def test_bad_rows_are_named():
-    with pytest.raises(ValueError, match="Chain 1ABC_A: 5 coordinates for 3 residues"):
+    with pytest.raises(ValueError, match=r"Chain 1ABC_A: coordinates of shape \(5,\) for 3 residues"):
         collate([{"id": "1ABC_A", "sequence": "MKV", "coords": np.zeros(5)}])
     with pytest.raises(ValueError, match="Chain 1ABC_A has the letter 'J', which is not in the tokenizer's alphabet"):
         collate([make_row("2XYZ_B"), {"id": "1ABC_A", "sequence": "MJV", "coords": np.zeros(9), "epoch": 0}])
+    with pytest.raises(ValueError, match="Chain 1ABC_A has infinite coordinates; use NaN"):
+        collate([{"id": "1ABC_A", "sequence": "MKV", "coords": [0.0] * 8 + [np.inf]}])
+    with pytest.raises(ValueError, match="the batch has no rows"):
+        collate([])
+    with pytest.raises(ValueError, match="has the columns input_ids.*remove_unused_columns=False"):
+        collate([{"input_ids": [1, 2]}])
     with pytest.raises(ValueError, match="1ABC_A holds the atoms CA, but CB"):
         collate([make_row()], atoms=("CB",))

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,12 @@ def test_bad_data_is_named(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="has the columns text; a data set of chains needs id"):
         load_rows(tmp_path / "other.parquet")
+    pq.write_table(pa.Table.from_pylist([], schema=SCHEMA), tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match="empty.parquet has no rows"):
+        load_rows(tmp_path / "empty.parquet")
+    pq.write_table(pa.table({"id": ["a"], "sequence": ["M"], "ca_x": [[1]]}), tmp_path / "half.parquet")
+    with pytest.raises(ValueError, match="half.parquet lacks the columns ca_y, ca_z"):
+        load_rows(tmp_path / "half.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match="broken.parquet is not a readable Parquet file"):
         load_rows(tmp_path / "broken.parquet")
@@ -143,6 +150,9 @@ def test_bad_batches_are_named():
     rows = make_rows([5, 90])
     with pytest.raises(ValueError, match="`token_budget` is 64, but the longest chain has 92 tokens"):
         ChainBatches(rows, token_budget=64)
+    for arguments in ({"token_budget": -1}, {"chains_per_batch": 0}, {"token_budget": 100, "max_length": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            ChainBatches(rows, **arguments)
     for arguments in ({}, {"token_budget": 100, "chains_per_batch": 2}):
         with pytest.raises(ValueError, match="either `token_budget` or `chains_per_batch`"):
             ChainBatches(rows, **arguments)
@@ -233,6 +243,34 @@ def test_prepare_goes_on_after_a_kill(tmp_path):
     assert all((data / name).stat().st_mtime_ns == moment for name, moment in done.items())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"atoms": ["CA", "CA"]}, "name each atom once"),
+        ({"atoms": [""]}, "name each atom once"),
+        ({"min_length": 50, "max_length": 10}, r"`max_length` \(10\) is less than `min_length` \(50\)"),
+        ({"min_observed": 2}, "`min_observed` is 2; it is a share"),
+        ({"workers": 0}, "`workers` is 0"),
+        ({"files_per_shard": 0}, "`files_per_shard` is 0"),
+    ],
+)
+def test_bad_options_of_prepare_are_named(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prepare([STRUCTURES], tmp_path / "out", progress=False, **{"workers": 1} | arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_odd_file_does_not_cost_the_others(tmp_path):
+    """gemmi refuses names of 8 letters and more."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    text = gzip.decompress((STRUCTURES / "1A8O.cif.gz").read_bytes()).decode()
+    (folder / "long.cif").write_text(re.sub(r"(?m)^(ATOM +\d+ +\S+ +\S+ +\S+ +\S+) A ", r"\1 HeavyChain ", text))
+    shutil.copy(STRUCTURES / "1orc.pdb.gz", folder)
+    counts = prepare([folder], tmp_path / "out", workers=1, progress=False)
+    assert counts["chains"] == 1 and "HeavyChain" in rejects(tmp_path / "out")["long.cif"]
+
+
 def test_prepare_refuses_to_mix_runs(tmp_path):
     folder = make_folder(tmp_path / "in")
     prepare([folder], tmp_path / "out", workers=1, progress=False)
@@ -266,3 +304,8 @@ def test_command_line(tmp_path):
     )
     assert failed.returncode == 1 and "none" in failed.stderr and "Traceback" not in failed.stderr
     assert not (tmp_path / "two").exists()
+    empty = subprocess.run(
+        [*command, str(folder), "--output", str(tmp_path / "three"), "--min_length", "999", "--workers", "1"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert empty.returncode == 1 and "No chain was kept" in empty.stderr and "rejected.tsv says why" in empty.stderr

@@ -34,9 +34,13 @@ def results(tmp_path_factory):
         running[name] = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-    for process in running.values():
-        text, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, text[-3000:]
+    try:
+        for process in running.values():
+            text, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, text[-3000:]
+    finally:
+        for process in running.values():
+            process.terminate()
     return folder
 
 

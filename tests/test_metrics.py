@@ -82,7 +82,12 @@ def test_bootstrap_is_paired():
     assert result["with"]["gain"] == pytest.approx(1 - math.exp(-0.05))
     np.testing.assert_allclose(result["with"]["gain_interval"], 1 - math.exp(-0.05), rtol=1e-6)
     assert "gain" not in result["without"]
-    with pytest.raises(ValueError, match="different numbers of chains"):
+    silent = np.zeros((300, 33, 3))  # chains without a prediction change nothing
+    padded = bootstrap({"without": np.concatenate([silent, without]), "with": np.concatenate([silent, with_])})
+    assert padded == result
+    with pytest.raises(ValueError, match="Nothing was predicted"):
+        bootstrap({"model": silent})
+    with pytest.raises(ValueError, match="did not predict the same residues"):
         bootstrap({"without": without, "with": with_[:50]})
 
 

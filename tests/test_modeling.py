@@ -190,6 +190,26 @@ def test_alone_padded_and_packed_agree_in_bfloat16(head, attention):
             assert (part - alone[index]).abs().max() < 0.05 * max(1.0, float(alone[index].abs().max()))
 
 
+def test_padding_of_a_packed_row_may_stand_anywhere():
+    """On the left, between chains, and with the id of a chain beside it."""
+    for head in ("masked_lm", "multi_label"):
+        model = make_model(head, position_embedding_type="absolute")
+        rows = [random_chain(5), random_chain(7)]
+        alone = [outputs_of(model, row)[0] for row in rows]
+        batch = pack_rows(rows)
+        index = torch.cat([torch.arange(7) + 2, torch.arange(9) + 12])  # two tokens on the left, three between
+        spread = {name: torch.full((1, 21, *value.shape[2:]), 3, dtype=value.dtype) for name, value in batch.items()}
+        for name, value in batch.items():
+            spread[name][:, index] = value
+        spread["attention_mask"][:] = 0
+        spread["attention_mask"][:, index] = 1
+        spread["segment_ids"][0, :9], spread["segment_ids"][0, 9:] = 0, 1
+        output = outputs_of(model, spread)
+        parts = list(output) if head == "multi_label" else output[0, index].split([7, 9])
+        for part, expected in zip(parts, alone, strict=True):
+            assert (part - expected).abs().max() < 1e-5
+
+
 def test_packed_gradients_equal_padded_ones():
     rows = [random_chain(13), random_chain(8)]
     model = make_model()
@@ -469,6 +489,7 @@ def test_losses_by_hand():
         ({"coords": torch.zeros(1, 10, 3, 3)}, r"`coords` has shape \(1, 10, 3, 3\).*atoms CA"),
         ({"coords": torch.full((1, 10, 3), torch.inf)}, r"infinite at row 0, token 0; use NaN"),
         ({"coords_mask": torch.ones(1, 9)}, r"`coords_mask` has shape \(1, 9\)"),
+        ({"attention_mask": torch.ones(3, 10)}, r"`attention_mask` has shape \(3, 10\)"),
         ({"attention_mask": torch.ones(1, 9)}, r"`attention_mask` has shape \(1, 9\)"),
         ({"segment_ids": torch.ones(1, 11)}, r"`segment_ids` has shape \(1, 11\)"),
         ({"inputs_embeds": torch.zeros(1, 10, 48)}, "not both"),
@@ -488,6 +509,17 @@ def test_other_atoms_than_the_configs_are_named():
         make_model(coordinate_atoms=("N", "CA", "C"))(**random_chain(8))
 
 
+def test_other_bad_input_is_named():
+    with pytest.raises(ValueError, match=r"has 30 tokens, but absolute positions end at 18"):
+        make_model(position_embedding_type="absolute", max_position_embeddings=20)(**random_chain(28))
+    with pytest.raises(ValueError, match=r"`labels` has shape \(4, 1\); multi_label_classification needs \(1, 4\)"):
+        make_model("multi_label")(**random_chain(8), labels=torch.ones(4, 1))
+    model = make_model("single_label")
+    model.config.problem_type = "ranking"
+    with pytest.raises(ValueError, match="`config.problem_type` is 'ranking'; choose single_label"):
+        model(**random_chain(8), labels=torch.ones(1))
+
+
 def test_flash_attention_with_segments_is_refused():
     model = make_model()
     model.config._attn_implementation = "flash_attention_2"
@@ -503,6 +535,7 @@ def test_flash_attention_with_segments_is_refused():
         ({"lm_head": "mlp"}, "`lm_head` is 'mlp'"),
         ({"hidden_act": "sofplus"}, "`hidden_act` is 'sofplus'"),
         ({"hidden_size": 50}, "multiple of `num_attention_heads`"),
+        ({"num_attention_heads": 0}, "`num_attention_heads` is 0; it must be at least 1"),
         ({"hidden_size": 12}, "even head size"),
         ({"coordinate_dim": 0}, "`coordinate_dim` is 0"),
         ({"coordinate_scale": 0}, "`coordinate_scale` is 0"),

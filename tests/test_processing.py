@@ -50,6 +50,8 @@ def test_sequences_and_coordinates():
     assert batch["coords"].dtype == torch.float32
     assert batch["coords"][0, 1:4].tolist() == xyz.tolist()
     assert batch["coords"][0, [0, 4, 5, 6]].isnan().all() and batch["coords"][1].isnan().all()
+    low = torch.tensor(xyz, dtype=torch.bfloat16, requires_grad=True)
+    assert CoordformerProcessor()("MKV", coords=low)["coords"][0, 1:4].tolist() == xyz.tolist()
     arrays = CoordformerProcessor()("MKV", coords=torch.tensor(xyz), pad_to_multiple_of=8, return_tensors="np")
     assert arrays["input_ids"].shape == (1, 8) and isinstance(arrays["coords"], np.ndarray)
 
@@ -93,7 +95,17 @@ def test_atoms_are_picked_by_name():
         ({"sequences": "MKV", "coords": np.zeros((3, 3, 3))}, r"shape \(3, 3, 3\).*atoms CA"),
         ({"sequences": "MKV", "coords": [[0, 0, 0], [1, 1, np.inf], [2, 2, 2]]}, "infinite at residue 2; use NaN"),
         ({"sequences": "MKV", "chain_ids": ["A"]}, "go with `structures`"),
-        ({"chains": {"id": "1ABC_A", "sequence": "MK", "coords": [0.0] * 5}}, "1ABC_A: 5 coordinates for 2 residues"),
+        (
+            {"chains": {"id": "1ABC_A", "sequence": "MK", "coords": [0.0] * 5}},
+            r"1ABC_A: coordinates of shape \(5,\) for 2 residues",
+        ),
+        ({"chains": {"id": "1ABC_A", "sequence": "MK", "coords": np.zeros((3, 2))}}, r"shape \(3, 2\) for 2 residues"),
+        ({"chains": {"id": "1ABC_A", "sequence": "MK"}}, "has the columns id, sequence, but.*remove_unused_columns"),
+        ({"chains": "1ABC_A"}, "`chains` are Chain objects or rows"),
+        ({"sequences": 5}, "`sequences` a string or a list of strings"),
+        ({"sequences": "MK<eos>V"}, "'<eos>' at position 3"),
+        ({"sequences": ["MK", "GA"], "coords": [None, [[0, 0], [1]]]}, "`coords` of sequence 1 are no array"),
+        ({"sequences": "MK", "pad_to_multiple_of": 0}, "`pad_to_multiple_of` is 0"),
         ({"chains": [], "coords": [1]}, "`coords` go with `sequences`"),
     ],
 )
