@@ -339,7 +339,7 @@ def _filter(chain: Chain, min_length: int, max_length: int | None, min_observed:
     return None
 
 
-def _write_atomically(path: Path, write) -> None:
+def write_atomically(path: Path, write) -> None:
     """Call `write(temporary path)`, then move the finished file into place."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -465,7 +465,7 @@ def prepare(
             metadata = {JOB_KEY: job.encode(), REJECTS_KEY: json.dumps(rejects).encode()}
             table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
             done[shard] = output / ("data" if rows else EMPTY) / shard
-            _write_atomically(done[shard], partial(pq.write_table, table, compression="zstd"))
+            write_atomically(done[shard], partial(pq.write_table, table, compression="zstd"))
 
     counts = {"files": len(files), "chains": 0, "rejected": 0, "shards": len(starts)}
     lines = ["file\tchain\treason"]
@@ -475,5 +475,5 @@ def prepare(
         for reject in json.loads(info.metadata[REJECTS_KEY]):
             lines.append("\t".join(" ".join(str(value).split()) for value in reject))
     counts["rejected"] = len(lines) - 1
-    _write_atomically(output / "rejected.tsv", lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_atomically(output / "rejected.tsv", lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return counts

@@ -34,7 +34,7 @@ from transformers import (
 from .configuration_coordformer import CoordformerConfig
 from .conversion import from_esm
 from .data_collator import SPECIAL_TOKENS, CoordformerDataCollator
-from .dataset import ChainBatches, fetch_rows, load_rows
+from .dataset import ChainBatches, fetch_rows, load_rows, write_atomically
 from .metrics import bootstrap, count_predictions, summarise
 from .modeling_coordformer import CoordformerForMaskedLM
 from .processing_coordformer import CoordformerProcessor, chain_arrays
@@ -196,7 +196,7 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
     settings = json.loads(json.dumps(settings))
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n")
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(settings, indent=2) + "\n"))
         return
     before = json.loads(path.read_text())
     # The same data may lie elsewhere by now; its size stands for it.
