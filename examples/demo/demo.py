@@ -1,6 +1,6 @@
 """Does structure help? Two small models, one with coordinates and one without, on the same real chains.
 
-    python examples/demo/demo.py            (8 minutes on two cores)
+    python examples/demo/demo.py            (6 minutes on two cores)
     python examples/demo/demo.py --long     (20 minutes)
 
 Trains both through `coordformer train` with examples/pretraining/demo.yaml, evaluates them on held-out chains under
