@@ -102,10 +102,10 @@ class CoordformerDataCollator:
             raise ValueError(f"`max_length` is {self.max_length}; keep at least one residue.")
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it cannot be negative.")
-        # A table from byte to token id is a hundred times faster than a tokenizer for letters.
         self._special = {
             name: getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "eos", "pad", "mask", "unk")
         }
+        # A table from byte to token id is much faster than a tokenizer for letters.
         self._letter_ids = np.full(256, self._special["unk"], dtype=np.int64)
         for token, token_id in self.tokenizer.get_vocab().items():
             if len(token) == 1 and token.isascii():

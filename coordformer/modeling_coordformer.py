@@ -226,6 +226,13 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 )
 
         runs = None if segment_ids is None else segment_runs(segment_ids, attention_mask)
+        longest = self.config.max_position_embeddings - self.config.pad_token_id - 1
+        absolute = self.config.position_embedding_type == "absolute"
+        if absolute and position_ids is None and runs is None and shape[1] > longest:
+            raise ValueError(
+                f"The input has {shape[1]} tokens, but absolute positions end at {longest} "
+                "(`config.max_position_embeddings`); cut it into windows."
+            )
         if position_ids is None:
             position_ids = segment_positions(runs, attention_mask, shape[1], device)
 
@@ -257,12 +264,6 @@ class CoordformerModel(CoordformerPreTrainedModel):
         if source.dim() < 2 or 0 in source.shape[:2]:
             raise ValueError(
                 f"The input has shape {tuple(source.shape)}; (batch, sequence, ...) with at least one token is needed."
-            )
-        longest = self.config.max_position_embeddings - self.config.pad_token_id - 1
-        if self.config.position_embedding_type == "absolute" and source.shape[1] > longest:
-            raise ValueError(
-                f"The input has {source.shape[1]} tokens, but absolute positions end at {longest} "
-                f"(`config.max_position_embeddings`); cut it into windows."
             )
         return source.shape[:2], source.device
 

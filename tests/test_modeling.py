@@ -512,6 +512,8 @@ def test_other_atoms_than_the_configs_are_named():
 def test_other_bad_input_is_named():
     with pytest.raises(ValueError, match=r"has 30 tokens, but absolute positions end at 18"):
         make_model(position_embedding_type="absolute", max_position_embeddings=20)(**random_chain(28))
+    packed = pack_rows([random_chain(15), random_chain(15)])  # longer, but each chain has its own positions
+    make_model(position_embedding_type="absolute", max_position_embeddings=20)(**packed)
     with pytest.raises(ValueError, match=r"`labels` has shape \(4, 1\); multi_label_classification needs \(1, 4\)"):
         make_model("multi_label")(**random_chain(8), labels=torch.ones(4, 1))
     model = make_model("single_label")
