@@ -1,7 +1,7 @@
 """Does structure help? Two small models, one with coordinates and one without, on the same real chains.
 
     python examples/demo/demo.py            (6 minutes on two cores)
-    python examples/demo/demo.py --long     (20 minutes)
+    python examples/demo/demo.py --long     (17 minutes)
 
 Trains both through `coordformer train` with examples/pretraining/demo.yaml, evaluates them on held-out chains under
 both protocols, and predicts masked residues of a structure file. OUTPUT gets report.md, results.json, two figures and
