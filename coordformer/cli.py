@@ -58,10 +58,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         plot_recovery(recoveries, arguments.output.with_suffix(".png"))
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _train(options: Sequence[str]) -> None:
     from .training import parse_arguments, train
 
-    summary = train(*parse_arguments(arguments.options))
+    summary = train(*parse_arguments(options))
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(json.dumps(summary, indent=2))
 
@@ -91,15 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     prepare.set_defaults(run=_prepare)
 
-    train = verbs.add_parser(
-        "train",
-        help="train a masked language model on a data set",
-        description="Train with Trainer: `coordformer train [PRESET.yaml] --data FOLDER --output_dir FOLDER ...`. "
-        "Run it again to go on after a stop. `coordformer train --help` lists every option.",
-        add_help=False,
-    )
-    train.add_argument("options", nargs=argparse.REMAINDER)
-    train.set_defaults(run=_train)
+    # Listed only: its options are those of HfArgumentParser, to which `main` hands them.
+    verbs.add_parser("train", help="train a masked language model on a data set")
 
     evaluate = verbs.add_parser(
         "evaluate",
@@ -128,13 +121,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     2: the command line is."""
     logging.basicConfig(format="%(message)s")
     argv = list(sys.argv[1:] if argv is None else argv)
-    # argparse would take `coordformer train --help` and options such as `--data` for its own.
-    if argv[:1] == ["train"]:
-        arguments = argparse.Namespace(run=_train, options=argv[1:])
-    else:
-        arguments = build_parser().parse_args(argv)
+    arguments = None if argv[:1] == ["train"] else build_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        if arguments is None:
+            _train(argv[1:])
+        else:
+            arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
         print(f"coordformer: {error}", file=sys.stderr)
         return 1

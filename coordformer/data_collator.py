@@ -14,11 +14,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .geometry import rotations_from_normals
-from .processing_coordformer import chain_arrays
+from .modeling_coordformer import IGNORED_LABEL
+from .processing_coordformer import SPECIAL_TOKENS, chain_arrays
 from .structure import AMINO_ACIDS
 
-IGNORED_LABEL = -100
-SPECIAL_TOKENS = 2  # <cls> and <eos>
+PROTOCOLS = ("paper", "masked15")
 
 # Where the random numbers of a row lie in its stream, one for each residue or coordinate from there on.
 CHOOSE, FATE, CROP, DROP, ROTATE, NOISE = np.arange(6, dtype=np.uint64) << np.uint64(40)
@@ -91,7 +91,7 @@ class CoordformerDataCollator:
 
     def __post_init__(self):
         self.atoms = (self.atoms,) if isinstance(self.atoms, str) else tuple(self.atoms)
-        if self.masking not in ("paper", "masked15"):
+        if self.masking not in PROTOCOLS:
             raise ValueError(f"`masking` is {self.masking!r}; choose 'paper' or 'masked15'.")
         for name in ("mlm_probability", "drop_coords"):
             if not 0 <= getattr(self, name) <= 1:

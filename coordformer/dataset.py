@@ -24,7 +24,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
-from .data_collator import SPECIAL_TOKENS
+from .processing_coordformer import SPECIAL_TOKENS
 from .structure import Chain, find_structures, read_chains
 
 SCHEMA = pa.schema(
@@ -288,21 +288,21 @@ class ChainBatches(torch.utils.data.Dataset):
 
     def order(self) -> list[np.ndarray]:
         """Row numbers of each batch of this epoch."""
-        rng = np.random.default_rng([self.seed, self.epoch])
-        rows = rng.permutation(len(self.rows))
-        if self.by_length:
-            rows = rows[np.argsort(self.buckets[rows], kind="stable")]
-        batches = np.split(rows, self.bounds[1:-1])
-        return [batches[i] for i in rng.permutation(len(batches))]
+        epoch = self.epoch
+        if self._ordered_epoch != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            rows = rng.permutation(len(self.rows))
+            if self.by_length:
+                rows = rows[np.argsort(self.buckets[rows], kind="stable")]
+            batches = np.split(rows, self.bounds[1:-1])
+            self._order, self._ordered_epoch = [batches[i] for i in rng.permutation(len(batches))], epoch
+        return self._order
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        epoch = self.epoch
-        if self._ordered_epoch != epoch:
-            self._order, self._ordered_epoch = self.order(), epoch
-        marks = {"epoch": epoch, "augment": self.augment}
-        return [row | marks for row in fetch_rows(self.rows, self._order[index])]
+        marks = {"epoch": self.epoch, "augment": self.augment}
+        return [row | marks for row in fetch_rows(self.rows, self.order()[index])]
 
     def padding_share(self) -> float:
         """Share of this epoch's tokens that is padding."""

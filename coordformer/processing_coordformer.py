@@ -15,6 +15,9 @@ from .structure import AMINO_ACIDS, Chain, read_chains
 VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
 
 
+SPECIAL_TOKENS = 2  # <cls> before a chain and <eos> after it
+
+
 def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
     """ESM-2's 33 tokens as a fast tokenizer: one token per letter, `<cls>` before and `<eos>` after.
 
@@ -207,7 +210,7 @@ class CoordformerProcessor(ProcessorMixin):
             raise ValueError(f"Sequence {index} is {type(sequence).__name__}; give a string of one-letter codes.")
         encoding = self.tokenizer(sequence, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"])
-        if len(ids) <= 2:
+        if len(ids) <= SPECIAL_TOKENS:
             raise ValueError(f"Sequence {index} is empty; a chain needs at least one residue.")
         # Within a chain the one special token is <mask>; <unk> also stands for a letter that is not in the vocabulary.
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.mask_token_id}
@@ -235,7 +238,7 @@ class CoordformerProcessor(ProcessorMixin):
             coords = np.asarray(coords, dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`coords` of sequence {index} are no array of numbers ({error}).") from error
-        residues = length - 2
+        residues = length - SPECIAL_TOKENS
         accepted = [(residues, dim), (residues, 1, dim)] if atoms == 1 else [(residues, atoms, dim)]
         if coords.shape not in accepted:
             raise ValueError(

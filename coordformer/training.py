@@ -33,16 +33,14 @@ from transformers import (
 
 from .configuration_coordformer import CoordformerConfig
 from .conversion import from_esm
-from .data_collator import SPECIAL_TOKENS, CoordformerDataCollator
+from .data_collator import PROTOCOLS, CoordformerDataCollator
 from .dataset import ChainBatches, fetch_rows, load_rows, write_atomically
 from .metrics import bootstrap, count_predictions, summarise
 from .modeling_coordformer import CoordformerForMaskedLM
-from .processing_coordformer import CoordformerProcessor, chain_arrays
+from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
 from .structure import AMINO_ACIDS
 
 logger = logging.getLogger(__name__)
-
-PROTOCOLS = ("paper", "masked15")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

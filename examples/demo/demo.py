@@ -22,9 +22,10 @@ from transformers import AutoModelForMaskedLM, AutoProcessor
 
 import coordformer
 from coordformer import CoordformerProcessor, read_chains
+from coordformer.data_collator import PROTOCOLS
 from coordformer.dataset import load_rows, prepare
 from coordformer.metrics import bootstrap
-from coordformer.training import PROTOCOLS, count_chains, letter_ids, plot_losses, plot_recovery, summarise_draws
+from coordformer.training import count_chains, letter_ids, plot_losses, plot_recovery, summarise_draws
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "examples" / "data" / "chains.parquet"
