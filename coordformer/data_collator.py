@@ -1,4 +1,4 @@
-"""From rows of a data set to masked, augmented, padded batches.
+"""From rows of a data set to masked, augmented batches, padded or packed.
 
 Every random number (crop, mask, noise, rotation, dropped coordinates) is a function of (seed, epoch, row id), so that
 workers, processes and resumed runs agree on it.
@@ -54,7 +54,8 @@ class CoordformerDataCollator:
     Takes rows as `coordformer.dataset` makes them (`id`, `sequence`, `coords`, `atoms`), or lists of such rows, which
     is what `ChainBatches` yields. A row with an `epoch` draws its random numbers from (seed, epoch, id); a row without
     one draws them from torch's global generator, as the collators of Transformers do. A row with `augment` False is
-    masked and cropped, but neither turned nor made noisy, and keeps its coordinates.
+    masked and cropped, but neither turned nor made noisy, and keeps its coordinates. Rows with a `packed_length` become
+    one row of that many tokens, or if it is 0 of as many as they have.
 
     Args:
         tokenizer: maps letters to ids.
@@ -63,15 +64,17 @@ class CoordformerDataCollator:
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
         mlm_probability: probability with which a residue is chosen; one is in any case.
-        rotate: turn each chain by a random rotation about its own frame's origin (the model centres it).
+        rotate: bring a random rotation for each chain, by which the model turns it about its centre.
         noise: standard deviation in Å of Gaussian noise on each coordinate.
         drop_coords: probability with which all coordinates of a chain are withheld.
         max_length: longer chains are cropped to this many contiguous residues, at random.
         seed: of all random numbers.
         alphabet: the letters that random replacements are drawn from.
 
-    Returns, when called: `input_ids`, `attention_mask`, `labels` (batch, length) and `coords` (batch, length, D), or
-    (batch, length, atoms, D) with several atoms; -100 and NaN where there is nothing.
+    Returns, when called: `input_ids`, `labels` (batch, length) and `coords` (batch, length, D), or (batch, length,
+    atoms, D) with several atoms, -100 and NaN where there is nothing; `rotations` (batch, chains of a row, D, D); of
+    padded rows `attention_mask` (batch, length), of a packed one `segment_ids` (1, length) and the segments' bounds, as
+    `CoordformerModel` takes them.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -157,28 +160,50 @@ class CoordformerDataCollator:
             places = NOISE + residue[:, None] * np.uint64(len(numbers)) + numbers
             noise = normal(streams[:, None], places).reshape(coords.shape) * augment[row_of, None, None]
             coords = coords + (self.noise * noise).astype(np.float32)
-
-        width = int(lengths.max()) + SPECIAL_TOKENS
-        flat = row_of * width + place + 1
-        batch = {
-            "input_ids": np.full((len(rows), width), self._special["pad"]),
-            "attention_mask": (np.arange(width) < lengths[:, None] + SPECIAL_TOKENS).astype(np.int64),
-            "labels": np.full((len(rows), width), IGNORED_LABEL),
-            "coords": np.full((len(rows), width, *coords.shape[1:]), np.nan, dtype=np.float32),
-        }
-        batch["input_ids"][:, 0] = self._special["cls"]
-        batch["input_ids"][np.arange(len(rows)), lengths + 1] = self._special["eos"]
-        batch["input_ids"].reshape(-1)[flat] = tokens
-        batch["labels"].reshape(-1)[flat[chosen]] = letters[chosen]
-        batch["coords"].reshape(-1, *coords.shape[1:])[flat] = coords
         if self.drop_coords:
-            batch["coords"][augment & (uniform(keys, DROP) < self.drop_coords)] = np.nan
+            coords[(augment & (uniform(keys, DROP) < self.drop_coords))[row_of]] = np.nan
 
-        if self.rotate:
-            batch["coords"] = self._rotate(batch["coords"], keys, augment)
+        layout, first = self._lay_out(lengths + SPECIAL_TOKENS, rows[0].get("packed_length"))
+        shape = layout.pop("shape")
+        batch = {
+            "input_ids": np.full(shape, self._special["pad"]),
+            "labels": np.full(shape, IGNORED_LABEL),
+            "coords": np.full((*shape, *coords.shape[1:]), np.nan, dtype=np.float32),
+        }
+        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
+        inside = first[row_of] + 1 + place
+        flat["input_ids"][first] = self._special["cls"]
+        flat["input_ids"][first + lengths + 1] = self._special["eos"]
+        flat["input_ids"][inside] = tokens
+        flat["labels"][inside[chosen]] = letters[chosen]
+        flat["coords"][inside] = coords
         if len(self.atoms) == 1:
             batch["coords"] = batch["coords"].squeeze(2)
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        if self.rotate:
+            batch["rotations"] = self._rotations(keys, augment).reshape(shape[0], -1, self.dim, self.dim)
+        batch |= layout
+        return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+
+    def _lay_out(self, lengths: np.ndarray, packed_length: int | None) -> tuple[dict[str, Any], np.ndarray]:
+        """Shape of the batch and what describes it to the model, and where each chain of `lengths` tokens begins."""
+        if packed_length is None:
+            width = int(lengths.max())
+            mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+            return {"shape": mask.shape, "attention_mask": mask}, np.arange(len(lengths)) * width
+        ends = lengths.cumsum()
+        if packed_length and ends[-1] > packed_length:
+            raise ValueError(f"{len(lengths)} chains with {ends[-1]} tokens do not fit in a row of {packed_length}.")
+        # Padding at the end is one more segment, of tokens that nothing asks for.
+        sizes = lengths if packed_length in (0, ends[-1]) else np.append(lengths, packed_length - ends[-1])
+        bounds = torch.from_numpy(np.append(0, sizes.cumsum()).astype(np.int32))
+        return {
+            "shape": (1, int(sizes.sum())),
+            "segment_ids": np.repeat(np.arange(len(sizes)), sizes)[None],
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": int(sizes.max()),
+            "max_length_k": int(sizes.max()),
+        }, ends - lengths
 
     def _keys(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The key of each row's random numbers, (rows,) uint64."""
@@ -212,10 +237,9 @@ class CoordformerDataCollator:
         replaced = np.where(fate < 0.9, self._alphabet_ids[pick], letters)
         return np.where(fate < 0.8, self._special["mask"], replaced)
 
-    def _rotate(self, coords: np.ndarray, keys: np.ndarray, augment: np.ndarray) -> np.ndarray:
-        """Turn each augmented row of (rows, length, atoms, D) by a rotation of its own."""
+    def _rotations(self, keys: np.ndarray, augment: np.ndarray) -> np.ndarray:
+        """A rotation for each row, the identity where it is not augmented: (rows, D, D), float32."""
         places = ROTATE + np.arange(self.dim * self.dim, dtype=np.uint64)
         normals = normal(keys[:, None], places).reshape(-1, self.dim, self.dim)
         normals[~augment] = np.eye(self.dim)
-        rotations = rotations_from_normals(torch.from_numpy(normals)).mT.to(torch.float32).numpy()
-        return np.matmul(coords.reshape(len(coords), -1, self.dim), rotations).reshape(coords.shape)
+        return rotations_from_normals(torch.from_numpy(normals)).to(torch.float32).numpy()

@@ -6,11 +6,20 @@ distance", TMLR 2025. The encoder is Transformers' own `EsmModel`, given `inputs
 embedding, segments, and heads.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import EsmModel, PreTrainedModel
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, EsmModel, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    packed_sequence_mask_function,
+    sdpa_mask,
+)
 from transformers.modeling_outputs import (
     BaseModelOutput,
     MaskedLMOutput,
@@ -18,10 +27,12 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.utils import can_return_tuple
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 
 IGNORED_LABEL = -100  # Transformers' convention, in every head; Trainer counts what differs from it
+SEGMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # Transformers' names
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -67,35 +78,101 @@ def segment_positions(runs: torch.Tensor | None, attention_mask: torch.Tensor | 
     return (index - attention_mask.long().argmax(dim=1, keepdim=True)).clamp(min=0)
 
 
+def segment_bounds(runs: torch.Tensor) -> dict[str, torch.Tensor | int]:
+    """Where the segments of a packed batch begin and end, under the names that Transformers' flash attention reads.
+
+    `cu_seq_lens_q` and `cu_seq_lens_k` (segments + 1,), int32, count the tokens before each segment, rows one after
+    another; `max_length_q` and `max_length_k` are the tokens of the longest. The host has to wait for the device:
+    `CoordformerDataCollator` brings the same numbers with the batch.
+    """
+    starts = run_starts(runs).flatten().nonzero().squeeze(1)
+    bounds = torch.cat((starts, starts.new_tensor([runs.numel()]))).to(torch.int32)
+    longest = int(bounds.diff().max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention within the segments of packed rows: `attn_implementation="varlen"`.
+
+    On CUDA in half precision one kernel without a mask (`torch.nn.attention.varlen`), elsewhere sdpa on one segment
+    after the other: memory and time grow with the sum of the squared lengths, not with the square of their sum. Rows
+    without segments go to sdpa with its mask.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    batch, _, length, head_size = query.shape
+    # (batch, heads, length, head) -> (tokens of all rows, heads, head)
+    query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    if query.device.type in ("cuda", "meta") and query.dtype != torch.float32:
+        if dropout:
+            raise ValueError(
+                f"`attention_probs_dropout_prob` is {dropout}, but torch's varlen attention has no dropout; set it to "
+                "0 or choose attn_implementation='sdpa'."
+            )
+        # The kernel divides by the root of the head size, ESM has scaled its queries already.
+        factor = head_size**0.5 * (head_size**-0.5 if scaling is None else scaling)
+        longest = length if max_length_q is None else max_length_q
+        output: Any = varlen_attn(query * factor, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
+    else:
+        output = _attend_one_by_one(query, key, value, cu_seq_lens_q, dropout, scaling)
+    return output.unflatten(0, (batch, length)), None
+
+
+@torch.compiler.disable
+def _attend_one_by_one(query, key, value, bounds, dropout, scaling) -> torch.Tensor:
+    lengths = bounds.diff().tolist()
+    segments = zip(*(states.transpose(0, 1).split(lengths, dim=1) for states in (query, key, value)), strict=True)
+    parts = [
+        nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], dropout_p=dropout, scale=scaling)
+        for q, k, v in segments
+    ]
+    return torch.cat(parts, dim=2).squeeze(0).transpose(0, 1)
+
+
+AttentionInterface.register("varlen", varlen_attention)
+AttentionMaskInterface.register("varlen", sdpa_mask)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Embeddings
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class CoordinateEmbedding(nn.Module):
+class CoordinateEmbedding(nn.Linear):
     """Linear embedding of centred coordinates and a missing flag per atom (paper, section 2).
 
     Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å.
     """
 
     def __init__(self, config: CoordformerConfig):
-        super().__init__()
+        quadratic = config.coordinate_embedding == "quadratic"
+        features_per_atom = config.coordinate_dim + 1 + quadratic
+        super().__init__(len(config.coordinate_atoms) * features_per_atom, config.hidden_size, dtype=torch.float32)
         self.scale = float(config.coordinate_scale)
-        self.quadratic = config.coordinate_embedding == "quadratic"
-        features_per_atom = config.coordinate_dim + 1 + self.quadratic
-        self.projection = nn.Linear(
-            len(config.coordinate_atoms) * features_per_atom, config.hidden_size, dtype=torch.float32
-        )
+        self.quadratic = quadratic
 
-    def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+    def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Embed centred `coords` (batch, sequence, atoms, D), Å, zero where not `observed` (batch, sequence, atoms)."""
         x = coords / self.scale
         squares = [x.square().sum(dim=-1, keepdim=True)] if self.quadratic else []
         missing = (~observed).unsqueeze(-1).to(x.dtype)
         features = torch.cat([x, *squares, missing], dim=-1).flatten(-2)
         # Sharded or mixed-precision training may hand over low-precision weights and an autocast context.
-        with torch.autocast(device_type=features.device.type, enabled=False):
-            return nn.functional.linear(features, self.projection.weight.float(), self.projection.bias.float())
+        with maybe_autocast(features.device.type, enabled=False):
+            return nn.functional.linear(features, self.weight.float(), self.bias.float())
 
 
 def centre_coordinates(coords: torch.Tensor, observed: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
@@ -108,6 +185,16 @@ def centre_coordinates(coords: torch.Tensor, observed: torch.Tensor, runs: torch
         mean = segment_sum(coords.sum(dim=2, keepdim=True), runs) / count
         coords = (coords - mean).masked_fill(~observed, 0.0)
     return coords
+
+
+def rotate_coordinates(coords: torch.Tensor, rotations: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
+    """Turn each segment of (batch, sequence, atoms, D) by its matrix of (batch, segments, D, D), float32."""
+    if runs is not None:
+        # Padding at the end of a row may be a run for which there is no matrix.
+        index = runs.clamp(max=rotations.shape[1] - 1)
+        rotations = rotations[torch.arange(len(runs), device=runs.device).unsqueeze(1), index]
+    # Multiplied and summed rather than `matmul`, which may round to 10 bits (TF32) on CUDA.
+    return (rotations.to(coords.dtype).unsqueeze(2) * coords.unsqueeze(-2)).sum(dim=-1)
 
 
 class FeedForwardInput(nn.Module):
@@ -139,12 +226,21 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     config_class = CoordformerConfig
     base_model_prefix = "coordformer"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EsmLayer", "CoordinateEmbedding"]
+    _no_split_modules = ["EsmLayer"]
     _keep_in_fp32_modules_strict = ["coordinate_embedding", "rotary_embeddings"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    def __call__(self, *args, **kwargs):
+        # FSDP2 casts every floating-point input of what it shards to its `param_dtype`. Coordinates pass as the bits
+        # of float32 (`_restore_float32` in `forward`), which it leaves alone.
+        if isinstance(self, FSDPModule):
+            for name in ("coords", "rotations"):
+                if kwargs.get(name) is not None:
+                    kwargs[name] = kwargs[name].to(torch.float32).contiguous().view(torch.uint32)
+        return super().__call__(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
         # `.to(bfloat16)` would round the rotary frequencies, for good once saved, and the coordinate embedding.
@@ -178,6 +274,11 @@ class CoordformerModel(CoordformerPreTrainedModel):
     - `coords_mask` `(batch, sequence)` or `(batch, sequence, atoms)`: False where not observed.
     - `segment_ids` `(batch, sequence)`: runs of equal ids are the segments of a packed row; a segment attends to itself
       alone and has its own centre. The default is one segment per row.
+    - `rotations` `(batch, segments, D, D)`: a matrix for each segment in reading order (without `segment_ids` one per
+      row), by which it is turned about its centre; random ones in training. The default turns nothing.
+    - `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`: the bounds of the segments as Transformers'
+      flash attention takes them, see `segment_bounds`. Attention by `"varlen"` or flash computes them from
+      `segment_ids` where they are missing, for which the host waits for the device.
 
     `<cls>`, `<eos>` and padding count as not observed whatever `coords` holds there.
     """
@@ -211,8 +312,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
         coords: torch.Tensor | None = None,
         coords_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        rotations: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutput:
+        coords, rotations = _restore_float32(coords), _restore_float32(rotations)
         shape, device = self._input_shape(input_ids, inputs_embeds, coords)
         for name, value in (
             ("attention_mask", attention_mask),
@@ -225,6 +328,9 @@ class CoordformerModel(CoordformerPreTrainedModel):
                     f"`{name}` has shape {tuple(value.shape)}; the input asks for (batch, sequence) = {tuple(shape)}."
                 )
 
+        bounds = kwargs.get("cu_seq_lens_q")
+        if segment_ids is None and bounds is not None:  # as the padding-free collators of Transformers give it
+            segment_ids = torch.searchsorted(bounds, torch.arange(shape.numel(), device=device), right=True).view(shape)
         runs = None if segment_ids is None else segment_runs(segment_ids, attention_mask)
         longest = self.config.max_position_embeddings - self.config.pad_token_id - 1
         absolute = self.config.position_embedding_type == "absolute"
@@ -238,8 +344,13 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
         embeddings = self._embed(input_ids, attention_mask, inputs_embeds, shape, runs)
         if self.coordinate_embedding is not None:
-            placed = self._place_coordinates(coords, coords_mask, input_ids, attention_mask, shape, device, runs)
-            embeddings = (embeddings + self.coordinate_embedding(*placed)).to(embeddings.dtype)
+            placed, observed = self._place_coordinates(
+                coords, coords_mask, input_ids, attention_mask, shape, device, runs
+            )
+            if rotations is not None:
+                self._check_rotations(rotations, shape, runs)
+                placed = rotate_coordinates(placed, rotations, runs)
+            embeddings = (embeddings + self.coordinate_embedding(placed, observed)).to(embeddings.dtype)
         embeddings = self._add_positions(embeddings, position_ids)
         if self.esm.embeddings.layer_norm is not None:
             embeddings = self.esm.embeddings.layer_norm(embeddings)
@@ -247,7 +358,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
             embeddings = (embeddings * attention_mask.unsqueeze(-1)).to(embeddings.dtype)
 
         if runs is not None:
-            attention_mask = self._segment_attention_mask(embeddings, runs)
+            attention_mask, bounds = self._confine_attention(embeddings, runs, kwargs)
+            kwargs |= bounds
         outputs = self.esm(inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         return BaseModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -341,18 +453,34 @@ class CoordformerModel(CoordformerPreTrainedModel):
             return embeddings + sinusoidal_positions(position_ids, embeddings.shape[-1]).to(embeddings.dtype)
         return embeddings
 
-    def _segment_attention_mask(self, embeddings, runs):
-        if "flash" in self.config._attn_implementation:
+    def _check_rotations(self, rotations: torch.Tensor, shape: torch.Size, runs: torch.Tensor | None) -> None:
+        dim = self.config.coordinate_dim
+        batch, segments, *matrix = rotations.shape if rotations.dim() == 4 else (None, None)
+        if batch != shape[0] or matrix != [dim, dim] or (runs is None and segments != 1) or segments == 0:
+            wanted = (shape[0], 1 if runs is None else "segments", dim, dim)
             raise ValueError(
-                f"`segment_ids` need a block mask, which attn_implementation={self.config._attn_implementation!r} "
-                "cannot express; load the model with 'sdpa', 'eager' or 'flex_attention'."
+                f"`rotations` has shape {tuple(rotations.shape)}; a matrix for each segment is "
+                f"({', '.join(map(str, wanted))})."
             )
-        return create_bidirectional_mask(
+
+    def _confine_attention(self, embeddings, runs, kwargs) -> tuple[Any, dict[str, Any]]:
+        """What keeps attention within the segments: a mask, or for kernels that take them the segments' bounds."""
+        implementation = self.config._attn_implementation
+        if implementation == "varlen" or "flash" in implementation:
+            return None, {} if kwargs.get("cu_seq_lens_q") is not None else segment_bounds(runs)
+        mask = create_bidirectional_mask(
             config=self.config,
             inputs_embeds=embeddings,
             attention_mask=None,
             and_mask_function=packed_sequence_mask_function(runs),
         )
+        # Bounds that came with the batch would only be in the way of the other kernels.
+        return mask, dict.fromkeys(SEGMENT_BOUNDS)
+
+
+def _restore_float32(bits: torch.Tensor | None) -> torch.Tensor | None:
+    """Undo what `CoordformerPreTrainedModel.__call__` does to coordinates."""
+    return bits.view(torch.float32) if bits is not None and bits.dtype == torch.uint32 else bits
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -436,12 +564,21 @@ class CoordformerForMaskedLM(CoordformerPreTrainedModel):
         coords: torch.Tensor | None = None,
         coords_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        rotations: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         outputs = self.coordformer(
-            input_ids, attention_mask, position_ids, inputs_embeds, coords, coords_mask, segment_ids, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            coords=coords,
+            coords_mask=coords_mask,
+            segment_ids=segment_ids,
+            rotations=rotations,
+            **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state)
         return MaskedLMOutput(
@@ -492,12 +629,21 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
         coords: torch.Tensor | None = None,
         coords_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        rotations: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
         outputs = self.coordformer(
-            input_ids, attention_mask, position_ids, inputs_embeds, coords, coords_mask, segment_ids, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            coords=coords,
+            coords_mask=coords_mask,
+            segment_ids=segment_ids,
+            rotations=rotations,
+            **kwargs,
         )
         logits = self.classifier(self._first_tokens(outputs.last_hidden_state, attention_mask, segment_ids))
         return SequenceClassifierOutput(
@@ -563,12 +709,21 @@ class CoordformerForTokenClassification(CoordformerPreTrainedModel):
         coords: torch.Tensor | None = None,
         coords_mask: torch.Tensor | None = None,
         segment_ids: torch.Tensor | None = None,
+        rotations: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
         outputs = self.coordformer(
-            input_ids, attention_mask, position_ids, inputs_embeds, coords, coords_mask, segment_ids, **kwargs
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            coords=coords,
+            coords_mask=coords_mask,
+            segment_ids=segment_ids,
+            rotations=rotations,
+            **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         return TokenClassifierOutput(

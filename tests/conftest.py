@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import set_seed
@@ -14,6 +16,7 @@ from coordformer import (
     CoordformerForTokenClassification,
     CoordformerModel,
 )
+from coordformer.dataset import SCHEMA
 
 STRUCTURES = Path(__file__).parent / "data" / "structures"
 CHAINS = Path(__file__).parent.parent / "examples" / "data" / "chains.parquet"
@@ -109,3 +112,17 @@ def assert_same_geometry(actual: np.ndarray, expected: np.ndarray, tolerance: fl
         assert np.isfinite(points).all()
     distances = [np.linalg.norm(points[:, None] - points[None], axis=-1) for points in (actual, expected)]
     np.testing.assert_allclose(*distances, atol=tolerance)
+
+
+def make_rows(lengths) -> datasets.Dataset:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "id": f"chain {index}", "sequence": "".join(rng.choice(list("ACDEFGHIKL"), size=n)), "length": n,
+            "observed": n, "atoms": ["CA"], "coords": rng.normal(size=3 * n).astype(np.float32), "b_factor": None,
+            "method": None, "resolution": None, "source": None, "cluster": None, "split": None,
+            "aliases": None,
+        }
+        for index, n in enumerate(lengths)
+    ]  # fmt: skip
+    return datasets.Dataset(pa.Table.from_pylist(rows, schema=SCHEMA))

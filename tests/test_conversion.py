@@ -56,7 +56,7 @@ def test_coordinates_get_a_gradient():
     model = from_esm(make_esm())
     batch = make_batch()
     model(**batch, labels=batch["input_ids"]).loss.backward()
-    assert model.coordformer.coordinate_embedding.projection.weight.grad.abs().max() > 0
+    assert model.coordformer.coordinate_embedding.weight.grad.abs().max() > 0
 
 
 def test_reads_a_folder_and_keeps_dtype(tmp_path):
@@ -64,7 +64,7 @@ def test_reads_a_folder_and_keeps_dtype(tmp_path):
     esm.save_pretrained(tmp_path)
     model = from_esm(tmp_path, coordinate_embedding="quadratic", coordinate_atoms=("N", "CA", "C"))
     assert model.dtype == torch.bfloat16
-    assert model.coordformer.coordinate_embedding.projection.weight.shape == (64, 15)
+    assert model.coordformer.coordinate_embedding.weight.shape == (64, 15)
     assert model.config.token_dropout
 
 

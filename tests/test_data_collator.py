@@ -1,5 +1,7 @@
 """Masks and augmentations do what they are named for, and are functions of (seed, epoch, row id)."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from conftest import assert_same_geometry
 from coordformer import build_tokenizer
 from coordformer.data_collator import CoordformerDataCollator, normal, splitmix, uniform
 from coordformer.geometry import rotations_from_normals
+from coordformer.modeling_coordformer import rotate_coordinates, segment_bounds, segment_runs
 
 TOKENIZER = build_tokenizer()
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -115,14 +118,48 @@ def test_rows_without_an_epoch_follow_torchs_generator():
 
 
 def test_rotation_keeps_distances_and_forgets_the_frame():
+    """The collator brings a matrix for each chain; the model turns by it."""
     row = make_row(length=80, atoms=("N", "CA", "C"))
     seen = []
     for epoch in range(200):
-        coords = collate([row | {"epoch": epoch}], atoms=("N", "CA", "C"))["coords"][0, 1:-1]
+        batch = collate([row | {"epoch": epoch}], atoms=("N", "CA", "C"))
+        assert batch["rotations"].shape == (1, 1, 3, 3)
+        coords = rotate_coordinates(batch["coords"], batch["rotations"], None)[0, 1:-1]
         seen.append(coords[0, 0] / coords[0, 0].norm())
         if epoch < 3:
             assert_same_geometry(coords.reshape(-1, 3).numpy(), row["coords"].reshape(-1, 3))
     assert torch.stack(seen).mean(dim=0).norm() < 0.25  # directions spread over the sphere: 5 sd of 1 / sqrt(200)
+
+
+@pytest.mark.parametrize("packed_length", [0, 400])
+def test_packed_rows_hold_the_same_chains_as_padded_ones(packed_length):
+    """Tokens, labels, coordinates and rotations of each chain are the same; the bounds say where it lies."""
+    rows = [make_row(f"{i}", length) for i, length in enumerate((30, 7, 120, 55))]
+    options = {"noise": 0.5, "drop_coords": 0.4, "max_length": 100}
+    padded = collate(rows, **options)
+    packed = collate([row | {"packed_length": packed_length} for row in rows], **options)
+    lengths = padded["attention_mask"].sum(dim=1).tolist()
+    assert lengths == [32, 9, 102, 57] and packed["input_ids"].shape == (1, packed_length or 200)
+    bounds = packed["cu_seq_lens_q"].tolist()
+    assert bounds[:5] == [0, 32, 41, 143, 200] and bounds[5:] == ([400] if packed_length else [])
+    for row, (start, end) in enumerate(pairwise(bounds[:5])):
+        for name in ("input_ids", "labels", "coords"):
+            of_row = padded[name][row, : lengths[row]]
+            assert torch.equal(packed[name][0, start:end].nan_to_num(1e9), of_row.nan_to_num(1e9))
+        assert torch.equal(packed["rotations"][0, row], padded["rotations"][row, 0])
+        assert set(packed["segment_ids"][0, start:end].tolist()) == {row}
+    tail = slice(200, None)
+    assert (packed["input_ids"][0, tail] == 1).all() and (packed["labels"][0, tail] == -100).all()
+    assert packed["coords"][0, tail].isnan().all() and (packed["segment_ids"][0, tail] == 4).all()
+    # What the model would work out from the segments itself.
+    worked_out = segment_bounds(segment_runs(packed["segment_ids"], None))
+    for name, value in worked_out.items():
+        assert torch.equal(torch.as_tensor(packed[name]), torch.as_tensor(value))
+
+
+def test_a_row_that_is_too_short_is_named():
+    with pytest.raises(ValueError, match="2 chains with 204 tokens do not fit in a row of 128"):
+        collate([make_row(f"{i}") | {"packed_length": 128} for i in range(2)])
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])

@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from conftest import HEADS, make_config, make_model, outputs_of, pack_rows, pad_rows, random_chain
@@ -13,7 +14,10 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerModel
+from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerModel, build_tokenizer
+from coordformer.data_collator import CoordformerDataCollator
+from coordformer.geometry import rotations_from_normals
+from coordformer.modeling_coordformer import SEGMENT_BOUNDS, segment_bounds
 
 AUTO = {
     "base": AutoModel,
@@ -105,7 +109,7 @@ def test_zero_is_a_position_like_any_other():
 
 def test_quadratic_lift_is_computed_by_hand():
     embedding = make_model(coordinate_embedding="quadratic").coordformer.coordinate_embedding
-    weight, bias = embedding.projection.weight, embedding.projection.bias
+    weight, bias = embedding.weight, embedding.bias
     seen = embedding(torch.tensor([[[[16.0, 0.0, -32.0]]]]), torch.tensor([[[True]]]))
     torch.testing.assert_close(seen[0, 0], weight @ torch.tensor([1.0, 0.0, -2.0, 5.0, 0.0]) + bias)
     missing = embedding(torch.zeros(1, 1, 1, 3), torch.tensor([[[False]]]))
@@ -123,7 +127,7 @@ def test_point_clouds_need_no_tokens_and_are_permutation_equivariant():
 # --- padding and packing ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
 @pytest.mark.parametrize("head", HEADS)
 def test_alone_padded_and_packed_agree(head, attention):
     model = make_model(head, attention, token_dropout=True)
@@ -171,7 +175,7 @@ def test_every_variant_packs(fields):
         assert (packed[index] - outputs_of(model, row)[0]).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
 @pytest.mark.parametrize("head", HEADS)
 def test_alone_padded_and_packed_agree_in_bfloat16(head, attention):
     """bfloat16 keeps 8 bits: 0.05 on outputs of the order of 1 to 3 (seen: 0.03)."""
@@ -210,21 +214,93 @@ def test_padding_of_a_packed_row_may_stand_anywhere():
             assert (part - expected).abs().max() < 1e-5
 
 
-def test_packed_gradients_equal_padded_ones():
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
+def test_packed_losses_and_gradients_equal_padded_ones(attention):
     rows = [random_chain(13), random_chain(8)]
-    model = make_model()
+    model = make_model(attention=attention)
     padded, packed = pad_rows(rows), pack_rows(rows)
     padded["labels"] = torch.full_like(padded["input_ids"], -100)
     padded["labels"][0, 2:9] = 7
     padded["labels"][1, 1:4] = 9
     packed["labels"] = torch.cat([padded["labels"][:1, :15], padded["labels"][1:, :10]], dim=1)
-    gradients = []
+    rotations = rotations_from_normals(torch.randn(2, 3, 3))
+    padded["rotations"], packed["rotations"] = rotations.unsqueeze(1), rotations.unsqueeze(0)
+    losses, gradients = [], []
     for batch in (padded, packed):
         model.zero_grad()
-        model(**batch).loss.backward()
+        losses.append(model(**batch).loss)
+        losses[-1].backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
     for left, right in zip(*gradients, strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
+def test_bounds_of_segments_come_with_the_batch_or_are_worked_out(attention):
+    """Under Transformers' names; without `segment_ids` they say what the segments are, for the coordinates, too."""
+    model = make_model(attention=attention)
+    batch = pack_rows([random_chain(13), random_chain(8), random_chain(3)])
+    expected = outputs_of(model, batch)
+    bounds = segment_bounds(batch.pop("segment_ids"))
+    assert bounds["cu_seq_lens_q"].tolist() == [0, 15, 25, 30] and bounds["max_length_k"] == 15
+    torch.testing.assert_close(outputs_of(model, batch | bounds), expected, atol=1e-6, rtol=0)
+
+
+def test_varlen_attention_has_no_attention_maps_and_says_so_by_none():
+    output = make_model(attention="varlen")(**pack_rows([random_chain(5)]), output_attentions=True)
+    assert output.attentions is None or all(each is None for each in output.attentions)
+
+
+@pytest.mark.parametrize("attention", ["varlen", "sdpa", "eager"])
+def test_a_step_never_waits_for_the_device(attention):
+    """Tensors on the meta device have no values: whatever would fetch one to the host raises."""
+    rows = [{"id": str(n), "sequence": "MKV" * n, "coords": np.zeros(9 * n), "epoch": 0, "packed_length": 80}
+            for n in (3, 11)]  # fmt: skip
+    batch = CoordformerDataCollator(build_tokenizer(), drop_coords=0.5, noise=1.0)(rows)
+    batch = {name: value.to("meta") if torch.is_tensor(value) else value for name, value in batch.items()}
+    # With bfloat16 weights "varlen" goes through the CUDA kernel's own shape function.
+    model = make_model(attention=attention, token_dropout=True).to("meta", torch.bfloat16)
+    output = model(**batch, num_items_in_batch=torch.empty((), dtype=torch.int64, device="meta"))
+    assert output.logits.shape == (1, 80, 33)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(RuntimeError, match="meta"):
+        output.loss.item()
+    if attention == "varlen":  # had the bounds to be worked out, the step would wait
+        for name in SEGMENT_BOUNDS:
+            del batch[name]
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            model(**batch)
+
+
+# --- rotations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_rotations_turn_each_segment_about_its_centre(dim):
+    """As if the coordinates had been turned before."""
+    model = make_model(coordinate_dim=dim)
+    rows = [random_chain(13), random_chain(8)]
+    for row in rows:
+        row["coords"] = row["coords"][..., :dim] + 30.0
+    rotations = rotations_from_normals(torch.randn(2, dim, dim))
+    turned = [row | {"coords": row["coords"] @ rotation.T} for row, rotation in zip(rows, rotations, strict=True)]
+    assert (outputs_of(model, rows[0]) - outputs_of(model, turned[0])).abs().max() > 1e-3
+    for pack, given in ((pad_rows, rotations.unsqueeze(1)), (pack_rows, rotations.unsqueeze(0))):
+        torch.manual_seed(0)  # what stands in the padding
+        batch = pack(rows)
+        torch.manual_seed(0)
+        expected = outputs_of(model, pack(turned))
+        actual = outputs_of(model, batch | {"rotations": given})
+        keep = batch["attention_mask"].bool()
+        torch.testing.assert_close(actual[keep], expected[keep], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (3, 1, 3, 3), (2, 2, 3, 3), (2, 1, 2, 3), (2, 0, 3, 3)])
+def test_bad_rotations_are_named(shape):
+    with pytest.raises(ValueError, match=r"`rotations` has shape .*; a matrix for each segment is \(2, 1, 3, 3\)"):
+        make_model()(**pad_rows([random_chain(3), random_chain(4)]), rotations=torch.zeros(shape))
 
 
 def test_a_complex_is_one_segment_with_a_gap_in_its_positions():
@@ -288,7 +364,7 @@ def test_casting_and_saving_keep_rotary_frequencies_and_coordinate_weights(tmp_p
 # --- nothing breaks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "base"])
 def test_outputs_and_gradients_are_finite_whatever_is_missing(head, attention):
     model = make_model(head, attention, token_dropout=True)
@@ -522,11 +598,11 @@ def test_other_bad_input_is_named():
         model(**random_chain(8), labels=torch.ones(1))
 
 
-def test_flash_attention_with_segments_is_refused():
-    model = make_model()
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="`segment_ids` need a block mask"):
-        model(**pack_rows([random_chain(4), random_chain(5)]))
+def test_dropout_of_attention_is_not_ignored_by_varlen():
+    """On the CPU it acts; the CUDA kernel has none, which is an error there."""
+    model = make_model(attention="varlen", attention_probs_dropout_prob=0.5).train()
+    batch = pack_rows([random_chain(20), random_chain(6)])
+    assert (outputs_of(model, batch) - outputs_of(model, batch)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -565,8 +641,8 @@ def test_weights_that_a_checkpoint_lacks_are_initialised(tmp_path):
     """A new head or embedding is drawn with `initializer_range`, not left as memory happened to be."""
     make_model("base", coordinate_embedding="none").save_pretrained(tmp_path)
     model, info = CoordformerForMaskedLM.from_pretrained(tmp_path, config=make_config(), output_loading_info=True)
-    weight = model.coordformer.coordinate_embedding.projection.weight
-    assert {"coordformer.coordinate_embedding.projection.weight", "lm_head.dense.weight"} <= set(info["missing_keys"])
+    weight = model.coordformer.coordinate_embedding.weight
+    assert {"coordformer.coordinate_embedding.weight", "lm_head.dense.weight"} <= set(info["missing_keys"])
     assert 0.5 * 0.02 < weight.std() < 1.5 * 0.02
     assert isinstance(model.coordformer, CoordformerModel)
     expected = 1.0 / 10000.0 ** (torch.arange(0, 12, 2) / 12)
