@@ -1,4 +1,4 @@
-"""The `coordformer` command: prepare, train, evaluate."""
+"""The `coordformer` command: prepare, bundle, train, evaluate."""
 
 import argparse
 import json
@@ -12,27 +12,66 @@ from . import __version__
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from .dataset import prepare
+    from .fetch import fetch, parse_ids
+    from .preparation import prepare
 
-    counts = prepare(
-        arguments.inputs,
+    inputs: list[str | Path] = list(arguments.inputs)
+    failed: list[tuple[str, str]] = []
+    if arguments.fetch:
+        files, failed = fetch(
+            parse_ids(arguments.fetch),
+            arguments.output / "downloads",
+            requests_per_second=arguments.requests_per_second,
+            progress=not arguments.quiet,
+        )
+        inputs += files
+    elif not inputs:
+        raise ValueError("There is nothing to prepare; give files, folders or tar archives, or ids after --fetch.")
+    if not inputs:
+        raise ValueError(f"None of the ids could be fetched; the first: {failed[0][0]}, {failed[0][1]}")
+    sheet = prepare(
+        inputs,
         arguments.output,
         atoms=arguments.atoms.split(","),
         min_plddt=arguments.min_plddt,
+        min_mean_plddt=arguments.min_mean_plddt,
         min_length=arguments.min_length,
         max_length=arguments.max_length,
         min_observed=arguments.min_observed,
-        files_per_shard=arguments.files_per_shard,
+        keep_duplicates=arguments.keep_duplicates,
+        splits=None if arguments.splits is None else _parse_splits(arguments.splits),
+        identity=arguments.identity,
+        coverage=arguments.coverage,
+        seed=arguments.seed,
+        chains_per_shard=arguments.chains_per_shard,
         workers=arguments.workers,
+        failed=failed,
         progress=not arguments.quiet,
     )
-    print(json.dumps(counts))
-    if not counts["chains"]:
+    print(json.dumps(sheet["counts"]))
+    if not sheet["counts"]["chains"]:
         raise ValueError(f"No chain was kept; {arguments.output}/rejected.tsv says why.")
 
 
+def _parse_splits(text: str) -> dict[str, float]:
+    """`train=0.9,valid=0.1` as a dictionary."""
+    try:
+        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise ValueError(f"--splits is {text!r}; write names and shares like train=0.9,valid=0.1.") from None
+
+
+def _bundle(arguments: argparse.Namespace) -> None:
+    from .bundle import write_bundle
+    from .dataset import load_rows
+
+    rows = load_rows(arguments.data, arguments.split)
+    print(json.dumps(write_bundle(rows, arguments.output, progress=not arguments.quiet)))
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from .training import evaluate, plot_recovery
+    from .evaluation import evaluate
+    from .figures import plot_recovery
 
     if arguments.output:  # an evaluation may take long: what can go wrong at its end is looked at first
         if arguments.output.suffix != ".json":
@@ -76,20 +115,49 @@ def build_parser() -> argparse.ArgumentParser:
     prepare = verbs.add_parser(
         "prepare",
         help="turn structure files into a data set",
-        description="Turn mmCIF and PDB files, plain or gzipped, into Parquet shards. "
-        "Run it again to go on after a stop.",
+        description="Turn mmCIF and PDB files, plain, gzipped or in tar archives, into Parquet shards with a "
+        "datasheet. Run it again to go on after a stop.",
     )
-    prepare.add_argument("inputs", nargs="+", metavar="PATH", help="structure files, or folders of them")
-    prepare.add_argument("--output", required=True, metavar="FOLDER", help="gets data/*.parquet and rejected.tsv")
+    prepare.add_argument("inputs", nargs="*", metavar="PATH", help="structure files, tar archives, or folders of them")
+    prepare.add_argument(
+        "--fetch",
+        nargs="+",
+        metavar="ID",
+        help="PDB ids and UniProt accessions (AlphaFold DB), or files that list them",
+    )
+    prepare.add_argument("--requests_per_second", type=float, default=10.0, help="of --fetch (default: %(default)s)")
+    prepare.add_argument(
+        "--output", required=True, type=Path, metavar="FOLDER", help="gets data/*.parquet and what describes them"
+    )
     prepare.add_argument("--atoms", default="CA", help="atoms to keep, for example N,CA,C (default: %(default)s)")
     prepare.add_argument("--min_plddt", type=float, help="residues of predicted structures below it are not observed")
+    prepare.add_argument("--min_mean_plddt", type=float, help="reject predicted chains with a lower mean confidence")
     prepare.add_argument("--min_length", type=int, default=1, help="reject shorter chains, in residues")
     prepare.add_argument("--max_length", type=int, help="reject longer chains, in residues")
     prepare.add_argument("--min_observed", type=float, default=0.0, help="reject chains with a smaller share observed")
-    prepare.add_argument("--files_per_shard", type=int, default=1000, help="default: %(default)s")
+    prepare.add_argument("--keep_duplicates", action="store_true", help="do not merge chains of equal sequence")
+    prepare.add_argument(
+        "--splits", metavar="NAME=SHARE,...", help="split by sequence clusters (MMseqs2), as train=0.9,valid=0.1"
+    )
+    prepare.add_argument("--identity", type=float, default=0.3, help="of a sequence cluster (default: %(default)s)")
+    prepare.add_argument("--coverage", type=float, default=0.8, help="of a sequence cluster (default: %(default)s)")
+    prepare.add_argument("--seed", type=int, default=0, help="of the splits (default: %(default)s)")
+    prepare.add_argument("--chains_per_shard", type=int, default=5000, help="default: %(default)s")
     prepare.add_argument("--workers", type=int, help="processes (default: one per core)")
     prepare.add_argument("--quiet", action="store_true", help="no progress bar")
     prepare.set_defaults(run=_prepare)
+
+    bundle = verbs.add_parser(
+        "bundle",
+        help="put a data set into one file for a bare training machine",
+        description="Put a data set into one safetensors file, from which `coordformer train` runs with torch, "
+        "transformers and accelerate alone.",
+    )
+    bundle.add_argument("data", help="folder made by `coordformer prepare`, or Parquet file")
+    bundle.add_argument("output", type=Path, metavar="FILE.safetensors")
+    bundle.add_argument("--split", help="only this split; all of them by default, their names are kept")
+    bundle.add_argument("--quiet", action="store_true", help="no progress bar")
+    bundle.set_defaults(run=_bundle)
 
     # Listed only: its options are those of HfArgumentParser, to which `main` hands them.
     verbs.add_parser("train", help="train a masked language model on a data set")
@@ -100,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Perplexity and recovery of masked residues, as JSON.",
     )
     evaluate.add_argument("checkpoint", help="folder or Hub name")
-    evaluate.add_argument("--data", required=True, help="folder made by `coordformer prepare`, or Parquet file")
+    evaluate.add_argument("--data", required=True, help="folder, Parquet file or bundle, as of train")
     evaluate.add_argument("--split", help="only rows whose column `split` has this value")
     evaluate.add_argument("--protocols", nargs="+", choices=("paper", "masked15"), default=("paper", "masked15"))
     evaluate.add_argument("--draws", type=int, default=3, help="times the residues are chosen (default: %(default)s)")

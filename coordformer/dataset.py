@@ -1,17 +1,11 @@
-"""Rows of a data set: from structure files (`prepare`) or Parquet, and from rows to batches.
+"""Rows of a data set: their columns, and how they are read from Parquet.
 
 A row is a dictionary with the columns of `SCHEMA`. Coordinates are one flat list per chain, (residues, atoms, 3) in C
 order, NaN where unobserved: nested lists read 40 times slower.
 """
 
-import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +16,10 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
-from tqdm.auto import tqdm
 
+from .batches import ChainBatches, check_budget, packed_slots, token_lengths
 from .processing_coordformer import SPECIAL_TOKENS
-from .structure import Chain, find_structures, read_chains
+from .structure import Chain
 
 SCHEMA = pa.schema(
     [
@@ -41,6 +35,7 @@ SCHEMA = pa.schema(
         ("source", pa.string()),  # the file a chain was read from, or the collection it belongs to
         ("cluster", pa.int32()),  # sequence cluster, where known
         ("split", pa.string()),
+        ("aliases", pa.list_(pa.string())),  # ids of other chains with this sequence, which the row stands for
     ]
 )
 
@@ -60,6 +55,7 @@ def chain_to_row(chain: Chain, source: str | None = None) -> dict[str, Any]:
         "source": source,
         "cluster": None,
         "split": None,
+        "aliases": None,
     }
 
 
@@ -85,12 +81,13 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
+        named = sorted(path.glob(f"data/{split}-*.parquet")) if split else []
+        files = named or sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
     else:
         files = [path] if path.exists() else []
     if not files:
         raise FileNotFoundError(f"No Parquet file at {path}; give a folder made by `coordformer prepare` or a file.")
-    files = [file for file in files if _read_footer(file).num_rows]  # `datasets` cannot read an empty one
+    files = [file for file in files if read_footer(file).num_rows]  # `datasets` cannot read an empty one
     if not files:
         raise ValueError(f"{path} has no rows; see rejected.tsv for why, if `coordformer prepare` made it.")
     columns = pq.read_schema(files[0]).names
@@ -120,7 +117,7 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
     return rows
 
 
-def _read_footer(file: Path) -> pq.FileMetaData:
+def read_footer(file: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(file)
     except pa.ArrowInvalid as error:
@@ -131,7 +128,7 @@ def read_compact(path: str | Path) -> pa.Table:
     """Read the compact layout: one C-alpha per residue in whole hundredths of an Å.
 
     The columns `ca_x`, `ca_y` and `ca_z` are lists of int16, -32768 where not observed; `id` and `sequence` are
-    required, `source`, `method`, `resolution`, `cluster30` and `split` are taken where present.
+    required, `source`, `method`, `resolution`, `cluster30`, `split` and `alias_ids` are taken where present.
 
     Returns:
         A table with the columns of `SCHEMA`; `b_factor` is null.
@@ -180,300 +177,126 @@ def read_compact(path: str | Path) -> pa.Table:
         "source": optional("source", "source"),
         "cluster": optional("cluster30", "cluster"),
         "split": optional("split", "split"),
+        "aliases": optional("alias_ids", "aliases"),
     }
     return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-def fetch_rows(rows: Dataset, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-    """The rows at `indices` with what a collator reads; coordinates as numpy views, not Python lists."""
-    table = rows.with_format("arrow")[list(map(int, indices))]
-    coords = table["coords"].combine_chunks()
-    values, offsets = coords.values.to_numpy(zero_copy_only=False), coords.offsets.to_numpy()
-    columns = (table[name].to_pylist() for name in ("id", "sequence", "atoms"))
-    return [
-        {"id": name, "sequence": sequence, "atoms": tuple(atoms), "coords": values[offsets[i] : offsets[i + 1]]}
-        for i, (name, sequence, atoms) in enumerate(zip(*columns, strict=True))
-    ]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Batches
+# Shards, one after another
 # ---------------------------------------------------------------------------------------------------------------------
 
-BUCKET = 8  # residues; chains whose lengths round up to the same multiple are interchangeable
 
+class ShardBatches(torch.utils.data.Dataset):
+    """The batches of a data set too large for memory: each shard is packed by itself and read when its turn comes.
 
-class ChainBatches(torch.utils.data.Dataset):
-    """A data set whose items are batches (lists of rows), for `Trainer` with a batch size of 1.
-
-    With a `token_budget` a batch holds chains of like length, as many as fit when all are padded to the longest; which
-    chains meet and the order of the batches change with every epoch, their number does not. With `chains_per_batch`
-    it holds that many chains at random, as in the paper.
+    The batches of an epoch, shard after shard in an order of its own, are cut into `open_shards` equal runs, which are
+    read side by side: item i comes from run i modulo `open_shards`. So a process or worker that takes each n-th item
+    touches its own runs alone, if n divides `open_shards`, and holds one shard of each; and since an item is a function
+    of its number, the seed and the epoch, a run that was stopped goes on in the middle of an epoch without reading what
+    came before, on any number of processes.
 
     Args:
-        rows: chains with the columns of `SCHEMA`.
-        token_budget: tokens of a batch, padding and special tokens included.
-        chains_per_batch: chains of a batch.
-        max_length: residues to which the collator crops.
-        seed: of the order.
-        augment: whether the collator may rotate, add noise to, and withhold coordinates.
+        path: a folder made by `preparation.prepare`.
+        token_budget: tokens of a batch.
+        split: only the shards of this split, by their names.
+        open_shards: shards that are read side by side; a multiple of processes x workers.
+        pad_to_budget, max_length, seed: as in `ChainBatches`.
+
+    Raises:
+        FileNotFoundError: there is no shard of the split.
+        ValueError: a shard is unreadable, or a chain does not fit in the budget.
     """
 
     def __init__(
         self,
-        rows: Dataset,
-        token_budget: int | None = None,
-        chains_per_batch: int | None = None,
+        path: str | Path,
+        token_budget: int,
+        *,
+        split: str | None = None,
+        open_shards: int = 16,
+        pad_to_budget: bool = False,
         max_length: int | None = None,
         seed: int = 0,
-        augment: bool = True,
     ):
-        if (token_budget is None) == (chains_per_batch is None):
-            raise ValueError("Give either `token_budget` or `chains_per_batch`.")
-        if len(rows) == 0:
-            raise ValueError("The data set has no rows.")
-        for name, value, least in (
-            ("token_budget", token_budget, 1),
-            ("chains_per_batch", chains_per_batch, 1),
-            ("max_length", max_length, 1),
-            ("seed", seed, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
-        self.rows, self.seed, self.augment = rows, seed, augment
+        if open_shards < 1:
+            raise ValueError(f"`open_shards` is {open_shards}; at least one shard has to be read.")
+        self.files = sorted(Path(path).glob(f"data/{split or '*'}-*.parquet"))
+        if not self.files:
+            raise FileNotFoundError(
+                f"No shard data/{split or '*'}-*.parquet in {path}; give a folder made by `coordformer prepare`"
+                + (" with --splits." if split else ".")
+            )
+        self.seed = seed
+        self._settings: dict[str, Any] = {
+            "token_budget": token_budget,
+            "pad_to_budget": pad_to_budget,
+            "max_length": max_length,
+            "seed": seed,
+        }
+        self.chains = self.tokens = 0
+        self._counts = np.zeros(len(self.files), dtype=np.int64)
+        with ThreadPoolExecutor() as pool:
+            for number, table in enumerate(pool.map(lambda file: _read_table(file, ["length"]), self.files)):
+                lengths = token_lengths(np.asarray(table["length"]), max_length)
+                check_budget(token_budget, lengths)
+                self._counts[number] = len(packed_slots(lengths, token_budget, seed))
+                self.chains += len(lengths)
+                self.tokens += int(lengths.sum())
         # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        lengths = np.asarray(rows.with_format("numpy")["length"][:])
-        if max_length is not None:
-            lengths = np.minimum(lengths, max_length)
-        self.lengths = lengths + SPECIAL_TOKENS
-        self.buckets = -(-self.lengths // BUCKET) * BUCKET
-        if chains_per_batch is not None:
-            self.bounds = np.append(np.arange(0, len(rows), chains_per_batch), len(rows))
-        else:
-            assert token_budget is not None
-            longest = int(self.lengths.max())
-            if longest > token_budget:
-                raise ValueError(
-                    f"`token_budget` is {token_budget}, but the longest chain has {longest} tokens; raise the budget "
-                    "or set `max_length`."
-                )
-            self.bounds = self._fill(token_budget)
-        self.by_length = token_budget is not None
-        self._order: list[np.ndarray] = []
-        self._ordered_epoch: int | None = None
-
-    def _fill(self, token_budget: int) -> np.ndarray:
-        """Cut the chains, sorted by bucket, into batches that fit whichever chain of a bucket comes where."""
-        bounds, start = [0], 0
-        # A bucket may round the longest chains up beyond the budget.
-        sizes = np.minimum(np.sort(self.buckets), token_budget)
-        for end in range(1, len(sizes) + 1):
-            if end < len(sizes) and (end + 1 - start) * sizes[end] <= token_budget:
-                continue
-            bounds.append(end)
-            start = end
-        return np.asarray(bounds)
+        self._runs = min(open_shards, len(self))
+        self._open: OrderedDict[int, ChainBatches] = OrderedDict()
 
     def set_epoch(self, epoch: int) -> None:
         """Called by `Trainer` at the start of an epoch."""
         self._epoch.fill_(epoch)
 
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
-
     def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-    def order(self) -> list[np.ndarray]:
-        """Row numbers of each batch of this epoch."""
-        epoch = self.epoch
-        if self._ordered_epoch != epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            rows = rng.permutation(len(self.rows))
-            if self.by_length:
-                rows = rows[np.argsort(self.buckets[rows], kind="stable")]
-            batches = np.split(rows, self.bounds[1:-1])
-            self._order, self._ordered_epoch = [batches[i] for i in rng.permutation(len(batches))], epoch
-        return self._order
+        return int(self._counts.sum())
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        marks = {"epoch": self.epoch, "augment": self.augment}
-        return [row | marks for row in fetch_rows(self.rows, self.order()[index])]
+        shard, batch = self.locate(index)
+        batches = self._open_shard(shard)
+        batches.set_epoch(int(self._epoch))
+        return batches[batch]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the shard, in `files`, and of the batch in it, of an item of this epoch."""
+        run, place = index % self._runs, index // self._runs
+        each, rest = divmod(len(self), self._runs)
+        batch = run * each + min(run, rest) + place  # the first `rest` runs are longer by one
+        order = np.random.default_rng([self.seed, int(self._epoch)]).permutation(len(self.files))
+        ends = self._counts[order].cumsum()
+        position = int(np.searchsorted(ends, batch, side="right"))
+        shard = int(order[position])
+        return shard, batch - int(ends[position] - self._counts[shard])
+
+    def _open_shard(self, shard: int) -> ChainBatches:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+        else:
+            if len(self._open) == self._runs:
+                self._open.popitem(last=False)
+            table = _read_table(self.files[shard], ["id", "sequence", "length", "atoms", "coords"])
+            self._open[shard] = ChainBatches(Dataset(table), **self._settings)
+        return self._open[shard]
+
+    @property
+    def residues(self) -> int:
+        """Residues of an epoch."""
+        return self.tokens - SPECIAL_TOKENS * self.chains
 
     def padding_share(self) -> float:
-        """Share of this epoch's tokens that is padding."""
-        total = sum(len(batch) * int(self.lengths[batch].max()) for batch in self.order())
-        return 1 - int(self.lengths.sum()) / total
+        """Share of an epoch's tokens that is padding."""
+        total = len(self) * self._settings["token_budget"] if self._settings["pad_to_budget"] else self.tokens
+        return 1 - self.tokens / total
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Preparing
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _read_file(path: Path, atoms: tuple[str, ...], min_plddt: float | None):
-    """Runs in a worker: the chains of one file and what was wrong with it, as (chain or "", reason)."""
-    problems: list[tuple[str, str]] = []
+def _read_table(file: Path, columns: list[str]) -> pa.Table:
     try:
-        chains = read_chains(path, atoms=atoms, min_plddt=min_plddt, problems=problems)
-    except (ValueError, OSError) as error:
-        return [], [("", str(error))]
-    except Exception as error:  # whatever else a file of a million brings up must not cost the others
-        return [], [("", f"{path}: {type(error).__name__}: {error}")]
-    return chains, problems
-
-
-def _filter(chain: Chain, min_length: int, max_length: int | None, min_observed: float) -> str | None:
-    """Why a chain is left out, or None."""
-    observed = float(chain.observed.any(axis=1).mean())
-    if len(chain) < min_length:
-        return f"{len(chain)} residues are fewer than min_length={min_length}"
-    if max_length is not None and len(chain) > max_length:
-        return f"{len(chain)} residues are more than max_length={max_length}"
-    if observed < min_observed:
-        return f"{observed:.3f} of the residues are observed, less than min_observed={min_observed}"
-    return None
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write(temporary path)`, then move the finished file into place."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# A shard carries what was rejected beside its rows, so that one file says all of it at once. A shard without rows is
-# kept apart: `datasets` cannot stream it.
-REJECTS_KEY, JOB_KEY, EMPTY = b"coordformer.rejects", b"coordformer.job", "empty"
-
-
-def prepare(
-    inputs: Sequence[str | Path],
-    output: str | Path,
-    *,
-    atoms: Sequence[str] = ("CA",),
-    min_plddt: float | None = None,
-    min_length: int = 1,
-    max_length: int | None = None,
-    min_observed: float = 0.0,
-    files_per_shard: int = 1000,
-    workers: int | None = None,
-    progress: bool = True,
-) -> dict[str, int]:
-    """Turn structure files into Parquet shards that `datasets.load_dataset(output)` reads and streams.
-
-    A shard appears whole or not at all; a run that was stopped goes on after the last whole shard when it is called
-    again with the same arguments. The result depends on the files alone, not on the number of workers.
-
-    Args:
-        inputs: structure files, and folders that are searched for them.
-        output: a folder; gets `data/train-*.parquet` and `rejected.tsv` (file, chain, reason).
-        atoms: the atoms to keep.
-        min_plddt: residues of predicted structures below this confidence count as not observed.
-        min_length: chains with fewer residues are rejected.
-        max_length: chains with more residues are rejected.
-        min_observed: chains with a smaller share of observed residues are rejected.
-        files_per_shard: structure files behind one shard.
-        workers: processes that read; the default is one per core.
-        progress: show a progress bar.
-
-    Returns:
-        Counts of `files`, `chains`, `rejected` and `shards`.
-
-    Raises:
-        ValueError: nothing to read, or `output` holds the shards of another run.
-    """
-    atoms = [atom.strip() for atom in atoms]
-    if not all(atoms) or not atoms or len(set(atoms)) < len(atoms):
-        raise ValueError(f"`atoms` is {atoms}; name each atom once, for example N, CA and C.")
-    for name, value in (("min_length", min_length), ("max_length", max_length), ("files_per_shard", files_per_shard)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
-    if max_length is not None and max_length < min_length:
-        raise ValueError(f"`max_length` ({max_length}) is less than `min_length` ({min_length}).")
-    if not 0 <= min_observed <= 1:
-        raise ValueError(f"`min_observed` is {min_observed}; it is a share between 0 and 1.")
-    if workers is not None and workers < 1:
-        raise ValueError(f"`workers` is {workers}; at least one process has to read.")
-    files = find_structures(inputs)
-    output = Path(output)
-    settings = {
-        "atoms": atoms,
-        "min_plddt": min_plddt,
-        "min_length": min_length,
-        "max_length": max_length,
-        "min_observed": min_observed,
-        "files_per_shard": files_per_shard,
-    }
-    root = Path(os.path.commonpath([file.resolve().parent for file in files]))
-    names = [file.resolve().relative_to(root).as_posix() for file in files]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, file in zip(names, files, strict=True):
-        digest.update(f"{name}\t{file.stat().st_size}\n".encode())
-    job = digest.hexdigest()
-
-    starts = range(0, len(files), files_per_shard)
-    names_of_shards = [f"train-{i:05d}-of-{len(starts):05d}.parquet" for i in range(len(starts))]
-    done: dict[str, Path] = {}
-    for folder in (output / "data", output / EMPTY):
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob("*.parquet"):
-            metadata = _read_footer(path).metadata or {}
-            if path.name not in names_of_shards or metadata.get(JOB_KEY) != job.encode():
-                raise ValueError(
-                    f"{path} was made from other files or with other settings; choose another output folder or "
-                    "delete it."
-                )
-            done[path.name] = path
-        for leftover in folder.glob("*.tmp"):
-            leftover.unlink()
-
-    read = partial(_read_file, atoms=tuple(atoms), min_plddt=min_plddt)
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(files), unit="file", disable=not progress))
-        read_all: Any = map
-        if workers > 1:
-            # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang.
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-            read_all = partial(pool.map, chunksize=8)
-        for start, shard in zip(starts, names_of_shards, strict=True):
-            batch = slice(start, start + files_per_shard)
-            if shard in done:
-                bar.update(len(files[batch]))
-                continue
-            rows, rejects = [], []
-            for name, (chains, problems) in zip(names[batch], read_all(read, files[batch]), strict=True):
-                rejects += [(name, chain, reason) for chain, reason in problems]
-                for chain in chains:
-                    reason = _filter(chain, min_length, max_length, min_observed)
-                    if reason is None:
-                        rows.append(chain_to_row(chain, source=name))
-                    else:
-                        rejects.append((name, chain.id, reason))
-                bar.update()
-            metadata = {JOB_KEY: job.encode(), REJECTS_KEY: json.dumps(rejects).encode()}
-            table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
-            done[shard] = output / ("data" if rows else EMPTY) / shard
-            write_atomically(done[shard], partial(pq.write_table, table, compression="zstd"))
-
-    counts = {"files": len(files), "chains": 0, "rejected": 0, "shards": len(starts)}
-    lines = ["file\tchain\treason"]
-    for shard in names_of_shards:
-        info = pq.read_metadata(done[shard])
-        counts["chains"] += info.num_rows
-        for reject in json.loads(info.metadata[REJECTS_KEY]):
-            lines.append("\t".join(" ".join(str(value).split()) for value in reject))
-    counts["rejected"] = len(lines) - 1
-    write_atomically(output / "rejected.tsv", lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
-    return counts
+        return pq.read_table(file, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); copy or prepare it again.") from error

@@ -121,7 +121,9 @@ class Chain:
         return ~missing
 
 
-def find_structures(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+def find_structures(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = SUFFIXES
+) -> list[Path]:
     """Structure files among files and folders.
 
     Args:
@@ -140,13 +142,17 @@ def find_structures(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[s
     for path in given:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        files = [path] if not path.is_dir() else (file for file in path.rglob("*") if _is_structure_name(file))
+        files = (
+            [path]
+            if not path.is_dir()
+            else (file for file in path.rglob("*") if has_suffix(file.name, suffixes) and file.is_file())
+        )
         for file in files:
             found.setdefault(file.resolve(), file)
     if not found:
         raise StructureError(
             f"{', '.join(map(str, given)) or 'no path given'}: no structure file found; give files, or folders with "
-            f"names that end in {' '.join(SUFFIXES)} (.gz)"
+            f"names that end in {' '.join(suffixes)} (.gz)"
         )
     return sorted(found.values())
 
@@ -157,6 +163,7 @@ def read_chains(
     min_plddt: float | None = None,
     chain_ids: str | Iterable[str] | None = None,
     problems: list[tuple[str, str]] | None = None,
+    data: bytes | None = None,
 ) -> list[Chain]:
     """Read the protein chains of the first model of an mmCIF or PDB file, plain or gzipped.
 
@@ -184,6 +191,7 @@ def read_chains(
         chain_ids: read only these: ids (`1A8O_A`) or author's chain names (`A`).
         problems: if given, a chain that cannot be read is appended here as `(id, reason)` and the others are returned;
             if None, the first such chain raises.
+        data: the content, where it comes from an archive; `path` then only names it.
 
     Returns:
         The chains, in the order of the file.
@@ -210,7 +218,7 @@ def read_chains(
         raise ValueError(f"atoms={atoms!r}: give a tuple of different atom names, such as ('CA',)")
     path = Path(path)
     try:
-        model = _Model(_read_bytes(path), path, tuple(atoms))
+        model = _Model(_decompressed(_read_bytes(path) if data is None else data, path), path, tuple(atoms))
         polymers = list(model.polymers())
     except UnicodeDecodeError as error:
         raise StructureError(f"{path}: a name in it is not UTF-8 ({error}); convert the file") from error
@@ -716,12 +724,15 @@ def _parse_pdb(data: bytes) -> _Parsed:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Content of a file, decompressed if it is gzipped, whatever its name."""
     if path.is_dir():
         raise StructureError(f"{path}: a folder; list its files with find_structures")
     if path.stat().st_size > MAX_BYTES:
         raise StructureError(f"{path}: larger than {MAX_BYTES} bytes; split the file")
-    data = path.read_bytes()
+    return path.read_bytes()
+
+
+def _decompressed(data: bytes, path: Path) -> bytes:
+    """Content of a file, whatever its name says of gzip."""
     if data.startswith(b"\x1f\x8b"):
         data = _gunzip(data, path)
     elif path.suffix.lower() == ".gz":
@@ -751,8 +762,9 @@ def _gunzip(data: bytes, path: Path) -> bytes:
     return b"".join(parts)
 
 
-def _is_structure_name(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(SUFFIXES) and path.is_file()
+def has_suffix(name: str, suffixes: Sequence[str] = SUFFIXES) -> bool:
+    """Whether a file's name ends like that of a structure, or in .gz after it."""
+    return name.lower().removesuffix(".gz").endswith(tuple(suffixes))
 
 
 def _stem(path: Path) -> str:

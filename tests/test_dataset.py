@@ -1,24 +1,18 @@
-"""Structure files become the same rows however they are prepared, and rows become batches that fit."""
+"""Rows are read as they were written, and shards stream as one data set."""
 
-import gzip
-import json
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
+from itertools import chain as chained
+from itertools import pairwise
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import STRUCTURES
+from conftest import STRUCTURES, make_rows
 
 from coordformer import read_chains
-from coordformer.dataset import SCHEMA, ChainBatches, chain_to_row, fetch_rows, load_rows, prepare, read_compact
+from coordformer.batches import ChainBatches, fetch_rows
+from coordformer.dataset import SCHEMA, ShardBatches, chain_to_row, load_rows, read_compact
+from coordformer.preparation import prepare
 from coordformer.processing_coordformer import chain_arrays
 
 
@@ -33,19 +27,6 @@ def write_compact(path, **columns):
     table = {name: pa.array(values, kinds.get(name)) for name, values in (base | planes | columns).items()}
     pq.write_table(pa.table(table), path)
     return path
-
-
-def make_rows(lengths) -> datasets.Dataset:
-    rng = np.random.default_rng(0)
-    rows = [
-        {
-            "id": f"chain {index}", "sequence": "".join(rng.choice(list("ACDEFGHIKL"), size=n)), "length": n,
-            "observed": n, "atoms": ["CA"], "coords": rng.normal(size=3 * n).astype(np.float32), "b_factor": None,
-            "method": None, "resolution": None, "source": None, "cluster": None, "split": None,
-        }
-        for index, n in enumerate(lengths)
-    ]  # fmt: skip
-    return datasets.Dataset(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -110,202 +91,91 @@ def test_bad_data_is_named(tmp_path):
         read_compact(write_compact(tmp_path / "short.parquet", ca_y=[[1, 2, 3], [1]]))
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- shards ----------------------------------------------------------------------------------------------------------
 
 
-def test_batches_hold_every_chain_once_and_keep_the_budget():
-    lengths = np.random.default_rng(1).integers(5, 300, size=700)
-    batches = ChainBatches(make_rows(lengths), token_budget=2048, max_length=256, seed=3)
-    orders = []
-    for epoch in range(3):
-        batches.set_epoch(epoch)
-        orders.append(batches.order())
-        assert len(orders[-1]) == len(batches)  # Trainer counts the steps of an epoch once
-        assert sorted(np.concatenate(orders[-1])) == list(range(700))
-        for batch in orders[-1]:
-            assert len(batch) * (min(lengths[batch].max(), 256) + 2) <= 2048
-    assert batches.padding_share() < 0.05
-    assert {tuple(sorted(batch)) for batch in orders[0]} != {tuple(sorted(batch)) for batch in orders[1]}
-    assert [len(batch) for batch in orders[0]] != [len(batch) for batch in orders[1]]  # the order is random
-
-
-def test_batches_are_the_rows_in_order():
-    rows = make_rows([5, 9, 5, 30])
-    batches = ChainBatches(rows, token_budget=32, seed=1)
-    batches.set_epoch(4)
-    for indices, batch in zip(batches.order(), [batches[i] for i in range(len(batches))], strict=True):
-        assert [row["id"] for row in batch] == [f"chain {i}" for i in indices]
-        assert all(row["epoch"] == 4 and row["augment"] for row in batch)
-        np.testing.assert_array_equal(batch[0]["coords"], np.float32(rows[int(indices[0])]["coords"]))
-    with pytest.raises(IndexError):
-        batches[len(batches)]
-
-
-def test_random_batches_of_a_number_of_chains():
-    batches = ChainBatches(make_rows(range(5, 58)), chains_per_batch=24)
-    assert sorted(map(len, batches.order())) == [5, 24, 24]
-
-
-def test_bad_batches_are_named():
-    rows = make_rows([5, 90])
-    with pytest.raises(ValueError, match="`token_budget` is 64, but the longest chain has 92 tokens"):
-        ChainBatches(rows, token_budget=64)
-    for arguments in ({"token_budget": -1}, {"chains_per_batch": 0}, {"token_budget": 100, "max_length": 0}):
-        with pytest.raises(ValueError, match="must be at least 1"):
-            ChainBatches(rows, **arguments)
-    for arguments in ({}, {"token_budget": 100, "chains_per_batch": 2}):
-        with pytest.raises(ValueError, match="either `token_budget` or `chains_per_batch`"):
-            ChainBatches(rows, **arguments)
-
-
-# --- preparing -------------------------------------------------------------------------------------------------------
-
-
-def make_folder(folder, copies=1):
-    """Real files, one bad one of each kind, and one that no reader should look at."""
-    folder.mkdir()
-    for number in range(copies):
-        shutil.copy(STRUCTURES / "1A8O.cif.gz", folder / f"a{number:03d}.cif.gz")
-        shutil.copy(STRUCTURES / "1orc.pdb.gz", folder / f"b{number:03d}.pdb.gz")
-    (folder / "broken.cif").write_bytes(os.urandom(2000))
-    (folder / "truncated.cif.gz").write_bytes((STRUCTURES / "1A8O.cif.gz").read_bytes()[:9000])
-    (folder / "notgzip.pdb.gz").write_text("HEADER\n")
-    (folder / "notes.txt").write_text("not a structure\n")
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Seven shards of different sizes, 500 chains in all."""
+    folder = tmp_path_factory.mktemp("shards")
+    (folder / "data").mkdir()
+    table = make_rows(np.random.default_rng(1).integers(5, 120, size=500)).data.table
+    for number, (start, end) in enumerate(pairwise([0, 90, 170, 171, 300, 350, 420, 500])):
+        pq.write_table(table.slice(start, end - start), folder / "data" / f"train-{number:05d}-of-00007.parquet")
     return folder
 
 
-def rejects(output):
-    lines = (output / "rejected.tsv").read_text().splitlines()
-    assert lines[0] == "file\tchain\treason"
-    return {line.split("\t")[0]: line.split("\t")[2] for line in lines[1:]}
+def ids_of(batches, items):
+    return [[row["id"] for row in batches[item]] for item in items]
 
 
-def test_prepare_goes_on_after_bad_files_and_says_why(tmp_path):
-    folder = make_folder(tmp_path / "in")
-    counts = prepare([folder], tmp_path / "out", workers=1, progress=False)
-    assert counts == {"files": 5, "chains": 2, "rejected": 3, "shards": 1}
-    reasons = rejects(tmp_path / "out")
-    assert set(reasons) == {"broken.cif", "truncated.cif.gz", "notgzip.pdb.gz"}
-    assert all(name in reason for name, reason in reasons.items())
-    rows = load_rows(tmp_path / "out")
-    assert rows["source"][:] == ["a000.cif.gz", "b000.pdb.gz"] and rows[0]["id"] == "1A8O_A"
+def test_every_chain_of_the_shards_comes_once_in_an_epoch(shards):
+    batches = ShardBatches(shards, 512, open_shards=4, seed=3)
+    epochs = []
+    for epoch in (0, 1):
+        batches.set_epoch(epoch)
+        items = ids_of(batches, range(len(batches)))
+        assert sorted(chained.from_iterable(items)) == sorted(load_rows(shards)["id"][:])
+        epochs.append(items)
+        for item in range(len(batches)):
+            assert sum(len(row["sequence"]) + 2 for row in batches[item]) <= 512
+    assert epochs[0] != epochs[1]
+    assert batches.chains == 500 and batches.residues == sum(load_rows(shards)["length"][:])
+    assert ChainBatches(load_rows(shards), 512).residues == batches.residues
 
 
-def test_prepare_filters_and_says_why(tmp_path):
-    folder = make_folder(tmp_path / "in")
-    counts = prepare([folder], tmp_path / "out", min_length=71, workers=1, progress=False)
-    assert counts["chains"] == 1 and "70 residues are fewer than min_length=71" in rejects(tmp_path / "out").values()
-    prepare([folder], tmp_path / "two", max_length=70, min_observed=0.95, workers=1, progress=False)
-    assert "71 residues are more than max_length=70" in rejects(tmp_path / "two")["b000.pdb.gz"]
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_a_reader_of_each_nth_item_touches_its_own_shards_alone(shards, readers):
+    """With as many runs as there are shards, each reader opens few, one at a time, and sees what one reader sees."""
+    whole = ids_of(ShardBatches(shards, 512, open_shards=4), range(len(ShardBatches(shards, 512, open_shards=4))))
+    touched = []
+    for reader in range(readers):
+        batches = ShardBatches(shards, 512, open_shards=4)
+        items = range(reader, len(batches), readers)
+        assert ids_of(batches, items) == [whole[item] for item in items]
+        touched.append({batches.locate(item)[0] for item in items})
+        assert len(batches._open) <= 4
+    # A shard in which a run ends and the next begins is read by both.
+    assert sum(map(len, touched)) <= 7 + 4
 
 
-def test_prepare_does_not_depend_on_the_number_of_workers(tmp_path):
-    folder = make_folder(tmp_path / "in", copies=10)
-    for workers in (1, 2):
-        prepare([folder], tmp_path / f"{workers}", files_per_shard=7, workers=workers, progress=False)
-    files = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.*") if path.is_file())
-    assert [path.name for path in files if path.suffix == ".parquet"] == [
-        f"train-{i:05d}-of-00004.parquet" for i in range(4)
-    ]
-    for path in files:
-        assert (tmp_path / "1" / path).read_bytes() == (tmp_path / "2" / path).read_bytes()
+def test_a_stream_goes_on_in_the_middle_without_reading_what_came_before(shards, tmp_path):
+    """The shards of what is done may even be gone."""
+    batches = ShardBatches(shards, 512, open_shards=1)
+    whole = ids_of(batches, range(len(batches)))
+    middle = len(batches) // 2
+    left = {batches.locate(item)[0] for item in range(middle, len(batches))}
+    again = ShardBatches(shards, 512, open_shards=1)
+    for number in set(range(7)) - left:
+        again.files[number] = tmp_path / "gone.parquet"
+    assert 0 < len(left) < 7
+    assert ids_of(again, range(middle, len(batches))) == whole[middle:]
 
 
-def test_shards_stream(tmp_path):
-    prepare([make_folder(tmp_path / "in", copies=3)], tmp_path / "out", files_per_shard=2, workers=1, progress=False)
-    assert len(list((tmp_path / "out" / "empty").iterdir())) == 2  # the bad files fill two shards
-    stream = datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True, cache_dir=str(tmp_path / "c"))
-    assert [row["id"] for row in stream] == load_rows(tmp_path / "out")["id"][:]
+def test_bad_shards_are_named(shards, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"No shard data/valid-\*.parquet in .*coordformer prepare` with --splits"
+    ):
+        ShardBatches(shards, 512, split="valid")
+    with pytest.raises(ValueError, match="`token_budget` is 64, but the longest chain has"):
+        ShardBatches(shards, 64)
+    with pytest.raises(ValueError, match="`open_shards` is 0"):
+        ShardBatches(shards, 512, open_shards=0)
+    (tmp_path / "data").mkdir()
+    whole = (shards / "data" / "train-00000-of-00007.parquet").read_bytes()
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="train-00000-of-00001.parquet cannot be read .*copy or prepare it again"):
+        ShardBatches(tmp_path, 512)
+    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])  # a hole in the pages
+    batches = ShardBatches(tmp_path, 512) if _lengths_are_readable(path) else None
+    if batches is not None:
+        with pytest.raises(ValueError, match="train-00000-of-00001.parquet cannot be read"):
+            batches[0]
 
 
-def test_prepare_goes_on_after_a_kill(tmp_path):
-    """SIGKILL as soon as the second shard is there; the second run keeps what is whole and adds the rest."""
-    folder = make_folder(tmp_path / "in", copies=150)
-    prepare([folder], tmp_path / "whole", files_per_shard=20, workers=1, progress=False)
-    command = [sys.executable, "-m", "coordformer", "prepare", str(folder), "--output", str(tmp_path / "out")]
-    command += ["--files_per_shard", "20", "--workers", "1", "--quiet"]
-    process = subprocess.Popen(command)
-    data = tmp_path / "out" / "data"
-    while process.poll() is None and len(list(data.glob("*.parquet"))) < 2:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = {path.name: path.stat().st_mtime_ns for path in data.glob("*.parquet")}
-    assert 2 <= len(done) < 16 and not (tmp_path / "out" / "rejected.tsv").exists()
-    for name in done:
-        pq.read_table(data / name)  # whole
-    (data / "train-00015-of-00016.parquet.tmp").write_bytes(b"half a shard")
-    subprocess.run(command, check=True, capture_output=True)
-    for path in (tmp_path / "whole").rglob("*.*"):
-        if path.is_file():
-            assert (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
-    assert not list(data.glob("*.tmp"))
-    assert all((data / name).stat().st_mtime_ns == moment for name, moment in done.items())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"atoms": ["CA", "CA"]}, "name each atom once"),
-        ({"atoms": [""]}, "name each atom once"),
-        ({"min_length": 50, "max_length": 10}, r"`max_length` \(10\) is less than `min_length` \(50\)"),
-        ({"min_observed": 2}, "`min_observed` is 2; it is a share"),
-        ({"workers": 0}, "`workers` is 0"),
-        ({"files_per_shard": 0}, "`files_per_shard` is 0"),
-    ],
-)
-def test_bad_options_of_prepare_are_named(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        prepare([STRUCTURES], tmp_path / "out", progress=False, **{"workers": 1} | arguments)
-    assert not (tmp_path / "out").exists()
-
-
-def test_one_odd_file_does_not_cost_the_others(tmp_path):
-    """gemmi refuses names of 8 letters and more."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    text = gzip.decompress((STRUCTURES / "1A8O.cif.gz").read_bytes()).decode()
-    (folder / "long.cif").write_text(re.sub(r"(?m)^(ATOM +\d+ +\S+ +\S+ +\S+ +\S+) A ", r"\1 HeavyChain ", text))
-    shutil.copy(STRUCTURES / "1orc.pdb.gz", folder)
-    counts = prepare([folder], tmp_path / "out", workers=1, progress=False)
-    assert counts["chains"] == 1 and "HeavyChain" in rejects(tmp_path / "out")["long.cif"]
-
-
-def test_prepare_refuses_to_mix_runs(tmp_path):
-    folder = make_folder(tmp_path / "in")
-    prepare([folder], tmp_path / "out", workers=1, progress=False)
-    before = (tmp_path / "out" / "data" / "train-00000-of-00001.parquet").read_bytes()
-    with pytest.raises(ValueError, match="made from other files or with other settings"):
-        prepare([folder], tmp_path / "out", atoms=("N", "CA"), workers=1, progress=False)
-    assert (tmp_path / "out" / "data" / "train-00000-of-00001.parquet").read_bytes() == before
-
-
-def test_rejected_text_cannot_break_the_table(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    with gzip.open(folder / "odd\tname\n.cif.gz", "wb") as file:
-        file.write(b"data_x\n")
-    prepare([folder], tmp_path / "out", workers=1, progress=False)
-    lines = (tmp_path / "out" / "rejected.tsv").read_text().splitlines()
-    assert len(lines) == 2 and lines[1].count("\t") == 2
-
-
-def test_command_line(tmp_path):
-    folder = make_folder(tmp_path / "in")
-    command = [sys.executable, "-m", "coordformer", "prepare"]
-    done = subprocess.run(
-        [*command, str(folder), "--output", str(tmp_path / "out"), "--atoms", "N,CA,C", "--workers", "2"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert json.loads(done.stdout)["chains"] == 2 and "5/5" in done.stderr  # the bar goes to stderr
-    assert load_rows(tmp_path / "out")[0]["atoms"] == ["N", "CA", "C"]
-    failed = subprocess.run(
-        [*command, str(tmp_path / "none"), "--output", str(tmp_path / "two")], capture_output=True, text=True
-    )
-    assert failed.returncode == 1 and "none" in failed.stderr and "Traceback" not in failed.stderr
-    assert not (tmp_path / "two").exists()
-    empty = subprocess.run(
-        [*command, str(folder), "--output", str(tmp_path / "three"), "--min_length", "999", "--workers", "1"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert empty.returncode == 1 and "No chain was kept" in empty.stderr and "rejected.tsv says why" in empty.stderr
+def _lengths_are_readable(path):
+    try:
+        return pq.read_table(path, columns=["length"]).num_rows > 0
+    except (OSError, pa.ArrowException):
+        return False
