@@ -8,12 +8,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "coordformer"
 FLOORS = [
-    {"configuration_coordformer", "geometry"},
+    {"configuration_coordformer", "geometry", "files", "clustering", "masked_residues", "figures"},
     {"modeling_coordformer", "structure"},
-    {"processing_coordformer"},
-    {"data_collator"},
-    {"metrics", "dataset"},
-    {"conversion"},
+    {"processing_coordformer", "fetch"},
+    {"data_collator", "batches", "metrics"},
+    {"bundle", "dataset"},
+    {"preparation", "conversion", "evaluation"},
     {"training"},
     {"cli"},
     {"__init__", "__main__"},

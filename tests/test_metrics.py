@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import coordformer.metrics
+import coordformer.masked_residues
 from coordformer.metrics import bootstrap, count_predictions, summarise
 
 
@@ -99,9 +99,9 @@ def test_evaluate_modules_load_offline_and_agree(monkeypatch):
     summary = summarise(count_predictions(logits, labels, letters.values()).numpy(), letters)
     allowed = logits[..., 4:24].log_softmax(dim=-1)
     truth = allowed.gather(-1, (labels - 4).unsqueeze(-1)).flatten().tolist()
-    perplexity = evaluate.load(coordformer.metrics.__file__, "perplexity")
+    perplexity = evaluate.load(coordformer.masked_residues.__file__, "perplexity")
     assert perplexity.compute(predictions=truth)["perplexity"] == pytest.approx(summary["perplexity"], rel=1e-5)
-    recovery = evaluate.load(coordformer.metrics.__file__, "recovery")
+    recovery = evaluate.load(coordformer.masked_residues.__file__, "recovery")
     recovery.add_batch(
         predictions=[names[i] for i in (allowed.argmax(dim=-1) + 4).flatten().tolist()],
         references=[names[i] for i in labels.flatten().tolist()],
@@ -110,4 +110,4 @@ def test_evaluate_modules_load_offline_and_agree(monkeypatch):
     assert result["recovery"] == pytest.approx(summary["recovery"])
     assert result["recovery_by_residue"] == pytest.approx(summary["recovery_by_residue"])
     with pytest.raises(ValueError, match="no metric 'f1'"):
-        evaluate.load(coordformer.metrics.__file__, "f1")
+        evaluate.load(coordformer.masked_residues.__file__, "f1")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,27 +12,21 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CHAINS, make_model
 from transformers import AutoModelForMaskedLM, AutoProcessor, EsmConfig, Trainer, TrainingArguments
 
 from coordformer import CoordformerProcessor
+from coordformer.batches import ChainBatches
 from coordformer.cli import main
 from coordformer.data_collator import CoordformerDataCollator
-from coordformer.dataset import ChainBatches, load_rows
+from coordformer.dataset import load_rows
+from coordformer.evaluation import count_chains, evaluate, predict_logits, summarise_draws, window_starts
 from coordformer.metrics import summarise
-from coordformer.training import (
-    build_model,
-    count_chains,
-    evaluate,
-    last_whole_checkpoint,
-    parse_arguments,
-    predict_logits,
-    summarise_draws,
-    train,
-    window_starts,
-)
+from coordformer.training import build_model, last_whole_checkpoint, parse_arguments, train
 
 TOKENIZER = CoordformerProcessor().tokenizer
 TINY = """\
@@ -130,7 +125,7 @@ def test_training_leaves_a_checkpoint_that_auto_classes_load(preset, tmp_path):
     output = tmp_path / "run"
     summary = train(*parse_arguments([str(preset), "--output_dir", str(output), "--valid_split", "valid",
                                       "--eval_strategy", "steps", "--eval_steps", "6"]))  # fmt: skip
-    assert summary["steps"] == 12 and 0 < summary["padding_share"] < 0.5
+    assert summary["steps"] == 12 and summary["padding_share"] == 0 and 0 < summary["waiting_share"] < 1
     assert len(losses(output)) == 12 and (output / "loss.png").stat().st_size > 10_000
     model = AutoModelForMaskedLM.from_pretrained(output)
     assert isinstance(AutoProcessor.from_pretrained(output), CoordformerProcessor)
@@ -151,9 +146,28 @@ def test_training_leaves_a_checkpoint_that_auto_classes_load(preset, tmp_path):
     assert model.config.coordinate_embedding == "linear" and model.config.bos_token_id == 0
 
 
-def test_an_interrupted_training_equals_an_uninterrupted_one(preset, tmp_path):
+@pytest.fixture(scope="module")
+def sharded_preset(preset):
+    """The same chains as shards of 8, streamed by two workers, with two micro-batches an update."""
+    folder = preset.parent / "sharded"
+    (folder / "data").mkdir(parents=True)
+    table = load_rows(preset.parent / "chains.parquet", "train").data.table.combine_chunks()
+    for number in range(4):
+        name = f"train-{number:05d}-of-00004.parquet"
+        pq.write_table(table.slice(8 * number, 8), folder / "data" / name)
+    path = preset.parent / "sharded.yaml"
+    path.write_text(
+        TINY + f"data: {folder}\nstreaming: true\nopen_shards: 2\ndataloader_num_workers: 2\n"
+        "gradient_accumulation_steps: 2\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("how", ["preset", "sharded_preset"])
+def test_an_interrupted_training_equals_an_uninterrupted_one(how, request, tmp_path):
     """SIGKILL at several moments, also while a checkpoint is written; the losses are the same to the last bit."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    preset = request.getfixturevalue(how)
     command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(whole)], check=True, capture_output=True, env=environment)
@@ -183,6 +197,83 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(preset, tmp_path):
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_a_stream_trains_as_many_workers_as_there_are(sharded_preset, tmp_path):
+    """The batches and their order do not depend on who reads them."""
+    for workers in ("0", "2"):
+        options = ["--output_dir", str(tmp_path / workers), "--max_steps", "5", "--dataloader_num_workers", workers]
+        train(*parse_arguments([str(sharded_preset), *options]))
+    assert losses(tmp_path / "0") == losses(tmp_path / "2") and len(losses(tmp_path / "0")) == 5
+
+
+def test_packed_and_padded_training_see_the_same_residues(preset, tmp_path):
+    """One batch of all chains, packed or padded, without noise: the losses agree, the attention differs."""
+    for packing in ("true", "false"):
+        options = ["--output_dir", str(tmp_path / packing), "--packing", packing, "--max_steps", "4", "--seed", "1"]
+        train(*parse_arguments([str(preset), *options, "--token_budget", "100000"]))
+    packed, padded = losses(tmp_path / "true"), losses(tmp_path / "false")
+    assert packed == pytest.approx(padded, abs=2e-5) and packed != padded  # printed with four digits
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_layers_train_the_same(preset, tmp_path):
+    for name in ("false", "true"):
+        options = ["--output_dir", str(tmp_path / name), "--compile_layers", name, "--max_steps", "6"]
+        train(*parse_arguments([str(preset), *options]))
+    assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), abs=1e-4)
+    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "true")
+    assert not any("_orig_mod" in name for name in reloaded.state_dict())
+
+
+def test_a_full_disk_is_said_and_costs_no_checkpoint(preset, tmp_path):
+    """No file may grow beyond a limit between the first checkpoint's and the optimizer's size, as on a full disk."""
+    command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir", str(tmp_path / "run")]
+    subprocess.run([*command, "--max_steps", "3"], check=True, capture_output=True)
+    size = (tmp_path / "run" / "checkpoint-3" / "model.safetensors").stat().st_size
+
+    def limit(most):
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    for most in (size // 2, size + 2000):  # the weights cannot be written, or the optimizer's state cannot
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit(most))
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert "could not be written" in done.stderr and "it goes on from" in done.stderr
+        assert last_whole_checkpoint(tmp_path / "run").endswith("checkpoint-3")
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def test_a_lost_worker_is_said_and_costs_no_checkpoint(preset, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir", str(run),
+               "--dataloader_num_workers", "1", "--max_steps", "100000"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not is_json(run / "checkpoint-3" / "trainer_state.json"):
+        time.sleep(0.005)
+    killed = False
+    while process.poll() is None and not killed:
+        for child in psutil.Process(process.pid).children():
+            if "train" in child.cmdline():  # forked from the training, not the tracker of its semaphores
+                child.send_signal(signal.SIGKILL)
+                killed = True
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in text.splitlines()[-1]
+    assert "A worker that loads data was lost" in text and "it goes on from" in text
+    assert last_whole_checkpoint(run) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--token_budget", "1024", "--packing", "false"], "--streaming reads packed batches"),
+        (["--data", "nowhere"], "No shard data/train-.*in nowhere"),
+    ],
+)
+def test_bad_streams_are_named(sharded_preset, tmp_path, options, message):
+    options = ["--output_dir", str(tmp_path), "--train_split", "train", *options]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(*parse_arguments([str(sharded_preset), *options]))
+
+
 def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
     output = tmp_path / "run"
     options = [str(preset), "--output_dir", str(output), "--max_steps", "3"]
@@ -207,6 +298,7 @@ def test_a_finished_training_stays_as_it_is(preset, tmp_path):
     output = tmp_path / "run"
     options = [str(preset), "--output_dir", str(output), "--lr_scheduler_type", "constant", "--max_steps"]
     first = train(*parse_arguments([*options, "5"]))
+    del first["waiting_share"]  # nothing was waited for the second time
     weights = (output / "model.safetensors").read_bytes()
     for steps in ("5", "3"):
         again = train(*parse_arguments([*options, steps]))

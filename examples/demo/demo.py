@@ -23,9 +23,11 @@ from transformers import AutoModelForMaskedLM, AutoProcessor
 import coordformer
 from coordformer import CoordformerProcessor, read_chains
 from coordformer.data_collator import PROTOCOLS
-from coordformer.dataset import load_rows, prepare
+from coordformer.dataset import load_rows
+from coordformer.evaluation import count_chains, letter_ids, summarise_draws
+from coordformer.figures import plot_losses, plot_recovery
 from coordformer.metrics import bootstrap
-from coordformer.training import count_chains, letter_ids, plot_losses, plot_recovery, summarise_draws
+from coordformer.preparation import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "examples" / "data" / "chains.parquet"
@@ -163,7 +165,7 @@ def main() -> None:
     start = time.monotonic()
 
     print("1. Structure files become rows: coordformer prepare")
-    counts = prepare([STRUCTURES], output / "structures", workers=1)
+    counts = prepare([STRUCTURES], output / "structures", workers=1)["counts"]
     print(f"   {counts['chains']} chains of {counts['files']} files; {counts['rejected']} rejected, with the reason in "
           f"{output / 'structures' / 'rejected.tsv'}")  # fmt: skip
 

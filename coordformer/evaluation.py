@@ -1,0 +1,215 @@
+"""Perplexity and recovery of a checkpoint on a data set, under the two protocols: `coordformer evaluate`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from .batches import ChainBatches, read_lengths
+from .bundle import ChainBundle
+from .configuration_coordformer import CoordformerConfig
+from .data_collator import PROTOCOLS, CoordformerDataCollator
+from .metrics import bootstrap, count_predictions, summarise
+from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor
+from .structure import AMINO_ACIDS
+
+
+def open_chains(path: str | Path, split: str | None = None) -> Any:
+    """A data set of chains: a folder made by `coordformer prepare`, a Parquet file, or a bundle (`.safetensors`)."""
+    if Path(path).suffix == ".safetensors":
+        return ChainBundle(path, split)
+    from .dataset import load_rows  # a bundle is read without pyarrow and datasets
+
+    return load_rows(path, split)
+
+
+def letter_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Token ids of the 20 amino acids by letter."""
+    return {letter: tokenizer.get_vocab()[letter] for letter in AMINO_ACIDS}
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """First residues of windows that cover a chain and overlap by half; the last one ends with the chain."""
+    return [*range(0, max(length - window, 0), max(window // 2, 1)), max(length - window, 0)]
+
+
+@torch.no_grad()
+def predict_logits(
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], window: int, windows_at_once: int = 8
+) -> torch.Tensor:
+    """Logits (batch, length, vocabulary) of a right-padded batch, whatever the length of its chains.
+
+    A chain of more than `window` residues is predicted in windows that overlap by half, and their logits are averaged.
+    Each window is a chain to the model, with its own `<cls>`, `<eos>` and centre.
+    """
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    if max(lengths) - SPECIAL_TOKENS <= window:
+        return model(**batch).logits
+    rows = []
+    for row, length in enumerate(lengths):
+        residues = length - SPECIAL_TOKENS
+        inside = min(window, residues)
+        tokens = [[0, *range(first + 1, first + 1 + inside), length - 1] for first in window_starts(residues, inside)]
+        total = torch.zeros(max(lengths), 1 + model.config.vocab_size, device=model.device)
+        for index in torch.tensor(tokens, device=model.device).split(windows_at_once):
+            logits = model(**{name: values[row][index] for name, values in batch.items()}).logits.float()
+            # One column more counts how many windows a token was in.
+            total.index_put_((index,), nn.functional.pad(logits, (0, 1), value=1.0), accumulate=True)
+        rows.append(total[:, :-1] / total[:, -1:].clamp(min=1))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def count_chains(
+    model: PreTrainedModel,
+    rows: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: str = "masked15",
+    *,
+    draws: int = 3,
+    without_coords: bool = False,
+    token_budget: int = 8192,
+    window: int = 1024,
+    progress: bool = True,
+) -> np.ndarray:
+    """Predict masked residues of every chain under a protocol.
+
+    Args:
+        model: a masked-LM Coordformer.
+        rows: chains, see `open_chains`.
+        tokenizer: of the model.
+        protocol: `"paper"` (15 % of the residues, of these 80 % masked, 10 % another residue, 10 % unchanged; softmax
+            over the vocabulary) or `"masked15"` (15 % of the residues with coordinates and without X, all masked;
+            softmax over the 20 amino acids). What is chosen depends on the draw and the chain's id alone.
+        draws: how many times the residues are chosen anew.
+        without_coords: withhold all coordinates; the same residues are chosen.
+        token_budget: tokens of a batch; the longest chain, or window of it, fits in any case.
+        window: chains with more residues are predicted in overlapping windows of this many.
+        progress: show a progress bar.
+
+    Returns:
+        Counts as in `metrics.count_predictions`, (draws, chains, vocabulary, 3), chains in the order of `rows`.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"`protocol` is {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    for name, value, least in (("draws", draws, 1), ("token_budget", token_budget, 1), ("window", window, 2)):
+        if value < least:
+            raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
+    collator = CoordformerDataCollator(
+        tokenizer,
+        atoms=model.config.coordinate_atoms,
+        dim=model.config.coordinate_dim,
+        masking=protocol,
+        rotate=False,
+    )
+    candidates = list(letter_ids(tokenizer).values()) if protocol == "masked15" else None
+    longest = min(window, int(read_lengths(rows).max())) + SPECIAL_TOKENS
+    token_budget = max(token_budget, longest)
+    batches = ChainBatches(rows, token_budget=token_budget, packing=False, max_length=window, augment=False)
+    model.eval()
+    counts = np.zeros((draws, len(rows), model.config.vocab_size, 3))
+    with tqdm(total=draws * len(rows), unit="chain", desc=protocol, disable=not progress) as bar:
+        for draw in range(draws):
+            batches.set_epoch(draw)
+            for number, indices in enumerate(batches.order()):
+                batch = {name: value.to(model.device) for name, value in collator([batches[number]]).items()}
+                labels = batch.pop("labels")
+                if without_coords:
+                    del batch["coords"]
+                logits = predict_logits(model, batch, window, windows_at_once=token_budget // longest)
+                counts[draw, indices] = count_predictions(logits, labels, candidates).cpu().numpy()
+                bar.update(len(indices))
+    return counts
+
+
+def summarise_draws(counts: np.ndarray, letters: Mapping[str, int]) -> dict[str, Any]:
+    """What is reported of `count_chains`: all draws together, the spread over them, and a bootstrap over chains."""
+    summary = summarise(counts, letters)
+    by_draw = [summarise(draw) for draw in counts]
+    # One chain's draws are not independent: the bootstrap draws chains.
+    intervals = bootstrap({"model": counts.sum(axis=0)})["model"]
+    return {
+        "perplexity": summary["perplexity"],
+        "perplexity_interval": intervals["perplexity"],
+        "perplexity_by_draw": [draw["perplexity"] for draw in by_draw],
+        "recovery": summary["recovery"],
+        "recovery_interval": intervals["recovery"],
+        "recovery_by_draw": [draw["recovery"] for draw in by_draw],
+        "recovery_by_residue": summary["recovery_by_residue"],
+        "predictions": summary["residues"],
+    }
+
+
+def load_checkpoint(checkpoint: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, CoordformerProcessor]:
+    """A masked-LM Coordformer, on the GPU if there is one, and its processor.
+
+    Raises:
+        ValueError: the folder or name holds no such model, or the processor is missing.
+    """
+    fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "processor_config.json").exists():
+        raise ValueError(
+            f"{checkpoint} holds no processor; {fix}, or add it by CoordformerProcessor().save_pretrained."
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+        if config.model_type != CoordformerConfig.model_type:
+            raise ValueError(f"it holds a {config.model_type} model")
+        model = AutoModelForMaskedLM.from_pretrained(checkpoint, config=config, dtype=getattr(torch, dtype))
+        processor = CoordformerProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    protocols: Sequence[str] = PROTOCOLS,
+    draws: int = 3,
+    without_coords: bool = False,
+    dtype: str = "float32",
+    token_budget: int = 8192,
+    window: int = 1024,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on a data set; the arguments are those of `count_chains`.
+
+    Returns:
+        `checkpoint`, `data`, `split`, `coordinates`, `dtype`, `chains`, `residues`, and for each protocol what
+        `summarise_draws` returns.
+    """
+    rows = open_chains(data, split)
+    model, processor = load_checkpoint(checkpoint, dtype)
+    tokenizer = processor.tokenizer
+    report: dict[str, Any] = {
+        "checkpoint": Path(checkpoint).name,
+        "data": Path(data).name,
+        "split": split,
+        "coordinates": "withheld" if without_coords else model.config.coordinate_embedding,
+        "dtype": dtype,
+        "chains": len(rows),
+        "residues": int(read_lengths(rows).sum()),
+    }
+    for protocol in protocols:
+        counts = count_chains(
+            model,
+            rows,
+            tokenizer,
+            protocol,
+            draws=draws,
+            without_coords=without_coords,
+            token_budget=token_budget,
+            window=window,
+            progress=progress,
+        )
+        report[protocol] = summarise_draws(counts, letter_ids(tokenizer))
+    return report
