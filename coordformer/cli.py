@@ -23,6 +23,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
             arguments.output / "downloads",
             requests_per_second=arguments.requests_per_second,
             progress=not arguments.quiet,
+            **{name: url for name in ("rcsb_url", "alphafold_url") if (url := getattr(arguments, name)) is not None},
         )
         inputs += files
     elif not inputs:
@@ -126,6 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="PDB ids and UniProt accessions (AlphaFold DB), or files that list them",
     )
     prepare.add_argument("--requests_per_second", type=float, default=10.0, help="of --fetch (default: %(default)s)")
+    prepare.add_argument("--rcsb_url", help="a mirror of RCSB's downloads, for --fetch")
+    prepare.add_argument("--alphafold_url", help="a mirror of AlphaFold DB's API, for --fetch")
     prepare.add_argument(
         "--output", required=True, type=Path, metavar="FOLDER", help="gets data/*.parquet and what describes them"
     )

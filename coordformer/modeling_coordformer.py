@@ -134,12 +134,12 @@ def varlen_attention(
 @torch.compiler.disable
 def _attend_one_by_one(query, key, value, bounds, dropout, scaling) -> torch.Tensor:
     lengths = bounds.diff().tolist()
-    segments = zip(*(states.transpose(0, 1).split(lengths, dim=1) for states in (query, key, value)), strict=True)
-    parts = [
-        nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], dropout_p=dropout, scale=scaling)
-        for q, k, v in segments
-    ]
-    return torch.cat(parts, dim=2).squeeze(0).transpose(0, 1)
+    parts = []
+    for segment in zip(*(states.split(lengths) for states in (query, key, value)), strict=True):
+        q, k, v = (states.transpose(0, 1).unsqueeze(0) for states in segment)
+        part = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        parts.append(part.squeeze(0).transpose(0, 1))
+    return torch.cat(parts)
 
 
 AttentionInterface.register("varlen", varlen_attention)

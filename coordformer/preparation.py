@@ -642,7 +642,8 @@ def prepare(
 def _begin(output: Path, job: str) -> bool:
     """Whether there is anything left to do for a job; refuse a folder that belongs to another one."""
     other = ValueError(
-        f"{output} was made from other files or with other settings; choose another output folder or delete it."
+        f"{output} was made from other files or with other settings; choose another output folder, or delete "
+        f"{DATA}, {READING} and datasheet.json in it."
     )
     sheet = output / "datasheet.json"
     if sheet.exists():

@@ -10,6 +10,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DistributedType
 from conftest import CHAINS, HEADS, make_model
 from safetensors.torch import load_file
 from transformers import set_seed
@@ -172,3 +175,15 @@ def test_coordinates_survive_the_input_cast_of_fsdp(sharded):
     assert report["embedding_dtype"] == "torch.float32"
     assert report["turned"] == pytest.approx([0.0, 300.37, 0.0], abs=1e-4)
     assert report["loss"] == pytest.approx(report["loss_of_float32"], rel=0.02)
+
+
+def test_the_shipped_configuration_is_one_of_accelerate():
+    """Every key is known to it, and the class that it names is in the model."""
+    path = Path(__file__).parent.parent / "examples" / "pretraining" / "accelerate" / "fsdp2.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == DistributedType.FSDP and config.mixed_precision == "bf16"
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    assert set(config.fsdp_config) <= set(known)
+    assert config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"] in {
+        type(m).__name__ for m in make_model().modules()
+    }

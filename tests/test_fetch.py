@@ -15,6 +15,8 @@ import pytest
 from conftest import STRUCTURES
 
 from coordformer import read_chains
+from coordformer.cli import main
+from coordformer.dataset import load_rows
 from coordformer.fetch import fetch, parse_ids
 
 ENTRY = (STRUCTURES / "1A8O.cif.gz").read_bytes()
@@ -451,3 +453,21 @@ def test_impossible_hosts(server, tmp_path, host):
     serve_models(server, "P12345", model(server, "P12345", cifUrl=f"http://{host}/AF-P12345-F1-model_v6.cif"))
     paths, [(_, reason)] = fetch_from(server, ["P12345"], tmp_path, attempts=2)
     assert not paths and host in reason and not names(tmp_path)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_prepare_fetches_what_it_reads(server, tmp_path, capsys):
+    serve_entries(server, "1A8O")
+    serve_models(server, "P12345", model(server, "P12345"))
+    urls = ["--rcsb_url", f"{server.url}/files", "--alphafold_url", f"{server.url}/api"]
+    command = ["prepare", "--output", str(tmp_path / "out"), "--workers", "1", "--quiet", *urls, "--fetch"]
+    assert main([*command, "1A8O", "P12345", "9XYZ"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["files"], counts["chains"], counts["duplicates_merged"], counts["rejected"]) == (2, 1, 1, 1)
+    assert load_rows(tmp_path / "out")["source"][:] == ["1A8O.cif.gz"]
+    assert "9XYZ\t\t" in (tmp_path / "out" / "rejected.tsv").read_text()
+    assert names(tmp_path / "out" / "downloads") == ["1A8O.cif.gz", "AF-P12345-F1-model_v6.cif"]
+    assert main([*command[:2], str(tmp_path / "two"), *command[3:], "9XYZ"]) == 1
+    assert "None of the ids could be fetched; the first: 9XYZ" in capsys.readouterr().err
