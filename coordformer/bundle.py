@@ -29,7 +29,7 @@ _TOKENS[_LETTERS] = np.arange(len(VOCABULARY))
 
 
 def write_bundle(rows: Any, path: str | Path, progress: bool = True) -> dict[str, int]:
-    """Write chains into one file; everything is held in memory once, 7 bytes for a residue with one atom.
+    """Write chains into one file of 7 bytes for a residue with one atom; while it is written, all are held in memory.
 
     Coordinates are rounded to 0.01 Å and moved to the centre of their chain, which a Coordformer does in any case.
 

@@ -63,7 +63,8 @@ class CoordformerDataCollator:
         dim: the model's `config.coordinate_dim`.
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
-        mlm_probability: probability with which a residue is chosen; one is in any case.
+        mlm_probability: probability with which a residue is chosen; one is in any case, unless this is 0: then nothing
+            is masked, as for embedding chains.
         rotate: bring a random rotation for each chain, by which the model turns it about its centre.
         noise: standard deviation in Å of Gaussian noise on each coordinate.
         drop_coords: probability with which all coordinates of a chain are withheld.
@@ -221,6 +222,8 @@ class CoordformerDataCollator:
         if self.masking == "masked15":
             eligible = np.isin(letters, self._alphabet_ids) & ~np.isnan(coords).any(axis=-1).all(axis=-1)
             scores = np.where(eligible, scores, 1.0)
+        if self.mlm_probability == 0:
+            return np.empty(0, dtype=np.int64)
         lowest = np.minimum.reduceat(scores, starts)
         chosen = scores < self.mlm_probability
         for start, score in zip(starts, lowest, strict=True):

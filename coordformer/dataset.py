@@ -4,7 +4,6 @@ A row is a dictionary with the columns of `SCHEMA`. Coordinates are one flat lis
 order, NaN where unobserved: nested lists read 40 times slower.
 """
 
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,8 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
     Args:
         path: a folder made by `prepare`, or one Parquet file with the columns of `SCHEMA` or in the compact layout of
             `read_compact`.
-        split: only rows whose column `split` has this value, such as `"train"` or `"valid"`.
+        split: only rows whose column `split` has this value, such as `"train"` or `"valid"`; where the column is empty,
+            the rows of the shards of that name.
 
     Returns:
         A `datasets.Dataset` with the columns of `SCHEMA`.
@@ -80,6 +80,7 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
         ValueError: the columns are others, a file is unreadable, or the split is empty.
     """
     path = Path(path)
+    named: list[Path] = []
     if path.is_dir():
         named = sorted(path.glob(f"data/{split}-*.parquet")) if split else []
         files = named or sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
@@ -103,7 +104,7 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
             rows = Dataset.from_parquet([str(file) for file in files])
         except DatasetGenerationError as error:
             raise ValueError(f"{path} cannot be read ({error.__cause__ or error}); prepare it again.") from error
-    if split is not None:
+    if split is not None and not (named and rows.data.column("split").null_count == len(rows)):
         if "split" not in rows.column_names:
             raise ValueError(f"{path} has no column `split`; leave the split {split!r} out.")
         values = np.asarray(rows["split"][:], dtype=object)
@@ -246,7 +247,9 @@ class ShardBatches(torch.utils.data.Dataset):
         # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._runs = min(open_shards, len(self))
-        self._open: OrderedDict[int, ChainBatches] = OrderedDict()
+        self._open: dict[int, tuple[int, ChainBatches]] = {}  # of each run its shard
+        self._order = self._ends = np.zeros(0, dtype=np.int64)
+        self._ordered_epoch: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Called by `Trainer` at the start of an epoch."""
@@ -259,7 +262,12 @@ class ShardBatches(torch.utils.data.Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard, batch = self.locate(index)
-        batches = self._open_shard(shard)
+        run = index % self._runs
+        if run not in self._open or self._open[run][0] != shard:
+            self._open.pop(run, None)  # before the next one is read
+            table = _read_table(self.files[shard], ["id", "sequence", "length", "atoms", "coords"])
+            self._open[run] = shard, ChainBatches(Dataset(table), **self._settings)
+        batches = self._open[run][1]
         batches.set_epoch(int(self._epoch))
         return batches[batch]
 
@@ -268,21 +276,12 @@ class ShardBatches(torch.utils.data.Dataset):
         run, place = index % self._runs, index // self._runs
         each, rest = divmod(len(self), self._runs)
         batch = run * each + min(run, rest) + place  # the first `rest` runs are longer by one
-        order = np.random.default_rng([self.seed, int(self._epoch)]).permutation(len(self.files))
-        ends = self._counts[order].cumsum()
-        position = int(np.searchsorted(ends, batch, side="right"))
-        shard = int(order[position])
-        return shard, batch - int(ends[position] - self._counts[shard])
-
-    def _open_shard(self, shard: int) -> ChainBatches:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-        else:
-            if len(self._open) == self._runs:
-                self._open.popitem(last=False)
-            table = _read_table(self.files[shard], ["id", "sequence", "length", "atoms", "coords"])
-            self._open[shard] = ChainBatches(Dataset(table), **self._settings)
-        return self._open[shard]
+        if self._ordered_epoch != (epoch := int(self._epoch)):
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.files))
+            self._ends, self._ordered_epoch = self._counts[self._order].cumsum(), epoch
+        position = int(np.searchsorted(self._ends, batch, side="right"))
+        shard = int(self._order[position])
+        return shard, batch - int(self._ends[position] - self._counts[shard])
 
     @property
     def residues(self) -> int:

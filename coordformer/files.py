@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: the file could not be written, as on a full disk; nothing is left of it.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    # A name of its own: another process may be writing the same file.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb") as file:

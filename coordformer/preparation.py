@@ -40,10 +40,14 @@ ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_EXPANSION = 200
 """A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
 FILES_PER_PART = 64
+PARTS_WORTH_WORKERS = 8
+"""Fewer are read sooner than other processes start, which takes some seconds."""
 ROWS_AT_ONCE = 2000
 
 READING, DATA, JOB = "reading", "data", "job.json"
 REJECTS_KEY = b"coordformer.rejects"
+
+LARGE = {pa.string(): pa.large_string()}
 
 Reject = tuple[str, str, str]  # file, chain or "", reason
 
@@ -187,7 +191,9 @@ def _contents(source: Source, rejects: list[Reject]) -> Iterator[tuple[str, byte
         with open(path, "rb") as file:
             file.seek(source.offset or 0)
             data = file.read(source.size)
-    except OSError as error:
+    except (FileNotFoundError, PermissionError) as error:
+        if not path.parent.exists():  # a file system that is away for a moment must not cost a part
+            raise
         yield source.name, f"cannot be read ({error.strerror})"
         return
     yield source.name, data if len(data) == source.size else "cut off: the archive ends within it; get it again"
@@ -266,7 +272,7 @@ def _read_all(parts: list[list[Source]], settings: ReadSettings, output: Path, w
         bar = stack.enter_context(
             tqdm(total=sum(map(len, parts)), initial=done, unit="file", disable=not progress, smoothing=0)
         )
-        if workers == 1 or len(left) <= 1:
+        if workers == 1 or len(left) < PARTS_WORTH_WORKERS:
             for arguments in left:
                 read_part(*arguments)
                 bar.update(len(arguments[0]))
@@ -345,6 +351,8 @@ def assemble(
         counts["files"] += int(metadata[b"files"])
         tables.append(pq.read_table(part, columns=columns))
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns)
+    # More than 2^31 letters together do not fit in Arrow's plain strings.
+    table = table.cast(pa.schema([(each.name, LARGE.get(each.type, each.type)) for each in table.schema]))
     counts["chains_read"] = len(table)
     kept, aliases = merge_duplicates(table)
     if keep_duplicates:
@@ -376,7 +384,7 @@ def assemble(
     writers = {name: _ShardWriter(folder, name, names.count(name), chains_per_shard) for name in (splits or ("train",))}
     ends = np.cumsum([len(each) for each in tables], dtype=np.int64)
     for part, end, rows_of_part in zip(parts, ends, map(len, tables), strict=True):
-        inside = np.flatnonzero((kept >= end - rows_of_part) & (kept < end))
+        inside = np.arange(*np.searchsorted(kept, [end - rows_of_part, end]))
         rows = pq.read_table(part).take(pa.array(kept[inside] - (end - rows_of_part)))
         more = extra.take(pa.array(inside))
         for column in extra.column_names:

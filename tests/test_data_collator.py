@@ -108,6 +108,13 @@ def test_random_numbers_are_uniform_and_independent():
     assert (np.abs(gaussian) > 1.96).mean() == pytest.approx(0.05, abs=0.003)
 
 
+def test_without_masking_chains_stay_as_they_are():
+    rows = [make_row("a", 30), make_row("b", 7)]
+    batch = collate(rows, mlm_probability=0, rotate=False)
+    assert TOKENIZER.decode(batch["input_ids"][1, :9]) == f"<cls>{rows[1]['sequence']}<eos>"
+    assert (batch["labels"] == -100).all() and "rotations" not in batch
+
+
 def test_rows_without_an_epoch_follow_torchs_generator():
     row = make_row()
     del row["epoch"]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHAINS, STRUCTURES
 
-from coordformer import read_chains
+from coordformer import preparation, read_chains
 from coordformer.cli import main
 from coordformer.dataset import SCHEMA, load_rows
 from coordformer.preparation import (
@@ -103,8 +103,9 @@ def test_mean_plddt(tmp_path):
     assert "needs a predicted model, but the file is experimental" in rejects(tmp_path / "out")["1A8O.cif.gz"]
 
 
-def test_does_not_depend_on_the_number_of_workers(tmp_path):
+def test_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "in", copies=FILES_PER_PART)  # more than two parts
+    monkeypatch.setattr(preparation, "PARTS_WORTH_WORKERS", 2)
     for workers in (1, 2):
         prepare_quietly(folder, tmp_path / f"{workers}", workers=workers, chains_per_shard=50, keep_duplicates=True)
     first, second = contents(tmp_path / "1"), contents(tmp_path / "2")
@@ -136,6 +137,22 @@ def test_duplicates_by_hand():
     kept, aliases = merge_duplicates(table)
     assert list(kept) == [1, 3, 5]  # d: as many observed residues as c and e, and the best resolution
     assert aliases == [None, ["a", "c", "e"], None]
+
+
+@pytest.mark.slow  # 3 GB of memory
+def test_more_letters_than_plain_strings_hold(tmp_path):
+    """2.2e9 letters, in a few long sequences, each twice."""
+    part_path(tmp_path, 0).parent.mkdir(parents=True)
+    for number in range(2):
+        rows = [
+            {"id": f"{number}-{n}", "sequence": "AC"[n % 2] * (10**8 + n), "length": 10**8 + n, "observed": 0,
+             "atoms": ["CA"], "coords": []} for n in range(11)
+        ]  # fmt: skip
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        metadata = {"coordformer.rejects": "[]", "files": "0"}
+        pq.write_table(table.replace_schema_metadata(metadata), part_path(tmp_path, number))
+    sheet = assemble(tmp_path)
+    assert (sheet["counts"]["chains"], sheet["counts"]["duplicates_merged"]) == (11, 11)
 
 
 def test_duplicates_become_aliases(tmp_path):
@@ -383,7 +400,7 @@ def test_goes_on_after_a_kill_while_assembling(tmp_path):
 
 
 def test_a_lost_worker_is_said_and_costs_nothing(tmp_path):
-    folder = make_folder(tmp_path / "in", copies=200)
+    folder = make_folder(tmp_path / "in", copies=400)
     process = start(folder, tmp_path / "out", "--workers", "2", "--keep_duplicates")
     reading = tmp_path / "out" / "reading"
     while process.poll() is None and not list(reading.glob("part-*.parquet")):
@@ -398,7 +415,7 @@ def test_a_lost_worker_is_said_and_costs_nothing(tmp_path):
     assert process.returncode == 1 and "Traceback" not in text
     assert "a worker of `prepare` was killed" in text and "run the same command again to go on" in text
     assert list(reading.glob("part-*.parquet"))
-    assert prepare_quietly(folder, tmp_path / "out", keep_duplicates=True)["counts"]["chains"] == 400
+    assert prepare_quietly(folder, tmp_path / "out", keep_duplicates=True)["counts"]["chains"] == 800
 
 
 def test_a_full_disk_is_said_and_costs_nothing(tmp_path):

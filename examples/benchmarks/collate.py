@@ -2,10 +2,10 @@
 
     python examples/benchmarks/collate.py
 
-Both sides make the same masked-LM batch of the same rows: tokens, labels, attention mask, padded and randomly rotated
-coordinates. The loop does for each residue what one writes first: look up its token, draw whether it is predicted and
-what becomes of it, append its coordinates; only the rotation is one matrix product per chain. Both run in one process
-with one thread, in turns; the time of a side is the median over the repeats of the time for all batches.
+Both sides make the same masked-LM batch of the same rows: tokens, labels, attention mask, padded coordinates and a
+random rotation for each chain. The loop does for each residue what one writes first: look up its token, draw whether it
+is predicted and what becomes of it, append its coordinates. Both run in one process with one thread, in turns; the time
+of a side is the median over the repeats of the time for all batches.
 """
 
 import argparse
@@ -20,8 +20,9 @@ import torch
 from harness import take_turns, write_record
 
 from coordformer import build_tokenizer
+from coordformer.batches import ChainBatches
 from coordformer.data_collator import CoordformerDataCollator
-from coordformer.dataset import ChainBatches, load_rows
+from coordformer.dataset import load_rows
 from coordformer.geometry import rotations_from_normals
 from coordformer.structure import AMINO_ACIDS
 
@@ -36,7 +37,7 @@ def make_loop(tokenizer) -> Callable[[list[list[dict]]], dict[str, torch.Tensor]
     def collate(features: list[list[dict]]) -> dict[str, torch.Tensor]:
         rows = features[0]
         longest = max(len(row["sequence"]) for row in rows) + 2
-        batch: dict[str, list] = {"input_ids": [], "labels": [], "attention_mask": [], "coords": []}
+        batch: dict[str, list] = {"input_ids": [], "labels": [], "attention_mask": [], "coords": [], "rotations": []}
         for row in rows:
             tokens, labels, coords = [ids["<cls>"]], [-100], [missing]
             values = row["coords"].tolist()
@@ -60,10 +61,10 @@ def make_loop(tokenizer) -> Callable[[list[list[dict]]], dict[str, torch.Tensor]
             batch["attention_mask"].append([1] * len(tokens) + [0] * padding)
             batch["input_ids"].append(tokens + [ids["<pad>"]] * padding)
             batch["labels"].append(labels + [-100] * padding)
-            rotation = rotations_from_normals(torch.randn(3, 3))
-            batch["coords"].append(torch.tensor(coords + [missing] * padding) @ rotation.T)
-        coords = torch.stack(batch.pop("coords"))
-        return {name: torch.tensor(value) for name, value in batch.items()} | {"coords": coords}
+            batch["coords"].append(coords + [missing] * padding)
+            batch["rotations"].append(rotations_from_normals(torch.randn(3, 3)).unsqueeze(0))
+        rotations = torch.stack(batch.pop("rotations"))
+        return {name: torch.tensor(value) for name, value in batch.items()} | {"rotations": rotations}
 
     return collate
 
@@ -86,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     tokenizer = build_tokenizer()
-    data = ChainBatches(load_rows(options.data), token_budget=options.token_budget)
+    data = ChainBatches(load_rows(options.data), token_budget=options.token_budget, packing=False)
     batches = [data[index] for index in range(min(options.batches, len(data)))]
     residues = sum(len(row["sequence"]) for batch in batches for row in batch)
     sides = {"coordformer": CoordformerDataCollator(tokenizer), "loop": make_loop(tokenizer)}
