@@ -6,6 +6,7 @@ where not observed; `offsets` (chains + 1,) int64, the residues before each chai
 `name_offsets` (chains + 1,) int64; `splits` (chains,) uint8, numbers of the names in the metadata.
 """
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,12 +59,16 @@ def write_bundle(rows: Any, path: str | Path, progress: bool = True) -> dict[str
             if row["atoms"] != atoms:
                 raise ValueError(f"Chain {row['id']} has the atoms {row['atoms']}, the chains before it {atoms}.")
             sequence, xyz = chain_arrays(row, atoms)
+            if odd := set(sequence) - set(VOCABULARY):
+                raise ValueError(
+                    f"Chain {row['id']} has the letters {''.join(sorted(odd))}; write X for unknown residues."
+                )
             observed = ~np.isnan(xyz).any(axis=-1)
             centre = xyz[observed].mean(axis=0, dtype=np.float64) if observed.any() else 0.0
             units = np.where(observed[..., None], np.nan_to_num(np.rint((xyz - centre) / UNIT)), -(2**31))
             tokens.append(_TOKENS[np.frombuffer(sequence.encode("latin-1"), dtype=np.uint8)])
             coords.append(units.astype(np.int32))
-            names.append(row["id"].encode())
+            names.append(str(row["id"]).encode())
     flat = np.concatenate(coords)
     missing = flat == -(2**31)
     if np.abs(flat, where=~missing, out=np.zeros_like(flat)).max(initial=0) < 2**15:
@@ -83,7 +88,14 @@ def write_bundle(rows: Any, path: str | Path, progress: bool = True) -> dict[str
         "unit": f"{UNIT} angstrom",
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: save_file(arrays, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(arrays, temporary, metadata)
+        except SafetensorError as error:  # what it makes of an error of the operating system
+            raise OSError(errno.EIO, str(error)) from error
+
+    write_atomically(path, write)
     return {"chains": len(rows), "residues": len(flat), "bytes": path.stat().st_size}
 
 
@@ -98,7 +110,7 @@ class ChainBundle:
         ValueError: the file is broken or no bundle, or the split is empty.
     """
 
-    column_names = ("id", "sequence", "length", "atoms", "coords", "split")
+    column_names = ("id", "length", "split")
 
     def __init__(self, path: str | Path, split: str | None = None):
         self.path = Path(path)
@@ -115,7 +127,7 @@ class ChainBundle:
         self._offsets, self._name_offsets = arrays["offsets"], arrays["name_offsets"]
         if self._offsets[-1] != len(self._tokens) or len(self._coords) != len(self._tokens):
             raise ValueError(f"{path} is inconsistent: {len(self._tokens)} tokens for {self._offsets[-1]} residues.")
-        names_of_splits = [*json.loads(metadata["splits"])]
+        self._split_names = names_of_splits = list(json.loads(metadata["splits"]))
         self._rows = np.arange(len(self._offsets) - 1)
         self._splits = arrays["splits"]
         if split is not None:
@@ -133,7 +145,12 @@ class ChainBundle:
             return np.diff(self._offsets)[self._rows]
         if column == "id":
             return [self._name(row) for row in self._rows]
-        raise KeyError(f"{column!r} is no column of a bundle; `id` and `length` are, `fetch` gives the rest.")
+        if column == "split":
+            names = dict(enumerate(self._split_names))
+            return [names.get(int(number)) for number in self._splits[self._rows]]
+        raise KeyError(
+            f"{column!r} is no column of a bundle; {', '.join(self.column_names)} are, `fetch` gives the rest."
+        )
 
     def _name(self, row: np.integer) -> str:
         return self._names[self._name_offsets[row] : self._name_offsets[row + 1]].tobytes().decode()

@@ -7,16 +7,33 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
     from .fetch import fetch, parse_ids
-    from .preparation import prepare
+    from .preparation import check_options, prepare
 
     inputs: list[str | Path] = list(arguments.inputs)
     failed: list[tuple[str, str]] = []
+    options: dict[str, Any] = {
+        "atoms": arguments.atoms.split(","),
+        "min_plddt": arguments.min_plddt,
+        "min_mean_plddt": arguments.min_mean_plddt,
+        "min_length": arguments.min_length,
+        "max_length": arguments.max_length,
+        "min_observed": arguments.min_observed,
+        "keep_duplicates": arguments.keep_duplicates,
+        "splits": None if arguments.splits is None else _parse_splits(arguments.splits),
+        "identity": arguments.identity,
+        "coverage": arguments.coverage,
+        "seed": arguments.seed,
+        "chains_per_shard": arguments.chains_per_shard,
+        "workers": arguments.workers,
+    }
+    check_options(**options)
     if arguments.fetch:
         files, failed = fetch(
             parse_ids(arguments.fetch),
@@ -26,29 +43,19 @@ def _prepare(arguments: argparse.Namespace) -> None:
             **{name: url for name in ("rcsb_url", "alphafold_url") if (url := getattr(arguments, name)) is not None},
         )
         inputs += files
+        if failed and not arguments.allow_missing:
+            raise ValueError(
+                f"{len(failed)} of the ids could not be fetched; the first: {failed[0][0]}, {failed[0][1]}. Run again "
+                "to try them again, or with --allow_missing to go on without them."
+            )
     elif not inputs:
         raise ValueError("There is nothing to prepare; give files, folders or tar archives, or ids after --fetch.")
     if not inputs:
         raise ValueError(f"None of the ids could be fetched; the first: {failed[0][0]}, {failed[0][1]}")
-    sheet = prepare(
-        inputs,
-        arguments.output,
-        atoms=arguments.atoms.split(","),
-        min_plddt=arguments.min_plddt,
-        min_mean_plddt=arguments.min_mean_plddt,
-        min_length=arguments.min_length,
-        max_length=arguments.max_length,
-        min_observed=arguments.min_observed,
-        keep_duplicates=arguments.keep_duplicates,
-        splits=None if arguments.splits is None else _parse_splits(arguments.splits),
-        identity=arguments.identity,
-        coverage=arguments.coverage,
-        seed=arguments.seed,
-        chains_per_shard=arguments.chains_per_shard,
-        workers=arguments.workers,
-        failed=failed,
-        progress=not arguments.quiet,
-    )
+    sheet = prepare(inputs, arguments.output, failed=failed, progress=not arguments.quiet, **options)
+    for name in options["splits"] or ():
+        if name not in sheet["splits"]:
+            print(f"coordformer: no sequence cluster fell into the split {name!r}", file=sys.stderr)
     print(json.dumps(sheet["counts"]))
     if not sheet["counts"]["chains"]:
         raise ValueError(f"No chain was kept; {arguments.output}/rejected.tsv says why.")
@@ -75,8 +82,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from .figures import plot_recovery
 
     if arguments.output:  # an evaluation may take long: what can go wrong at its end is looked at first
-        if arguments.output.suffix != ".json":
-            raise ValueError(f"--output is {arguments.output}; give a name that ends in .json.")
+        if arguments.output.suffix != ".json" or arguments.output.is_dir():
+            raise ValueError(f"--output is {arguments.output}; give the name of a file that ends in .json.")
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
     report = evaluate(
         arguments.checkpoint,
@@ -126,6 +133,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="PDB ids and UniProt accessions (AlphaFold DB), or files that list them",
     )
+    prepare.add_argument("--allow_missing", action="store_true", help="go on where --fetch could not get all ids")
     prepare.add_argument("--requests_per_second", type=float, default=10.0, help="of --fetch (default: %(default)s)")
     prepare.add_argument("--rcsb_url", help="a mirror of RCSB's downloads, for --fetch")
     prepare.add_argument("--alphafold_url", help="a mirror of AlphaFold DB's API, for --fetch")

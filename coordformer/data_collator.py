@@ -181,7 +181,11 @@ class CoordformerDataCollator:
         if len(self.atoms) == 1:
             batch["coords"] = batch["coords"].squeeze(2)
         if self.rotate:
-            batch["rotations"] = self._rotations(keys, augment).reshape(shape[0], -1, self.dim, self.dim)
+            rotations = self._rotations(keys, augment)
+            if "segment_ids" in layout:  # of which padding at the end is one more
+                more = layout["segment_ids"][0, -1] + 1 - len(rows)
+                rotations = np.concatenate((rotations, np.tile(np.eye(self.dim, dtype=np.float32), (more, 1, 1))))
+            batch["rotations"] = rotations.reshape(shape[0], -1, self.dim, self.dim)
         batch |= layout
         return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
 

@@ -108,6 +108,8 @@ def count_chains(
         masking=protocol,
         rotate=False,
     )
+    if model.config.position_embedding_type == "absolute":
+        window = min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
     candidates = list(letter_ids(tokenizer).values()) if protocol == "masked15" else None
     longest = min(window, int(read_lengths(rows).max())) + SPECIAL_TOKENS
     token_budget = max(token_budget, longest)
@@ -161,7 +163,11 @@ def load_checkpoint(checkpoint: str | Path, dtype: str = "float32") -> tuple[Pre
         config = AutoConfig.from_pretrained(checkpoint)
         if config.model_type != CoordformerConfig.model_type:
             raise ValueError(f"it holds a {config.model_type} model")
-        model = AutoModelForMaskedLM.from_pretrained(checkpoint, config=config, dtype=getattr(torch, dtype))
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            checkpoint, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no masked language model")
         processor = CoordformerProcessor.from_pretrained(checkpoint)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error

@@ -205,7 +205,7 @@ def _fetch_id(client: "_Client", folder: Path, rcsb_url: str, alphafold_url: str
     try:
         for url, temporary in zip(urls, temporaries, strict=True):
             client.get(url, partial(_save, temporary))
-        # All fragments come into place at once: one of them alone would pass for the whole protein.
+        # Moved when all are here: one fragment alone would pass for the whole protein.
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
     finally:

@@ -45,7 +45,8 @@ def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
             axes.plot(*zip(*valid_points, strict=True), "o--", color=f"C{index}", label=f"{name}, held out")
     axes.set(xlabel="update", ylabel="cross-entropy of masked residues (nats)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     figure.savefig(path, dpi=150)
 
 

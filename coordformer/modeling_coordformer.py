@@ -6,6 +6,7 @@ distance", TMLR 2025. The encoder is Transformers' own `EsmModel`, given `inputs
 embedding, segments, and heads.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -54,6 +55,22 @@ def segment_runs(segment_ids: torch.Tensor, attention_mask: torch.Tensor | None)
 def run_starts(runs: torch.Tensor) -> torch.Tensor:
     """Whether a token is the first of its run, (batch, sequence)."""
     return nn.functional.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True)
+
+
+def segment_numbers(runs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Number the segments in each row from 0, padding left out: (batch, sequence). Padding has the number before it."""
+    starts = run_starts(runs)
+    if attention_mask is not None:
+        starts = starts & attention_mask.bool()
+    return (starts.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def segments_of_bounds(bounds: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
+    """`segment_ids` (batch, sequence) from `cu_seq_lens_q`, as the padding-free collators of Transformers give it."""
+    if bounds is None:
+        return None
+    tokens = torch.arange(shape.numel(), device=bounds.device)
+    return torch.searchsorted(bounds, tokens, right=True).view(shape)
 
 
 def segment_sum(values: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
@@ -187,12 +204,13 @@ def centre_coordinates(coords: torch.Tensor, observed: torch.Tensor, runs: torch
     return coords
 
 
-def rotate_coordinates(coords: torch.Tensor, rotations: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
-    """Turn each segment of (batch, sequence, atoms, D) by its matrix of (batch, segments, D, D), float32."""
-    if runs is not None:
-        # Padding at the end of a row may be a run for which there is no matrix.
-        index = runs.clamp(max=rotations.shape[1] - 1)
-        rotations = rotations[torch.arange(len(runs), device=runs.device).unsqueeze(1), index]
+def rotate_coordinates(coords: torch.Tensor, rotations: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+    """Turn each segment of (batch, sequence, atoms, D) by its matrix of (batch, segments, D, D), float32.
+
+    `numbers` (batch, sequence) says which segment a token belongs to; without it a row is one.
+    """
+    if numbers is not None:
+        rotations = rotations[torch.arange(len(numbers), device=numbers.device).unsqueeze(1), numbers]
     # Multiplied and summed rather than `matmul`, which may round to 10 bits (TF32) on CUDA.
     return (rotations.to(coords.dtype).unsqueeze(2) * coords.unsqueeze(-2)).sum(dim=-1)
 
@@ -237,9 +255,12 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         # FSDP2 casts every floating-point input of what it shards to its `param_dtype`. Coordinates pass as the bits
         # of float32 (`_restore_float32` in `forward`), which it leaves alone.
         if isinstance(self, FSDPModule):
+            kwargs |= dict(zip(inspect.signature(self.forward).parameters, args, strict=False))
+            args = ()
             for name in ("coords", "rotations"):
-                if kwargs.get(name) is not None:
-                    kwargs[name] = kwargs[name].to(torch.float32).contiguous().view(torch.uint32)
+                values = kwargs.get(name)
+                if values is not None and values.dtype != torch.uint32:
+                    kwargs[name] = values.detach().to(torch.float32).contiguous().view(torch.uint32)
         return super().__call__(*args, **kwargs)
 
     def _apply(self, fn, recurse=True):
@@ -278,7 +299,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
       row), by which it is turned about its centre; random ones in training. The default turns nothing.
     - `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`: the bounds of the segments as Transformers'
       flash attention takes them, see `segment_bounds`. Attention by `"varlen"` or flash computes them from
-      `segment_ids` where they are missing, for which the host waits for the device.
+      `segment_ids` where they are missing, for which the host waits for the device; given, they must agree with it.
 
     `<cls>`, `<eos>` and padding count as not observed whatever `coords` holds there.
     """
@@ -328,15 +349,15 @@ class CoordformerModel(CoordformerPreTrainedModel):
                     f"`{name}` has shape {tuple(value.shape)}; the input asks for (batch, sequence) = {tuple(shape)}."
                 )
 
-        bounds = kwargs.get("cu_seq_lens_q")
-        if segment_ids is None and bounds is not None:  # as the padding-free collators of Transformers give it
-            segment_ids = torch.searchsorted(bounds, torch.arange(shape.numel(), device=device), right=True).view(shape)
+        if segment_ids is None:
+            segment_ids = segments_of_bounds(kwargs.get("cu_seq_lens_q"), shape)
         runs = None if segment_ids is None else segment_runs(segment_ids, attention_mask)
         longest = self.config.max_position_embeddings - self.config.pad_token_id - 1
         absolute = self.config.position_embedding_type == "absolute"
-        if absolute and position_ids is None and runs is None and shape[1] > longest:
+        asked = shape[1] if runs is None else kwargs.get("max_length_q") or 0
+        if absolute and position_ids is None and asked > longest:
             raise ValueError(
-                f"The input has {shape[1]} tokens, but absolute positions end at {longest} "
+                f"The input has {asked} tokens{'' if runs is None else ' in a segment'}, but absolute positions end at {longest} "
                 "(`config.max_position_embeddings`); cut it into windows."
             )
         if position_ids is None:
@@ -348,8 +369,9 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 coords, coords_mask, input_ids, attention_mask, shape, device, runs
             )
             if rotations is not None:
-                self._check_rotations(rotations, shape, runs)
-                placed = rotate_coordinates(placed, rotations, runs)
+                numbers = None if runs is None else segment_numbers(runs, attention_mask)
+                self._check_rotations(rotations, shape, numbers)
+                placed = rotate_coordinates(placed, rotations, numbers)
             embeddings = (embeddings + self.coordinate_embedding(placed, observed)).to(embeddings.dtype)
         embeddings = self._add_positions(embeddings, position_ids)
         if self.esm.embeddings.layer_norm is not None:
@@ -453,11 +475,15 @@ class CoordformerModel(CoordformerPreTrainedModel):
             return embeddings + sinusoidal_positions(position_ids, embeddings.shape[-1]).to(embeddings.dtype)
         return embeddings
 
-    def _check_rotations(self, rotations: torch.Tensor, shape: torch.Size, runs: torch.Tensor | None) -> None:
+    def _check_rotations(self, rotations: torch.Tensor, shape: torch.Size, numbers: torch.Tensor | None) -> None:
         dim = self.config.coordinate_dim
-        batch, segments, *matrix = rotations.shape if rotations.dim() == 4 else (None, None)
-        if batch != shape[0] or matrix != [dim, dim] or (runs is None and segments != 1) or segments == 0:
-            wanted = (shape[0], 1 if runs is None else "segments", dim, dim)
+        batch, segments, *matrix = rotations.shape if rotations.dim() == 4 else (None, 0)
+        needed = 1
+        # As in `_check_coords`, values are looked at on the CPU alone.
+        if numbers is not None and numbers.device.type == "cpu" and not torch.compiler.is_compiling():
+            needed = int(numbers.max()) + 1
+        if batch != shape[0] or matrix != [dim, dim] or segments < needed or (numbers is None and segments != 1):
+            wanted = (shape[0], needed, dim, dim)
             raise ValueError(
                 f"`rotations` has shape {tuple(rotations.shape)}; a matrix for each segment is "
                 f"({', '.join(map(str, wanted))})."
@@ -645,6 +671,8 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
             rotations=rotations,
             **kwargs,
         )
+        if segment_ids is None:
+            segment_ids = segments_of_bounds(kwargs.get("cu_seq_lens_q"), outputs.last_hidden_state.shape[:2])
         logits = self.classifier(self._first_tokens(outputs.last_hidden_state, attention_mask, segment_ids))
         return SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),

@@ -609,15 +609,20 @@ def prepare(
         ValueError: nothing to read, or `output` holds another data set.
         OSError: a worker was lost or a disk is full; what was read stays.
     """
-    settings = ReadSettings(tuple(atom.strip() for atom in atoms), min_plddt, min_mean_plddt, min_length, max_length,
-                            min_observed)  # fmt: skip
-    for name, value in (("chains_per_shard", chains_per_shard), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
-    if splits is not None:  # hours before they are needed
-        find_mmseqs()
-        cluster_sequences([], identity, coverage)
-        assign_splits(np.array([], dtype=np.int64), [], splits, seed)
+    settings = check_options(
+        atoms=atoms,
+        min_plddt=min_plddt,
+        min_mean_plddt=min_mean_plddt,
+        min_length=min_length,
+        max_length=max_length,
+        min_observed=min_observed,
+        splits=splits,
+        identity=identity,
+        coverage=coverage,
+        seed=seed,
+        chains_per_shard=chains_per_shard,
+        workers=workers,
+    )
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parts, rejects = plan(inputs)
@@ -625,11 +630,11 @@ def prepare(
     output = Path(output)
     job = {
         "reading": asdict(settings),
-        "assembling": [keep_duplicates, splits, identity, coverage, seed, chains_per_shard],
+        "assembling": [keep_duplicates, chains_per_shard, splits and [splits, identity, coverage, seed]],
         "sources": [[source.name, source.size, source.offset] for part in parts for source in part],
     }
     digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
-    if not _begin(output, digest):
+    if not begin(output, digest):
         sheet: dict[str, Any] = json.loads((output / "datasheet.json").read_text(encoding="utf-8"))
         return sheet
     _read_all(parts, settings, output, workers, progress)
@@ -647,7 +652,35 @@ def prepare(
     )
 
 
-def _begin(output: Path, job: str) -> bool:
+def check_options(
+    *,
+    splits: Mapping[str, float] | None = None,
+    identity: float = 0.3,
+    coverage: float = 0.8,
+    seed: int = 0,
+    chains_per_shard: int = 5000,
+    workers: int | None = None,
+    keep_duplicates: bool = False,
+    **reading: Any,
+) -> ReadSettings:
+    """Look at the options of `prepare` before hours of work, and return those of reading.
+
+    Raises:
+        ValueError: one is unusable.
+        FileNotFoundError: splits are asked for and there is no MMseqs2.
+    """
+    settings = ReadSettings(**reading | {"atoms": tuple(atom.strip() for atom in reading.get("atoms", ("CA",)))})
+    for name, value in (("chains_per_shard", chains_per_shard), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+    if splits is not None:
+        find_mmseqs()
+        cluster_sequences([], identity, coverage)
+        assign_splits(np.array([], dtype=np.int64), [], splits, seed)
+    return settings
+
+
+def begin(output: Path, job: str) -> bool:
     """Whether there is anything left to do for a job; refuse a folder that belongs to another one."""
     other = ValueError(
         f"{output} was made from other files or with other settings; choose another output folder, or delete "

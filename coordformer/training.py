@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     }
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        defaults |= _read_preset(Path(argv.pop(0)), {action.dest for action in parser._actions})
+        defaults |= _read_preset(Path(argv.pop(0)), {action.dest: action.nargs for action in parser._actions})
     parser.set_defaults(**defaults)
     model_args, data_args, args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
@@ -148,8 +148,8 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     return model_args, data_args, args  # type: ignore[return-value]
 
 
-def _read_preset(path: Path, known: set[str]) -> dict[str, Any]:
-    """Options from a YAML file."""
+def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Options from a YAML file; `known` has argparse's `nargs` of each."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -162,6 +162,10 @@ def _read_preset(path: Path, known: set[str]) -> dict[str, Any]:
             raise ValueError(
                 f"{path} sets {key!r}, which is no option" + (f"; did you mean {near[0]!r}?" if near else ".")
             )
+        if isinstance(value := values[key], list) and known[key] not in ("+", "*"):
+            raise ValueError(f"{path} sets {key!r} to the list {value}; it takes one value.")
+        if isinstance(value, dict) and not key.endswith(("kwargs", "config", "args")):
+            raise ValueError(f"{path} sets {key!r} to the mapping {value}; it takes one value.")
     # argparse checks and converts text as on the command line, and nothing else.
     return {key: str(value) if type(value) in (int, float) else value for key, value in values.items()}
 
@@ -297,11 +301,23 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     output = Path(str(args.output_dir))
     if args.per_device_train_batch_size < 1:
         raise ValueError(f"--per_device_train_batch_size is {args.per_device_train_batch_size}; it is at least 1.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs; start one for each by `accelerate launch --multi_gpu -m coordformer "
+            "train ...`, or show it one by CUDA_VISIBLE_DEVICES=0."
+        )
+    if not 0 < data_args.mlm_probability <= 1:
+        raise ValueError(f"--mlm_probability is {data_args.mlm_probability}; it is a share above 0.")
     batches, rows = _open_batches(model_args, data_args, args)
     valid_rows = None
     if data_args.valid_data is not None or data_args.valid_split is not None:
         valid_rows = open_chains(data_args.valid_data or data_args.data, data_args.valid_split)
-        # Of a stream nobody knows the ids; `coordformer prepare --splits` set the chains apart.
+        # Of a stream nobody knows the ids.
+        if rows is None and data_args.valid_data is None and data_args.train_split in (None, data_args.valid_split):
+            raise ValueError(
+                f"With --streaming and --valid_split {data_args.valid_split}, set --train_split to another split, or "
+                "the chains to evaluate on are trained on, too."
+            )
         if rows is not None and (shared := set(rows["id"][:]) & set(valid_rows["id"][:])):
             raise ValueError(
                 f"{len(shared)} chains, such as {min(shared)}, are both to train and to evaluate on; set them apart by "
@@ -335,7 +351,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     )
     if args.should_save:
         names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "optim",
-                 "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")  # fmt: skip
+                 "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
+                 "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16")  # fmt: skip
         training = {name: getattr(args, name) for name in names} | {"init_from": model_args.init_from}
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
         _check_same_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
@@ -404,6 +421,10 @@ def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: Tr
         return ChainBatches(rows, chains_per_batch=chains, packing=data_args.packing, **shared), rows
     from .dataset import ShardBatches  # needs pyarrow and datasets, which training from a bundle does not
 
+    if Path(data_args.data).is_file():
+        raise ValueError(
+            f"--streaming reads the shards of a folder made by `coordformer prepare`, not {data_args.data}."
+        )
     if data_args.token_budget is None or not data_args.packing:
         raise ValueError("--streaming reads packed batches; set --token_budget, and leave --packing as it is.")
     readers = args.world_size * max(args.dataloader_num_workers, 1)

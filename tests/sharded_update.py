@@ -83,9 +83,19 @@ def cast_to_bfloat16(mesh) -> dict:
     model.coordformer.esm.encoder.layer[0].register_forward_hook(lambda *parts: seen.update(layer=parts[-1]))
     loss = float(model(**row).loss)
     coordinate = float(seen["coords"][0, 1, 0, 0])
+    model(row["input_ids"], None, None, None, row["coords"])  # not by name
+    assert float(seen["coords"][0, 1, 0, 0]) == coordinate
+    inner = make_model("multi_label")
+    fully_shard(inner.coordformer, mesh=mesh)
+    fully_shard(inner, mesh=mesh)
+    inner.coordformer.coordinate_embedding.register_forward_hook(
+        lambda _, inputs, output: seen.update(nested=inputs[0])
+    )
+    inner(**{name: row[name] for name in ("input_ids", "coords")})
     model(**row, rotations=torch.eye(3).roll(1, dims=0).view(1, 1, 3, 3))
     return {
         "coordinate": coordinate,
+        "nested": float(seen["nested"][0, 1, 0, 0]),
         "turned": seen["coords"][0, 1, 0].tolist(),
         "embedding_dtype": str(seen["embedded"].dtype),
         "layer_dtype": str(seen["layer"].dtype),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
@@ -62,6 +63,7 @@ def test_a_bundle_holds_the_rows(chains, bundle):
         np.testing.assert_array_equal(np.isnan(got["coords"]), np.isnan(row["coords"]))
         # Rounded to 0.01 Å relative to a centre that is rounded, too.
         np.testing.assert_allclose(centred(got["coords"]), centred(row["coords"]), atol=0.011)
+    assert read["split"] == chains["split"][:]
     for split in ("train", "valid"):
         assert ChainBundle(bundle, split)["id"] == [
             name for name, of in zip(chains["id"][:], chains["split"][:], strict=True) if of == split
@@ -108,6 +110,17 @@ def test_bad_bundles_are_named(chains, bundle, tmp_path):
         ChainBundle(bundle, "test")
     with pytest.raises(FileNotFoundError):
         ChainBundle(tmp_path / "none.safetensors")
+    odd = chains.select([0]).map(lambda row: {"sequence": row["sequence"][:-1] + "*"})
+    with pytest.raises(ValueError, match=r"has the letters \*; write X for unknown residues"):
+        write_bundle(odd, tmp_path / "odd.safetensors", progress=False)
+
+
+def test_a_full_disk_leaves_no_bundle(tmp_path):
+    command = [sys.executable, "-m", "coordformer", "bundle", str(CHAINS), str(tmp_path / "a.safetensors"), "--quiet"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "a.safetensors could not be written" in done.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_command_line(tmp_path, capsys):

@@ -463,11 +463,16 @@ def test_prepare_fetches_what_it_reads(server, tmp_path, capsys):
     serve_models(server, "P12345", model(server, "P12345"))
     urls = ["--rcsb_url", f"{server.url}/files", "--alphafold_url", f"{server.url}/api"]
     command = ["prepare", "--output", str(tmp_path / "out"), "--workers", "1", "--quiet", *urls, "--fetch"]
-    assert main([*command, "1A8O", "P12345", "9XYZ"]) == 0
+    assert main([*command, "1A8O", "P12345", "9XYZ"]) == 1  # before anything is read
+    assert "1 of the ids could not be fetched; the first: 9XYZ" in capsys.readouterr().err
+    assert main([*command, "1A8O", "P12345", "9XYZ", "--allow_missing"]) == 0
     counts = json.loads(capsys.readouterr().out)
     assert (counts["files"], counts["chains"], counts["duplicates_merged"], counts["rejected"]) == (2, 1, 1, 1)
     assert load_rows(tmp_path / "out")["source"][:] == ["1A8O.cif.gz"]
     assert "9XYZ\t\t" in (tmp_path / "out" / "rejected.tsv").read_text()
     assert names(tmp_path / "out" / "downloads") == ["1A8O.cif.gz", "AF-P12345-F1-model_v6.cif"]
-    assert main([*command[:2], str(tmp_path / "two"), *command[3:], "9XYZ"]) == 1
+    asked = len(server.requests)
+    assert main([*command, "1A8O", "--min_length", "0"]) == 1 and len(server.requests) == asked
+    assert "`min_length` is 0" in capsys.readouterr().err
+    assert main([*command[:2], str(tmp_path / "two"), *command[3:], "9XYZ", "--allow_missing"]) == 1
     assert "None of the ids could be fetched; the first: 9XYZ" in capsys.readouterr().err

@@ -297,6 +297,40 @@ def test_rotations_turn_each_segment_about_its_centre(dim):
         torch.testing.assert_close(actual[keep], expected[keep], atol=2e-5, rtol=0)
 
 
+def test_padding_between_chains_takes_no_rotation():
+    """The matrices are the segments' in reading order, wherever the padding is."""
+    model = make_model()
+    rows = [random_chain(5), random_chain(7)]
+    rotations = rotations_from_normals(torch.randn(2, 3, 3)).unsqueeze(0)
+    batch = pack_rows(rows)
+    expected = outputs_of(model, batch | {"rotations": rotations})
+    index = torch.cat([torch.arange(7) + 2, torch.arange(9) + 12])  # two tokens on the left, three between
+    spread = {name: torch.full((1, 21, *value.shape[2:]), 3, dtype=value.dtype) for name, value in batch.items()}
+    for name, value in batch.items():
+        spread[name][:, index] = value
+    spread["attention_mask"][:] = 0
+    spread["attention_mask"][:, index] = 1
+    actual = outputs_of(model, spread | {"rotations": rotations})
+    torch.testing.assert_close(actual[:, index], expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"`rotations` has shape \(1, 1, 3, 3\); .* is \(1, 2, 3, 3\)"):
+        outputs_of(model, spread | {"rotations": rotations[:, :1]})
+
+
+def test_bounds_alone_give_one_class_for_each_chain():
+    model = make_model("multi_label", attention="varlen")
+    batch = pack_rows([random_chain(5), random_chain(7)])
+    expected = outputs_of(model, batch)
+    bounds = segment_bounds(batch.pop("segment_ids"))
+    torch.testing.assert_close(outputs_of(model, batch | bounds), expected, atol=1e-6, rtol=0)
+
+
+def test_packed_chains_beyond_absolute_positions_are_named():
+    model = make_model(position_embedding_type="absolute", max_position_embeddings=20, attention="varlen")
+    batch = pack_rows([random_chain(5), random_chain(30)])
+    with pytest.raises(ValueError, match="32 tokens in a segment, but absolute positions end at 18"):
+        model(**batch, **segment_bounds(batch["segment_ids"]))
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 3), (3, 1, 3, 3), (2, 2, 3, 3), (2, 1, 2, 3), (2, 0, 3, 3)])
 def test_bad_rotations_are_named(shape):
     with pytest.raises(ValueError, match=r"`rotations` has shape .*; a matrix for each segment is \(2, 1, 3, 3\)"):

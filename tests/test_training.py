@@ -84,6 +84,9 @@ def test_presets_set_options_and_the_command_line_overrides_them(preset, tmp_pat
     bad.write_text("hidden_size: [1\n")
     with pytest.raises(ValueError, match="bad.yaml is no YAML"):
         parse_arguments([str(bad)])
+    bad.write_text("max_length: [1, 2]\n")
+    with pytest.raises(ValueError, match=r"sets 'max_length' to the list \[1, 2\]; it takes one value"):
+        parse_arguments([str(bad)])
     bad.write_text("1: 2\n")
     with pytest.raises(ValueError, match="bad.yaml sets 1, which is no option"):
         parse_arguments([str(bad)])
@@ -224,6 +227,13 @@ def test_compiled_layers_train_the_same(preset, tmp_path):
     assert not any("_orig_mod" in name for name in reloaded.state_dict())
 
 
+def test_a_checkpoint_without_a_language_model_is_refused(tmp_path):
+    make_model("multi_label").save_pretrained(tmp_path)
+    CoordformerProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="it lacks lm_head.*so it is no masked language model"):
+        evaluate(tmp_path, CHAINS, split="valid", progress=False)
+
+
 def test_a_full_disk_is_said_and_costs_no_checkpoint(preset, tmp_path):
     """No file may grow beyond a limit between the first checkpoint's and the optimizer's size, as on a full disk."""
     command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir", str(tmp_path / "run")]
@@ -266,6 +276,8 @@ def test_a_lost_worker_is_said_and_costs_no_checkpoint(preset, tmp_path):
     [
         (["--token_budget", "1024", "--packing", "false"], "--streaming reads packed batches"),
         (["--data", "nowhere"], "No shard data/train-.*in nowhere"),
+        (["--data", str(CHAINS)], "reads the shards of a folder made by .*, not .*chains.parquet"),
+        (["--valid_split", "train"], "set --train_split to another split"),
     ],
 )
 def test_bad_streams_are_named(sharded_preset, tmp_path, options, message):
@@ -285,6 +297,7 @@ def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
         (["--token_budget", "512"], "token_budget: 1024 -> 512"),
         (["--learning_rate", "1"], "learning_rate: 0.001 -> 1.0"),
         (["--optim", "sgd"], "optim: 'adamw_torch.*' -> 'sgd'"),
+        (["--adam_beta2", "0.5"], "adam_beta2: 0.999 -> 0.5"),
     ):
         with pytest.raises(ValueError, match=f"holds another run.*{message}.*Choose another --output_dir"):
             train(*parse_arguments(options + change))
@@ -495,7 +508,10 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
         (["evaluate", str(tmp_path / "esm"), *data], "esm cannot be loaded (it holds a esm model)"),
         (["evaluate", str(broken), *data], "broken cannot be loaded"),
         (["evaluate", str(Path(preset).parent), *data], "holds no processor"),
-        (["evaluate", str(broken), *data, "--output", str(tmp_path / "report.png")], "give a name that ends in .json"),
+        (
+            ["evaluate", str(broken), *data, "--output", str(tmp_path / "report.png")],
+            "give the name of a file that ends in .json",
+        ),
     ):
         assert main(arguments) == 1, arguments
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]

@@ -13,8 +13,8 @@ A side takes chains as a data set gives them and makes whole updates of them: co
 
 All have the same width, depth and heads. The sides take turns in one process; a turn is one update, of batches by
 length six, from short to long ones. Its rate is the residues (padding and special tokens do not count) over the
-seconds, and a side's rate the median of its turns. The cost of coordinates is the median over further turns of the ratio
-of the two times on the very same chains. Peak memory is of two turns in a fresh process, weights, gradients and
+seconds, and a side's rate the median of its turns. The cost of coordinates is the median over further turns of the
+ratio of the two times on the very same chains. Peak memory is of two turns in a fresh process, weights, gradients and
 optimizer included; a side that passes the limit is left out. Utilisation is the floating-point operations that the
 residues need (6 per weight, 12 x layers x width x length of the chain for attention) over those of a large matrix
 product in the same time and precision. On a GPU `--profile FILE` writes the kernels of one update.

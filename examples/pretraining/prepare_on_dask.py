@@ -33,8 +33,7 @@ from dask.distributed import CancelledError, Client, KilledWorker, as_completed
 from tqdm import tqdm
 
 from coordformer.clustering import assign_splits, find_mmseqs
-from coordformer.files import write_atomically
-from coordformer.preparation import DATA, JOB, READING, ReadSettings, assemble, part_path, plan, read_part
+from coordformer.preparation import READING, ReadSettings, assemble, begin, part_path, plan, read_part
 
 
 def read(part, settings, path):
@@ -47,23 +46,6 @@ def read(part, settings, path):
     own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     read_part(part, settings, own)
     os.replace(own, path)
-
-
-def begin(output, digest):
-    """Whether there is anything to do; a folder of another job is refused."""
-    sheet, job = output / "datasheet.json", output / READING / JOB
-    known = None
-    if sheet.exists():
-        known = json.loads(sheet.read_text(encoding="utf-8"))["settings"].get("job")
-    elif job.exists():
-        known = json.loads(job.read_text(encoding="utf-8"))
-    elif not (output / DATA).exists():
-        job.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(job, lambda path: path.write_text(json.dumps(digest), encoding="utf-8"))
-        known = digest
-    if known != digest:
-        raise ValueError(f"{output} was made from other files or with other options; take another or delete it")
-    return not sheet.exists()
 
 
 def read_all(client, parts, settings, output):
