@@ -357,8 +357,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         asked = shape[1] if runs is None else kwargs.get("max_length_q") or 0
         if absolute and position_ids is None and asked > longest:
             raise ValueError(
-                f"The input has {asked} tokens{'' if runs is None else ' in a segment'}, but absolute positions end at {longest} "
-                "(`config.max_position_embeddings`); cut it into windows."
+                f"The input has {asked} tokens{'' if runs is None else ' in a segment'}, but absolute positions end at "
+                f"{longest} (`config.max_position_embeddings`); cut it into windows."
             )
         if position_ids is None:
             position_ids = segment_positions(runs, attention_mask, shape[1], device)

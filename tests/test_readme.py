@@ -33,3 +33,9 @@ def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", text)
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_speed_table_is_the_measured_one():
+    """README.md has the lines that examples/benchmarks/run_all.py wrote."""
+    table = (ROOT / "examples" / "benchmarks" / "results" / "speed.md").read_text().strip()
+    assert table in (ROOT / "README.md").read_text()

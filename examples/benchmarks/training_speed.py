@@ -13,11 +13,12 @@ A side takes chains as a data set gives them and makes whole updates of them: co
 
 All have the same width, depth and heads. The sides take turns in one process; a turn is one update, of batches by
 length six, from short to long ones. Its rate is the residues (padding and special tokens do not count) over the
-seconds, and a side's rate the median of its turns. The cost of coordinates is the median over further turns of the
-ratio of the two times on the very same chains. Peak memory is of two turns in a fresh process, weights, gradients and
-optimizer included; a side that passes the limit is left out. Utilisation is the floating-point operations that the
-residues need (6 per weight, 12 x layers x width x length of the chain for attention) over those of a large matrix
-product in the same time and precision. On a GPU `--profile FILE` writes the kernels of one update.
+seconds, and a side's rate the median of its turns; the fast ones in float32 get three times as many. The cost of
+coordinates is the median over these of the ratio of the two times on the very same chains. Peak memory is of two turns
+in a fresh process, weights, gradients and optimizer included; a side that passes the limit is left out. Utilisation is
+the floating-point operations that the residues need (6 per weight, 12 x layers x width x length of the chain for
+attention) over those of a large matrix product in the same time and precision. On a GPU `--profile FILE` writes the
+kernels of one update.
 """
 
 import argparse
@@ -229,21 +230,24 @@ def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str,
     limits += ["--compile"] if options.compile else []
     memory, stopped, sides = {}, {}, {}
     for side in SIDES:
-        result = in_fresh_process(
-            ["--measure", side, "--sizes", size, *limits], options.memory_limit, options.time_limit
-        )
+        result = {"bytes": None}
+        if not options.skip_memory:
+            result = in_fresh_process(
+                ["--measure", side, "--sizes", size, *limits], options.memory_limit, options.time_limit
+            )
         if "reason" in result:
             stopped[side] = result["reason"]
         else:
-            memory[side] = result["bytes"]
+            if result["bytes"] is not None:
+                memory[side] = result["bytes"]
             sides[side] = make_turn(side, size, rows, options.token_budget, options.compile)[1]
     for turn in sides.values():
         turn()  # warm
     raw = take_turns(sides, options.repeats)
-    if OURS in sides and WITHOUT in sides:  # both have the same chains, turn by turn
-        pair = take_turns({side: sides[side] for side in (OURS, WITHOUT)}, 2 * options.repeats)
-        for side, turns in pair.items():
-            raw[side] += turns
+    # What differs by little gets more turns; with and without coordinates the chains are the same, turn by turn.
+    close = take_turns({side: sides[side] for side in (GROUPED, OURS, WITHOUT) if side in sides}, 2 * options.repeats)
+    for side, turns in close.items():
+        raw[side] += turns
     rates = {side: statistics.median(n / seconds for n, seconds, _ in turns) for side, turns in raw.items()}
     tops = {"float32": ceiling(torch.float32), "bfloat16": ceiling(torch.bfloat16)}
     utilisation = {
@@ -257,11 +261,10 @@ def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str,
             ratios[f"over {side.removesuffix(BF16)}, both bfloat16"] = rates[OURS + BF16] / rates[side]
     if PAPER in rates:
         ratios[f"over {PAPER}, ours in bfloat16"] = rates[OURS + BF16] / rates[PAPER]
-    if WITHOUT in rates:
-        assert all(a[0] == b[0] for a, b in zip(raw[OURS], raw[WITHOUT], strict=True))
-        ratios["cost of coordinates"] = (
-            statistics.median(a[1] / b[1] for a, b in zip(raw[OURS], raw[WITHOUT], strict=True)) - 1
-        )
+    if OURS in close and WITHOUT in close:
+        with_and_without = list(zip(close[OURS], close[WITHOUT], strict=True))
+        assert all(a[0] == b[0] for a, b in with_and_without)
+        ratios["cost of coordinates"] = statistics.median(a[1] / b[1] for a, b in with_and_without) - 1
     return {
         "residues_per_second": rates,
         "ratios": ratios,
@@ -269,6 +272,7 @@ def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str,
         "stopped": stopped,
         "utilisation": utilisation,
         "ceiling_flops": tops,
+        "repeats": options.repeats,
         "residues_seconds_operations_of_each_turn": raw,
     }
 
@@ -286,7 +290,7 @@ def draw(path: Path, sizes: dict[str, dict[str, Any]]) -> None:
             (row[0], "residues_per_second", 1, f"{size} parameters: residues trained a second"),
             (row[1], "peak_bytes", 2**30, "peak memory (GiB)"),
         ):
-            bars = axes.barh(sides, [result[key][side] / unit for side in sides], color=colours)
+            bars = axes.barh(sides, [result[key].get(side, 0) / unit for side in sides], color=colours)
             axes.bar_label(bars, fmt="{:,.0f}" if unit == 1 else "{:.1f}", padding=3)
             axes.set_xlabel(label)
             axes.margins(x=0.15)
@@ -304,6 +308,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile coordformer's layers")
     parser.add_argument("--memory_limit", type=float, default=120.0 if CUDA else 16.0, help="GiB")
     parser.add_argument("--time_limit", type=int, default=900, help="seconds for two turns")
+    parser.add_argument("--skip_memory", action="store_true", help="time alone")
     parser.add_argument("--quick", action="store_true", help="8M, 2 repeats")
     parser.add_argument("--profile", type=Path, help="write the kernels of one update here, as a Chrome trace")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "training_speed.json")
@@ -329,7 +334,14 @@ def main() -> None:
         )
 
     lengths = read_lengths(rows)
+    data = {"file": options.data.name, "chains": len(rows), "mean_length": float(lengths.mean()),
+            "longest": int(lengths.max())}  # fmt: skip
     sizes: dict[str, dict[str, Any]] = {}
+    if options.output.exists():  # sizes that were measured before stay, if all else was the same
+        before = json.loads(options.output.read_text())
+        same = {"data": data, "threads": options.threads, "token_budget": options.token_budget}
+        if all(before.get(name) == value for name, value in same.items()):
+            sizes = before["sizes"]
     for size in options.sizes:
         sizes[size] = result = measure_size(size, rows, options)
         print(f"\n| {size} | residues/s | peak GiB | utilisation |\n| --- | ---: | ---: | ---: |")
@@ -337,13 +349,12 @@ def main() -> None:
             if side in result["stopped"]:
                 print(f"| {side} | {result['stopped'][side]} | | |")
             else:
-                rate, held = result["residues_per_second"][side], result["peak_bytes"][side] / 2**30
+                rate, held = result["residues_per_second"][side], result["peak_bytes"].get(side, 0) / 2**30
                 print(f"| {side} | {rate:,.0f} | {held:.2f} | {result['utilisation'][side]:.0%} |")
         for name, ratio in result["ratios"].items():
             print(f"{name}: {ratio:.3f}", flush=True)
         record = {
-            "data": {"file": options.data.name, "chains": len(rows), "mean_length": float(lengths.mean()),
-                     "longest": int(lengths.max())},
+            "data": data,
             "threads": options.threads,
             "token_budget": options.token_budget,
             "compiled": options.compile,
