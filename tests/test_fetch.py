@@ -346,8 +346,13 @@ def test_interrupt(server, tmp_path):
         body(ENTRY)(handler)
 
     server.script["/files/1A03.cif.gz"].insert(0, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        fetch_from(server, ids, tmp_path, requests_per_second=20.0)
+    # Of a process that a shell starts in the background the signal is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fetch_from(server, ids, tmp_path, requests_per_second=20.0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(server.requests) < len(ids)
     assert all((tmp_path / name).read_bytes() == ENTRY for name in names(tmp_path))
     paths, failures = fetch_from(server, ids, tmp_path, connections=8)
