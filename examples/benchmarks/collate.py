@@ -61,10 +61,10 @@ def make_loop(tokenizer) -> Callable[[list[list[dict]]], dict[str, torch.Tensor]
             batch["attention_mask"].append([1] * len(tokens) + [0] * padding)
             batch["input_ids"].append(tokens + [ids["<pad>"]] * padding)
             batch["labels"].append(labels + [-100] * padding)
-            batch["coords"].append(coords + [missing] * padding)
+            batch["coords"].append(torch.tensor(coords + [missing] * padding))
             batch["rotations"].append(rotations_from_normals(torch.randn(3, 3)).unsqueeze(0))
-        rotations = torch.stack(batch.pop("rotations"))
-        return {name: torch.tensor(value) for name, value in batch.items()} | {"rotations": rotations}
+        tensors = {name: torch.stack(batch.pop(name)) for name in ("coords", "rotations")}
+        return {name: torch.tensor(value) for name, value in batch.items()} | tensors
 
     return collate
 
