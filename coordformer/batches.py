@@ -20,11 +20,7 @@ def fetch_rows(rows: Any, indices: Sequence[int] | np.ndarray) -> list[dict[str,
     """The rows at `indices` with what a collator reads; coordinates as numpy views, not Python lists."""
     if hasattr(rows, "fetch"):
         return rows.fetch(indices)
-    return table_rows(rows.with_format("arrow")[list(map(int, indices))])
-
-
-def table_rows(table: Any) -> list[dict[str, Any]]:
-    """The rows of a `pyarrow.Table` with what a collator reads."""
+    table = rows.with_format("arrow")[list(map(int, indices))]
     coords = table["coords"].combine_chunks()
     values, offsets = coords.values.to_numpy(zero_copy_only=False), coords.offsets.to_numpy()
     columns = (table[name].to_pylist() for name in ("id", "sequence", "atoms"))

@@ -354,9 +354,10 @@ def assemble(
     # More than 2^31 letters together do not fit in Arrow's plain strings.
     table = table.cast(pa.schema([(each.name, LARGE.get(each.type, each.type)) for each in table.schema]))
     counts["chains_read"] = len(table)
-    kept, aliases = merge_duplicates(table)
-    if keep_duplicates:
-        kept, aliases = np.arange(len(table)), [None] * len(table)
+    kept = np.arange(len(table))
+    aliases: list[list[str] | None] = [None] * len(table)
+    if not keep_duplicates:
+        kept, aliases = merge_duplicates(table)
     summary = table.take(pa.array(kept))
     clusters: np.ndarray | None = None
     names = ["train"] * len(kept)
