@@ -106,11 +106,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _train(options: Sequence[str]) -> None:
+    from accelerate import PartialState
+
     from .training import parse_arguments, train
 
     summary = train(*parse_arguments(options))
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(json.dumps(summary, indent=2))
+    # Threads of the process group that outlive the interpreter can abort the process at its very end.
+    PartialState().destroy_process_group()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from conftest import HEADS, make_model, pad_rows, random_chain
 from safetensors.torch import save_file
 from transformers import Trainer, TrainingArguments, set_seed
@@ -83,6 +84,7 @@ def main(output: Path, batch_size: int, accumulation_steps: int) -> None:
             save_file(weights, output / f"{head}.safetensors")
             (output / "losses.json").write_text(json.dumps({"processes": trainer.args.world_size, "losses": losses}))
         trainer.accelerator.free_memory()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
