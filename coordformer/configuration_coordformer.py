@@ -5,7 +5,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import EsmConfig
 from transformers.activations import ACT2FN
 
-COORDINATE_EMBEDDINGS = ("linear", "quadratic", "none")
+COORDINATE_EMBEDDINGS = ("linear", "quadratic", "polynomial", "fourier", "none")
+COORDINATE_INITS = ("normal", "gaussian")
 POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
 LM_HEADS = ("esm", "linear")
 
@@ -20,7 +21,15 @@ class CoordformerConfig(EsmConfig):
     Args:
         coordinate_embedding (`str`, defaults to `"linear"`):
             What the coordinates are lifted to before the linear embedding: `"linear"` (x; the paper's, section 2),
-            `"quadratic"` (x and |x|^2) or `"none"` (coordinates are ignored: the model without structure).
+            `"quadratic"` (x and |x|^2), `"polynomial"` (all monomials to degree 2), `"fourier"` (x, and sines and
+            cosines of each coordinate) or `"none"` (no embedding; without `distance_bias` the model without structure).
+        coordinate_init (`str`, defaults to `"normal"`):
+            How a new model starts: `"normal"`, as every weight, or `"gaussian"`: each head of the first layer attends
+            with a Gaussian of distance from the start, of widths that spread over the heads; needs the `"quadratic"`
+            embedding.
+        distance_bias (`int`, defaults to 0):
+            Number of radial basis functions of |xi - xj| from which each head's additive attention bias is learned, the
+            same in all layers; 0: no bias. Time and memory grow with the square of the length.
         coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
             The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
         coordinate_dim (`int`, defaults to 3):
@@ -64,6 +73,8 @@ class CoordformerConfig(EsmConfig):
     coordinate_atoms: tuple[str, ...] | list[str] = ("CA",)
     coordinate_dim: int = 3
     coordinate_scale: int | float = 16
+    coordinate_init: str = "normal"
+    distance_bias: int = 0
     hidden_act: str = "gelu"
     lm_head: str = "esm"
 
@@ -80,6 +91,7 @@ class CoordformerConfig(EsmConfig):
         """Part of `@strict` validation: called when a config is made."""
         for name, allowed in (
             ("coordinate_embedding", COORDINATE_EMBEDDINGS),
+            ("coordinate_init", COORDINATE_INITS),
             ("position_embedding_type", POSITION_EMBEDDINGS),
             ("lm_head", LM_HEADS),
         ):
@@ -104,6 +116,20 @@ class CoordformerConfig(EsmConfig):
             raise ValueError(f"`coordinate_dim` is {self.coordinate_dim}; it must be at least 1.")
         if not self.coordinate_scale > 0:
             raise ValueError(f"`coordinate_scale` is {self.coordinate_scale}; it must be a positive length in Å.")
+        if self.coordinate_init == "gaussian" and self.coordinate_embedding != "quadratic":
+            raise ValueError(
+                f'`coordinate_init="gaussian"` reads |x|^2 off the embedding: `coordinate_embedding` must be "quadratic", '
+                f"not {self.coordinate_embedding!r}."
+            )
+        if self.coordinate_init == "gaussian" and self.hidden_size // self.num_attention_heads < self.coordinate_dim + 1:
+            raise ValueError(
+                f'`coordinate_init="gaussian"` needs heads of at least `coordinate_dim` + 1 = {self.coordinate_dim + 1} '
+                f"features; `hidden_size / num_attention_heads` is {self.hidden_size // self.num_attention_heads}."
+            )
+        if self.distance_bias < 0 or self.distance_bias == 1:
+            raise ValueError(
+                f"`distance_bias` is {self.distance_bias}; give at least 2 radial basis functions, or 0 for no bias."
+            )
         if not self.coordinate_atoms or len(set(self.coordinate_atoms)) != len(self.coordinate_atoms):
             raise ValueError(
                 f"`coordinate_atoms` is {self.coordinate_atoms}; name each atom once, for example ('N', 'CA', 'C')."

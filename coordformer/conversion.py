@@ -74,7 +74,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         raise ValueError(
             f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}"
         ) from error
-    new = ["coordformer.coordinate_embedding."]
+    new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias."]
     if not any(name.startswith("lm_head.") for name in weights):
         new.append("lm_head.")
     lost = unexpected + [name for name in missing if not name.startswith(tuple(new))]

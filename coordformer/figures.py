@@ -20,7 +20,8 @@ def write_log(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Path(path).write_text("\n".join(lines) + "\n")
 
 
-def _new_figure(size: tuple[float, float], path: str | Path) -> Any:
+def new_figure(size: tuple[float, float], path: str | Path) -> Any:
+    """A matplotlib figure of this size in inches for the file `path`, or None, with a warning, without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -31,7 +32,7 @@ def _new_figure(size: tuple[float, float], path: str | Path) -> Any:
 
 def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
     """Training loss of one or several runs against the update, and their evaluations, as PNG."""
-    if (figure := _new_figure((6, 4), path)) is None:
+    if (figure := new_figure((6, 4), path)) is None:
         return
     axes = figure.subplots()
     for index, (name, history) in enumerate(histories.items()):
@@ -54,7 +55,7 @@ def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Pat
     """Recovery by residue of one or several models, as PNG; the residues best recovered by the last come first."""
     last = list(recoveries.values())[-1]
     letters = sorted(last, key=lambda letter: -last[letter])
-    if (figure := _new_figure((8, 4), path)) is None:
+    if (figure := new_figure((8, 4), path)) is None:
         return
     axes = figure.subplots()
     width = 0.8 / len(recoveries)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface, EsmModel, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
@@ -33,6 +34,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_coordformer import CoordformerConfig
 
 IGNORED_LABEL = -100  # Transformers' convention, in every head; Trainer counts what differs from it
+OCTAVES = 5  # of the Fourier lift
 SEGMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # Transformers' names
 
 
@@ -175,21 +177,63 @@ class CoordinateEmbedding(nn.Linear):
     """
 
     def __init__(self, config: CoordformerConfig):
-        quadratic = config.coordinate_embedding == "quadratic"
-        features_per_atom = config.coordinate_dim + 1 + quadratic
-        super().__init__(len(config.coordinate_atoms) * features_per_atom, config.hidden_size, dtype=torch.float32)
+        dim = config.coordinate_dim
+        self.lift = config.coordinate_embedding
+        further = {"linear": 0, "quadratic": 1, "polynomial": dim * (dim + 1) // 2, "fourier": 2 * OCTAVES * dim}
+        features = len(config.coordinate_atoms) * (dim + further[self.lift] + 1)
+        super().__init__(features, config.hidden_size, dtype=torch.float32)
         self.scale = float(config.coordinate_scale)
-        self.quadratic = quadratic
+
+    def lifted(self, x: torch.Tensor) -> torch.Tensor:
+        """The functions of scaled coordinates (..., D) that are embedded, the coordinates first: (..., functions)."""
+        if self.lift == "quadratic":
+            return torch.cat([x, x.square().sum(dim=-1, keepdim=True)], dim=-1)
+        if self.lift == "polynomial":
+            first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
+            return torch.cat([x, x[..., first] * x[..., second]], dim=-1)
+        if self.lift == "fourier":
+            # Wavelengths from 4 scales downwards, each half of the one before.
+            angles = (x.unsqueeze(-1) * (torch.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=x.device))).flatten(-2)
+            return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
+        return x
 
     def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Embed centred `coords` (batch, sequence, atoms, D), Å, zero where not `observed` (batch, sequence, atoms)."""
-        x = coords / self.scale
-        squares = [x.square().sum(dim=-1, keepdim=True)] if self.quadratic else []
-        missing = (~observed).unsqueeze(-1).to(x.dtype)
-        features = torch.cat([x, *squares, missing], dim=-1).flatten(-2)
+        functions = self.lifted(coords / self.scale).masked_fill(~observed.unsqueeze(-1), 0.0)
+        missing = (~observed).unsqueeze(-1).to(functions.dtype)
+        features = torch.cat([functions, missing], dim=-1).flatten(-2)
         # Sharded or mixed-precision training may hand over low-precision weights and an autocast context.
         with maybe_autocast(features.device.type, enabled=False):
             return nn.functional.linear(features, self.weight.float(), self.bias.float())
+
+
+class DistanceBias(nn.Linear):
+    """Attention bias per head, linear in radial basis functions of the distance between two tokens.
+
+    The basis: Gaussians whose centres spread evenly from 0 to twice `config.coordinate_scale` and whose standard
+    deviation is their spacing; with several atoms one set for each, between atoms of the same name; and a flag for
+    pairs of which a coordinate is missing. Starts at zero. Invariant to rotations, but of (length)^2 in time and memory,
+    where an embedding of coordinates is linear.
+    """
+
+    def __init__(self, config: CoordformerConfig):
+        features = len(config.coordinate_atoms) * (config.distance_bias + 1)
+        super().__init__(features, config.num_attention_heads, bias=False, dtype=torch.float32)
+        self.spacing = 2 * float(config.coordinate_scale) / (config.distance_bias - 1)
+        self.basis = config.distance_bias
+
+    def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(batch, sequence, atoms, D), Å, and (batch, sequence, atoms) -> (batch, heads, sequence, sequence)."""
+        with maybe_autocast(coords.device.type, enabled=False):
+            atoms = coords.transpose(1, 2)
+            # Not by a matrix product, whose rounding is felt between neighbours.
+            distances = torch.cdist(atoms, atoms, compute_mode="donot_use_mm_for_euclid_dist").unsqueeze(-1)
+            missing = ~(observed.transpose(1, 2).unsqueeze(-1) & observed.transpose(1, 2).unsqueeze(-2)).unsqueeze(-1)
+            centres = torch.arange(self.basis, device=coords.device) * self.spacing
+            basis = torch.exp(-0.5 * ((distances - centres) / self.spacing).square()).masked_fill(missing, 0.0)
+            features = torch.cat([basis, missing.to(basis.dtype)], dim=-1)  # (batch, atoms, sequence, sequence, ...)
+            weights = self.weight.float().unflatten(1, (coords.shape[2], -1))
+            return torch.einsum("baijf,haf->bhij", features, weights)
 
 
 def centre_coordinates(coords: torch.Tensor, observed: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
@@ -245,11 +289,21 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "coordformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["EsmLayer"]
-    _keep_in_fp32_modules_strict = ["coordinate_embedding", "rotary_embeddings"]
+    _keep_in_fp32_modules_strict = ["coordinate_embedding", "distance_bias", "rotary_embeddings"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, DistanceBias):
+            init.zeros_(module.weight)
+        elif isinstance(module, CoordinateEmbedding) and self.config.coordinate_init == "gaussian":
+            # Here, after the encoder: of a module without weights of its own, as the model, nobody asks.
+            for parameter, start in self.gaussian_start().items():
+                init.copy_(parameter, start)
 
     def __call__(self, *args, **kwargs):
         # FSDP2 casts every floating-point input of what it shards to its `param_dtype`. Coordinates pass as the bits
@@ -312,10 +366,51 @@ class CoordformerModel(CoordformerPreTrainedModel):
         for layer in self.esm.encoder.layer:
             layer.intermediate = FeedForwardInput(config)
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
+        self.distance_bias = DistanceBias(config) if config.distance_bias else None
         eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         special = (config.pad_token_id, config.bos_token_id, *eos)
         self._tokens_without_coordinates = tuple(token_id for token_id in special if token_id is not None)
         self.post_init()
+
+    def gaussian_start(self) -> dict[nn.Parameter, torch.Tensor]:
+        """Weights with which the first layer's heads attend with Gaussians of distance: `coordinate_init="gaussian"`.
+
+        A softmax over j of (xi.xj - |xj|^2 / 2) / sigma^2 is one of -|xi - xj|^2 / (2 sigma^2), so that x and |x|^2 in
+        D + 1 features of the first layer's input are enough. They share the first LayerNorm with a constant that is
+        large beside them, which makes it nearly the identity, and the head with the slowest rotary frequencies.
+        Approximate, therefore; sigma spreads from a quarter to twice `config.coordinate_scale` over the heads.
+
+        Returns the parameters with their new values.
+        """
+        dim, width, heads = self.config.coordinate_dim, self.config.hidden_size, self.config.num_attention_heads
+        head_size = width // heads
+        assert self.coordinate_embedding is not None
+        attention = self.esm.encoder.layer[0].attention.self
+        tokens = self.esm.embeddings.word_embeddings.weight
+        changed = [tokens, *self.coordinate_embedding.parameters(), *attention.query.parameters(), *attention.key.parameters()]
+        start = {parameter: parameter.detach().clone() for parameter in changed}
+        tokens, embed, offset, query, query_bias, key, key_bias = start.values()
+
+        small = 0.25  # of the features beside the constant: the smaller, the nearer to a Gaussian, the larger the weights
+        tokens[:, : dim + 1] = 0
+        embed[: dim + 1] = 0
+        embed[: dim + 1, : dim + 1] = small * torch.eye(dim + 1)
+        embed[dim, dim + 1] = small * 16.0  # not observed: as far as four scales, so that few attend to it
+        offset[: dim + 1] = 0
+        offset[dim + 1 :] = 1 - 2 * (torch.arange(width - dim - 1) % 2)
+
+        sigma = 0.25 * 8 ** torch.linspace(0, 1, heads)  # in units of the scale
+        strength = head_size**0.25 / sigma  # ESM divides queries by the root of the head size
+        pairs = torch.arange(head_size // 2 - 1, -1, -1)
+        slow = torch.stack((pairs, pairs + head_size // 2), dim=1).flatten()[: dim + 1]
+        for head in range(heads):
+            rows = head * head_size + slow
+            for weight, bias in ((query, query_bias), (key, key_bias)):
+                weight[rows], bias[rows] = 0, 0
+                weight[rows[:dim], torch.arange(dim)] = strength[head] / small
+            query_bias[rows[dim]] = -strength[head] / 2**0.5
+            key[rows[dim], dim] = strength[head] / 2**0.5 / small
+        return start
 
     def get_input_embeddings(self):
         return self.esm.get_input_embeddings()
@@ -364,7 +459,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
             position_ids = segment_positions(runs, attention_mask, shape[1], device)
 
         embeddings = self._embed(input_ids, attention_mask, inputs_embeds, shape, runs)
-        if self.coordinate_embedding is not None:
+        bias = None
+        if self.coordinate_embedding is not None or self.distance_bias is not None:
             placed, observed = self._place_coordinates(
                 coords, coords_mask, input_ids, attention_mask, shape, device, runs
             )
@@ -372,14 +468,20 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 numbers = None if runs is None else segment_numbers(runs, attention_mask)
                 self._check_rotations(rotations, shape, numbers)
                 placed = rotate_coordinates(placed, rotations, numbers)
-            embeddings = (embeddings + self.coordinate_embedding(placed, observed)).to(embeddings.dtype)
+            if self.coordinate_embedding is not None:
+                embeddings = (embeddings + self.coordinate_embedding(placed, observed)).to(embeddings.dtype)
+            if self.distance_bias is not None:
+                bias = self.distance_bias(placed, observed).to(embeddings.dtype)
         embeddings = self._add_positions(embeddings, position_ids)
         if self.esm.embeddings.layer_norm is not None:
             embeddings = self.esm.embeddings.layer_norm(embeddings)
         if attention_mask is not None:
             embeddings = (embeddings * attention_mask.unsqueeze(-1)).to(embeddings.dtype)
 
-        if runs is not None:
+        if bias is not None:
+            attention_mask = self._bias_attention(bias, attention_mask, runs)
+            kwargs |= dict.fromkeys(SEGMENT_BOUNDS)
+        elif runs is not None:
             attention_mask, bounds = self._confine_attention(embeddings, runs, kwargs)
             kwargs |= bounds
         outputs = self.esm(inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
@@ -502,6 +604,21 @@ class CoordformerModel(CoordformerPreTrainedModel):
         )
         # Bounds that came with the batch would only be in the way of the other kernels.
         return mask, dict.fromkeys(SEGMENT_BOUNDS)
+
+    def _bias_attention(self, bias, attention_mask, runs) -> torch.Tensor:
+        """The bias (batch, heads, sequence, sequence) as an additive mask that also keeps attention within the segments."""
+        if self.config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(
+                f"`config.distance_bias` needs attn_implementation='sdpa' or 'eager', not "
+                f"{self.config._attn_implementation!r}, which takes no bias."
+            )
+        if runs is not None:
+            allowed = (runs.unsqueeze(-1) == runs.unsqueeze(-2)).unsqueeze(1)
+        elif attention_mask is not None:
+            allowed = attention_mask.bool()[:, None, None, :]
+        else:
+            return bias
+        return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
 
 
 def _restore_float32(bits: torch.Tensor | None) -> torch.Tensor | None:

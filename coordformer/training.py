@@ -60,7 +60,14 @@ class ModelArguments:
     hidden_act: str = field(default="gelu", metadata={"help": "Activation of the feed-forward layers."})
     lm_head: str = field(default="esm", metadata={"help": "esm, or linear (the paper's)."})
     coordinate_embedding: str = field(
-        default="linear", metadata={"help": "linear (the paper's), quadratic, or none: a model without structure."}
+        default="linear",
+        metadata={"help": "linear (the paper's), quadratic, polynomial, fourier, or none: a model without structure."},
+    )
+    coordinate_init: str = field(
+        default="normal", metadata={"help": "normal, or gaussian: the first layer starts as Gaussians of distance."}
+    )
+    distance_bias: int = field(
+        default=0, metadata={"help": "Radial basis functions of a learned attention bias; its batches are padded."}
     )
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
@@ -180,6 +187,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     atoms = arguments.coordinate_atoms
     coordinates = {
         "coordinate_embedding": arguments.coordinate_embedding,
+        "distance_bias": arguments.distance_bias,
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
@@ -328,7 +336,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
 
     # Before the model is made, so that its weights depend on the seed alone.
     torch.manual_seed(args.seed)
-    packed = data_args.token_budget is not None and data_args.packing
+    packed = data_args.token_budget is not None and data_args.packing and not model_args.distance_bias
     model = build_model(model_args, model_args.attn_implementation or ("varlen" if packed else "sdpa"))
     if model_args.compile_layers:
         for layer in model.coordformer.esm.encoder.layer:
@@ -418,15 +426,19 @@ def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: Tr
     if not data_args.streaming:
         rows = open_chains(data_args.data, data_args.train_split)
         chains = args.per_device_train_batch_size if data_args.token_budget is None else None
-        return ChainBatches(rows, chains_per_batch=chains, packing=data_args.packing, **shared), rows
+        # A bias for a packed row would be as large as the square of the token budget.
+        packing = data_args.packing and not model_args.distance_bias
+        return ChainBatches(rows, chains_per_batch=chains, packing=packing, **shared), rows
     from .dataset import ShardBatches  # needs pyarrow and datasets, which training from a bundle does not
 
     if Path(data_args.data).is_file():
         raise ValueError(
             f"--streaming reads the shards of a folder made by `coordformer prepare`, not {data_args.data}."
         )
-    if data_args.token_budget is None or not data_args.packing:
-        raise ValueError("--streaming reads packed batches; set --token_budget, and leave --packing as it is.")
+    if data_args.token_budget is None or not data_args.packing or model_args.distance_bias:
+        raise ValueError(
+            "--streaming reads packed batches; set --token_budget, and leave --packing and --distance_bias as they are."
+        )
     readers = args.world_size * max(args.dataloader_num_workers, 1)
     if data_args.open_shards % readers:
         logger.warning(

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from transformers import (
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerModel, build_tokenizer
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.geometry import rotations_from_normals
-from coordformer.modeling_coordformer import SEGMENT_BOUNDS, segment_bounds
+from coordformer.modeling_coordformer import SEGMENT_BOUNDS, DistanceBias, segment_bounds
 
 AUTO = {
     "base": AutoModel,
@@ -34,6 +35,9 @@ VARIANTS = {
     "no positions": {"position_embedding_type": "none", "hidden_act": "relu"},
     "without structure": {"coordinate_embedding": "none"},
     "token dropout": {"token_dropout": True},
+    "Gaussian start": {"coordinate_embedding": "quadratic", "coordinate_init": "gaussian"},
+    "distance bias": {"coordinate_embedding": "none", "distance_bias": 8},
+    "both, two atoms": {"distance_bias": 5, "coordinate_atoms": ("N", "CA")},
 }
 
 
@@ -114,6 +118,66 @@ def test_quadratic_lift_is_computed_by_hand():
     torch.testing.assert_close(seen[0, 0], weight @ torch.tensor([1.0, 0.0, -2.0, 5.0, 0.0]) + bias)
     missing = embedding(torch.zeros(1, 1, 1, 3), torch.tensor([[[False]]]))
     torch.testing.assert_close(missing[0, 0], weight[:, 4] + bias)
+
+
+def test_distance_bias_is_computed_by_hand():
+    """Three centres at 0, 16 and 32 Å, 16 Å wide."""
+    bias = DistanceBias(make_config(distance_bias=3))
+    coords = torch.tensor([[[[0.0, 0.0, 0.0]], [[0.0, 24.0, 32.0]], [[0.0, 0.0, 0.0]]]])  # 40 Å apart
+    observed = torch.tensor([[[True], [True], [False]]])
+    seen = bias(coords, observed)
+    weight = bias.weight
+    basis = torch.tensor([math.exp(-0.5 * ((40 - centre) / 16) ** 2) for centre in (0, 16, 32)])
+    torch.testing.assert_close(seen[0, :, 0, 1], weight[:, :3] @ basis)
+    torch.testing.assert_close(seen[0, :, 1, 1], weight[:, :3] @ torch.tensor([1.0, math.exp(-0.5), math.exp(-2.0)]))
+    for i, j in ((0, 2), (2, 1), (2, 2)):
+        torch.testing.assert_close(seen[0, :, i, j], weight[:, 3])
+
+
+def test_distance_bias_starts_at_nothing_and_is_invariant():
+    model = make_model(coordinate_embedding="none", distance_bias=8)
+    row = random_chain(12)
+    rotation = rotations_from_normals(torch.randn(1, 1, 3, 3))
+    plain = outputs_of(make_model(coordinate_embedding="none"), row)
+    assert not model.coordformer.distance_bias.weight.any()
+    torch.nn.init.normal_(model.coordformer.distance_bias.weight)
+    expected = outputs_of(model, row)
+    assert (expected - plain).abs().max() > 1e-2
+    torch.testing.assert_close(outputs_of(model, row | {"rotations": rotation}), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["varlen", "flex_attention"])
+def test_attention_without_a_bias_is_refused(attention):
+    with pytest.raises(ValueError, match=f"needs attn_implementation='sdpa' or 'eager', not '{attention}'"):
+        make_model(attention=attention, distance_bias=4)(**random_chain(5))
+
+
+@pytest.mark.parametrize("positions", ["none", "rotary"])
+def test_gaussian_start_attends_with_gaussians(positions):
+    """Total variation to the Gaussian of each head's width, beside that of a head that starts as all do."""
+    shape = {"hidden_size": 128, "intermediate_size": 64, "position_embedding_type": positions}
+    row = random_chain(80, missing=0)
+    row["coords"][0, 1:-1] = torch.randn(80, 3) * 12
+    distances = torch.cdist(row["coords"], row["coords"])[0, 1:-1, 1:-1]
+    errors = {}
+    for start in ("normal", "gaussian"):
+        config = make_config(**shape, coordinate_embedding="quadratic", coordinate_init=start)
+        config._attn_implementation = "eager"
+        attention = CoordformerModel(config)(**row, output_attentions=True).attentions[0][0, :, 1:-1, 1:-1]
+        attention = attention / attention.sum(dim=-1, keepdim=True)
+        sigmas = 4 * 8 ** torch.linspace(0, 1, 4)
+        gaussians = torch.softmax(-0.5 * (distances / sigmas[:, None, None]) ** 2, dim=-1)
+        errors[start] = (attention - gaussians).abs().sum(-1).mean(-1) / 2
+    assert (errors["gaussian"] < 0.15).all()
+    assert (errors["gaussian"] < 0.25 * errors["normal"]).all()
+
+
+def test_gaussian_start_leaves_loaded_weights_alone(tmp_path):
+    model = make_model(coordinate_embedding="quadratic", coordinate_init="gaussian")
+    model.save_pretrained(tmp_path)
+    reloaded = CoordformerForMaskedLM.from_pretrained(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(reloaded.state_dict()[name], value), name
 
 
 def test_point_clouds_need_no_tokens_and_are_permutation_equivariant():
@@ -653,6 +717,13 @@ def test_dropout_of_attention_is_not_ignored_by_varlen():
         ({"coordinate_scale": 0}, "`coordinate_scale` is 0"),
         ({"coordinate_atoms": ()}, "`coordinate_atoms` is"),
         ({"coordinate_atoms": ("CA", "CA")}, "name each atom once"),
+        ({"coordinate_init": "best"}, "`coordinate_init` is 'best'; choose one of normal, gaussian"),
+        ({"coordinate_init": "gaussian"}, "`coordinate_embedding` must be \"quadratic\", not 'linear'"),
+        (
+            {"coordinate_init": "gaussian", "coordinate_embedding": "quadratic", "num_attention_heads": 24},
+            "needs heads of at least `coordinate_dim` . 1 = 4 features; `hidden_size / num_attention_heads` is 2",
+        ),
+        ({"distance_bias": 1}, "`distance_bias` is 1; give at least 2 radial basis functions, or 0"),
         ({"is_decoder": True}, "is an encoder"),
         ({"coordinate_dim": "three"}, "coordinate_dim"),
     ],
