@@ -116,16 +116,18 @@ class CoordformerConfig(EsmConfig):
             raise ValueError(f"`coordinate_dim` is {self.coordinate_dim}; it must be at least 1.")
         if not self.coordinate_scale > 0:
             raise ValueError(f"`coordinate_scale` is {self.coordinate_scale}; it must be a positive length in Å.")
-        if self.coordinate_init == "gaussian" and self.coordinate_embedding != "quadratic":
-            raise ValueError(
-                f'`coordinate_init="gaussian"` reads |x|^2 off the embedding: `coordinate_embedding` must be "quadratic", '
-                f"not {self.coordinate_embedding!r}."
-            )
-        if self.coordinate_init == "gaussian" and self.hidden_size // self.num_attention_heads < self.coordinate_dim + 1:
-            raise ValueError(
-                f'`coordinate_init="gaussian"` needs heads of at least `coordinate_dim` + 1 = {self.coordinate_dim + 1} '
-                f"features; `hidden_size / num_attention_heads` is {self.hidden_size // self.num_attention_heads}."
-            )
+        if self.coordinate_init == "gaussian":
+            if self.coordinate_embedding != "quadratic":
+                raise ValueError(
+                    '`coordinate_init="gaussian"` reads |x|^2 off the embedding: `coordinate_embedding` must be '
+                    f'"quadratic", not {self.coordinate_embedding!r}.'
+                )
+            head_size, needed = self.hidden_size // self.num_attention_heads, self.coordinate_dim + 1
+            if head_size < needed:
+                raise ValueError(
+                    f'`coordinate_init="gaussian"` needs heads of at least `coordinate_dim` + 1 = {needed} features; '
+                    f"`hidden_size / num_attention_heads` is {head_size}."
+                )
         if self.distance_bias < 0 or self.distance_bias == 1:
             raise ValueError(
                 f"`distance_bias` is {self.distance_bias}; give at least 2 radial basis functions, or 0 for no bias."

@@ -212,8 +212,8 @@ class DistanceBias(nn.Linear):
 
     The basis: Gaussians whose centres spread evenly from 0 to twice `config.coordinate_scale` and whose standard
     deviation is their spacing; with several atoms one set for each, between atoms of the same name; and a flag for
-    pairs of which a coordinate is missing. Starts at zero. Invariant to rotations, but of (length)^2 in time and memory,
-    where an embedding of coordinates is linear.
+    pairs of which a coordinate is missing. Starts at zero. Invariant to rotations, but time and memory grow with the
+    square of the length, where those of an embedding grow with the length.
     """
 
     def __init__(self, config: CoordformerConfig):
@@ -300,7 +300,11 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DistanceBias):
             init.zeros_(module.weight)
-        elif isinstance(module, CoordinateEmbedding) and self.config.coordinate_init == "gaussian":
+        elif (
+            isinstance(self, CoordformerModel)
+            and module is self.coordinate_embedding
+            and (self.config.coordinate_init == "gaussian")
+        ):
             # Here, after the encoder: of a module without weights of its own, as the model, nobody asks.
             for parameter, start in self.gaussian_start().items():
                 init.copy_(parameter, start)
@@ -385,14 +389,17 @@ class CoordformerModel(CoordformerPreTrainedModel):
         dim, width, heads = self.config.coordinate_dim, self.config.hidden_size, self.config.num_attention_heads
         head_size = width // heads
         assert self.coordinate_embedding is not None
-        attention = self.esm.encoder.layer[0].attention.self
-        tokens = self.esm.embeddings.word_embeddings.weight
-        changed = [tokens, *self.coordinate_embedding.parameters(), *attention.query.parameters(), *attention.key.parameters()]
+        attention: Any = self.esm.encoder.layer[0].attention
+        tokens = self.esm.embeddings.word_embeddings
+        changing = (tokens, self.coordinate_embedding, attention.self.query, attention.self.key)
+        changed = [parameter for module in changing for parameter in module.parameters()]
         start = {parameter: parameter.detach().clone() for parameter in changed}
-        tokens, embed, offset, query, query_bias, key, key_bias = start.values()
+        table, embed, offset, query, query_bias, key, key_bias = start.values()
 
-        small = 0.25  # of the features beside the constant: the smaller, the nearer to a Gaussian, the larger the weights
-        tokens[:, : dim + 1] = 0
+        small = (
+            0.25  # of the features beside the constant: the smaller, the nearer to a Gaussian, the larger the weights
+        )
+        table[:, : dim + 1] = 0
         embed[: dim + 1] = 0
         embed[: dim + 1, : dim + 1] = small * torch.eye(dim + 1)
         embed[dim, dim + 1] = small * 16.0  # not observed: as far as four scales, so that few attend to it
@@ -606,7 +613,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         return mask, dict.fromkeys(SEGMENT_BOUNDS)
 
     def _bias_attention(self, bias, attention_mask, runs) -> torch.Tensor:
-        """The bias (batch, heads, sequence, sequence) as an additive mask that also keeps attention within the segments."""
+        """The bias (batch, heads, sequence, sequence) as a mask that also keeps attention within the segments."""
         if self.config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(
                 f"`config.distance_bias` needs attn_implementation='sdpa' or 'eager', not "

@@ -188,8 +188,8 @@ def frames(members: Sequence[Member], count: int, dim: int, generator: torch.Gen
         turned = random_rotations(count, n, generator) if generator is not None else None
         for number, member in enumerate(members):
             if member.dim == n:
-                still = turned is None or not member.rotate
-                matrices[number, :, 0, :n, :n] = torch.eye(n) if still else turned
+                own = torch.eye(n) if turned is None or not member.rotate else turned
+                matrices[number, :, 0, :n, :n] = own
     return matrices
 
 
@@ -297,9 +297,7 @@ def train_stack(
                 still = frames(members, len(valid[chunk]), dim, None).to(device)
                 parts = valid_losses(weights, buffers, still, subtract_max, valid_targets[:, chunk], valid[chunk])
                 summed += parts * len(valid[chunk])
-        history.append(
-            {"update": done, "train": (total / block).tolist(), "valid": (summed / len(valid)).tolist()}
-        )
+        history.append({"update": done, "train": (total / block).tolist(), "valid": (summed / len(valid)).tolist()})
         if state is not None:
             _save(Path(state), settings, done, history, weights, optimizer)
     return [entry for entry in history if entry["update"] <= updates]
