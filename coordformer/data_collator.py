@@ -52,13 +52,14 @@ class CoordformerDataCollator:
     """Masked-LM batches of chains with coordinates.
 
     Takes rows as `coordformer.dataset` makes them (`id`, `sequence`, `coords`, `atoms`), or lists of such rows, which
-    is what `ChainBatches` yields. A row with an `epoch` draws its random numbers from (seed, epoch, id); a row without
-    one draws them from torch's global generator, as the collators of Transformers do. A row with `augment` False is
-    masked and cropped, but neither turned nor made noisy, and keeps its coordinates. Rows with a `packed_length` become
-    one row of that many tokens, or if it is 0 of as many as they have.
+    is what `ChainBatches` yields. A sequence is a string of letters or, where tokens are longer (chemical elements), a
+    list of tokens. A row with an `epoch` draws its random numbers from (seed, epoch, id); a row without one draws them
+    from torch's global generator, as the collators of Transformers do. A row with `augment` False is masked and
+    cropped, but neither turned nor made noisy, and keeps its coordinates. Rows with a `packed_length` become one row of
+    that many tokens, or if it is 0 of as many as they have.
 
     Args:
-        tokenizer: maps letters to ids.
+        tokenizer: maps letters or tokens to ids.
         atoms: the model's `config.coordinate_atoms`.
         dim: the model's `config.coordinate_dim`.
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
@@ -70,7 +71,8 @@ class CoordformerDataCollator:
         drop_coords: probability with which all coordinates of a chain are withheld.
         max_length: longer chains are cropped to this many contiguous residues, at random.
         seed: of all random numbers.
-        alphabet: the letters that random replacements are drawn from.
+        alphabet: the letters, or the list of tokens, that may be masked under `"masked15"` and that random replacements
+            are drawn from.
 
     Returns, when called: `input_ids`, `labels` (batch, length) and `coords` (batch, length, D), or (batch, length,
     atoms, D) with several atoms, -100 and NaN where there is nothing; `rotations` (batch, chains of a row, D, D); of
@@ -88,8 +90,9 @@ class CoordformerDataCollator:
     drop_coords: float = 0.0
     max_length: int | None = None
     seed: int = 0
-    alphabet: str = AMINO_ACIDS
+    alphabet: Sequence[str] = AMINO_ACIDS
     _special: dict[str, int] = field(init=False, repr=False)
+    _vocabulary: dict[str, int] = field(init=False, repr=False)
     _letter_ids: np.ndarray = field(init=False, repr=False)
     _alphabet_ids: np.ndarray = field(init=False, repr=False)
 
@@ -109,14 +112,15 @@ class CoordformerDataCollator:
         self._special = {
             name: getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "eos", "pad", "mask", "unk")
         }
+        self._vocabulary = self.tokenizer.get_vocab()
         # A table from byte to token id is much faster than a tokenizer for letters.
         self._letter_ids = np.full(256, self._special["unk"], dtype=np.int64)
-        for token, token_id in self.tokenizer.get_vocab().items():
+        for token, token_id in self._vocabulary.items():
             if len(token) == 1 and token.isascii():
                 self._letter_ids[ord(token)] = token_id
-        self._alphabet_ids = self._letter_ids[np.frombuffer(self.alphabet.encode(), dtype=np.uint8)]
+        self._alphabet_ids = self._token_ids([self.alphabet])
         if not self.alphabet or self._special["unk"] in self._alphabet_ids:
-            raise ValueError(f"`alphabet` is {self.alphabet!r}; give letters that the tokenizer knows.")
+            raise ValueError(f"`alphabet` is {self.alphabet!r}; give letters or tokens that the tokenizer knows.")
 
     def __call__(self, features: Sequence[Any]) -> dict[str, torch.Tensor]:
         rows = [row for feature in features for row in (feature if isinstance(feature, list) else [feature])]
@@ -138,13 +142,12 @@ class CoordformerDataCollator:
         starts = np.cumsum(lengths) - lengths
         row_of = np.repeat(np.arange(len(rows)), lengths)
         place = np.arange(len(row_of)) - starts[row_of]
-        text = "".join(sequences)
-        letters = self._letter_ids[np.frombuffer(text.encode("latin-1", errors="replace"), dtype=np.uint8)]
+        letters = self._token_ids(sequences)
         if (unknown := np.flatnonzero(letters == self._special["unk"])).size:
-            name, letter = rows[row_of[unknown[0]]].get("id", "?"), text[unknown[0]]
+            row, letter = row_of[unknown[0]], place[unknown[0]]
             raise ValueError(
-                f"Chain {name} has the letter {letter!r}, which is not in the tokenizer's alphabet; write X for an "
-                "unknown residue."
+                f"Chain {rows[row].get('id', '?')} has the letter {sequences[row][letter]!r}, which is not in the "
+                "tokenizer's alphabet; write X for an unknown residue, or take a tokenizer that knows it."
             )
         coords = np.concatenate(arrays)
         if np.isinf(coords).any():
@@ -188,6 +191,14 @@ class CoordformerDataCollator:
             batch["rotations"] = rotations.reshape(shape[0], -1, self.dim, self.dim)
         batch |= layout
         return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+
+    def _token_ids(self, sequences: Sequence[Any]) -> np.ndarray:
+        """Ids of the letters or tokens of all sequences, one after another."""
+        if all(isinstance(sequence, str) for sequence in sequences):
+            text = "".join(sequences).encode("latin-1", errors="replace")
+            return self._letter_ids[np.frombuffer(text, dtype=np.uint8)]
+        unknown = self._special["unk"]
+        return np.array([self._vocabulary.get(token, unknown) for sequence in sequences for token in sequence])
 
     def _lay_out(self, lengths: np.ndarray, packed_length: int | None) -> tuple[dict[str, Any], np.ndarray]:
         """Shape of the batch and what describes it to the model, and where each chain of `lengths` tokens begins."""

@@ -52,10 +52,11 @@ def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
     )
 
 
-def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3) -> tuple[str, np.ndarray]:
+def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3) -> tuple[Any, np.ndarray]:
     """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row.
 
-    `atoms` picks and orders the atoms; a row keeps its coordinates as one flat list.
+    `atoms` picks and orders the atoms; a row keeps its coordinates as one flat list. Its sequence is a string of
+    letters or a list of tokens.
     """
     if isinstance(record, Mapping):
         if "sequence" not in record or "coords" not in record:
@@ -187,7 +188,9 @@ class CoordformerProcessor(ProcessorMixin):
                 raise ValueError("`coords` go with `sequences`; chains have their own.")
             chains = [chains] if isinstance(chains, (Chain, Mapping)) else chains
             pairs = [chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim) for chain in chains]
-            sequences, coords = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            # The tokenizer splits at spaces; between letters it needs none.
+            sequences = [text if isinstance(text, str) else " ".join(text) for text, _ in pairs]
+            coords = [xyz for _, xyz in pairs]
         elif isinstance(sequences, str):
             sequences, coords = [sequences], None if coords is None else [coords]
         assert sequences is not None
