@@ -1,4 +1,4 @@
-"""The `coordformer` command: prepare, bundle, train, evaluate."""
+"""The `coordformer` command: prepare, bundle, train, evaluate, invariance, attention."""
 
 import argparse
 import json
@@ -92,6 +92,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         protocols=arguments.protocols,
         draws=arguments.draws,
         without_coords=arguments.without_coords,
+        num_rotations=arguments.num_rotations,
         dtype=arguments.dtype,
         token_budget=arguments.token_budget,
         window=arguments.window,
@@ -103,6 +104,44 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         arguments.output.write_text(text + "\n", encoding="utf-8")
         recoveries = {protocol: report[protocol]["recovery_by_residue"] for protocol in arguments.protocols}
         plot_recovery(recoveries, arguments.output.with_suffix(".png"))
+
+
+def _invariance(arguments: argparse.Namespace) -> None:
+    from .invariance import measure_invariance, write_report
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    summary, points = measure_invariance(
+        arguments.checkpoint,
+        arguments.data,
+        split=arguments.split,
+        labels=arguments.labels,
+        baseline=arguments.baseline,
+        num_rotations=arguments.num_rotations,
+        draws=arguments.draws,
+        seed=arguments.seed,
+        dtype=arguments.dtype,
+        token_budget=arguments.token_budget,
+        window=arguments.window,
+        progress=not arguments.quiet,
+        **{name: values for name in ("noise", "missing") if (values := getattr(arguments, name)) is not None},
+    )
+    write_report(summary, points, arguments.output)
+    print((arguments.output / "report.md").read_text(encoding="utf-8"))
+
+
+def _attention(arguments: argparse.Namespace) -> None:
+    from .attention_analysis import analyse_attention
+
+    summary = analyse_attention(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.output,
+        split=arguments.split,
+        window=arguments.window,
+        seed=arguments.seed,
+        progress=not arguments.quiet,
+    )
+    print(json.dumps(summary, indent=2))
 
 
 def _train(options: Sequence[str]) -> None:
@@ -188,6 +227,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--protocols", nargs="+", choices=("paper", "masked15"), default=("paper", "masked15"))
     evaluate.add_argument("--draws", type=int, default=3, help="times the residues are chosen (default: %(default)s)")
     evaluate.add_argument("--without_coords", action="store_true", help="withhold all coordinates")
+    evaluate.add_argument(
+        "--num_rotations", type=int, default=1, help="frames whose predictions are averaged (default: %(default)s)"
+    )
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     evaluate.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
     evaluate.add_argument("--window", type=int, default=1024, help="longest chain predicted in one piece, in residues")
@@ -196,6 +238,49 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.set_defaults(run=_evaluate)
+
+    invariance = verbs.add_parser(
+        "invariance",
+        help="how a checkpoint depends on the frame, and where it fails",
+        description="Spread of the predictions between rotated copies, gain of averaging over them, and perplexity and "
+        "recovery with noise, with missing coordinates, by length and by structural class: points.csv, "
+        "invariance.json, invariance.png and report.md.",
+    )
+    invariance.add_argument("checkpoint", help="folder or Hub name")
+    invariance.add_argument("--data", required=True, help="folder, Parquet file or bundle, as of train")
+    invariance.add_argument("--split", help="only rows whose column `split` has this value")
+    invariance.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="gets the report")
+    invariance.add_argument(
+        "--labels", metavar="FILE.parquet", help="columns id and scop_sccs; default: the column scop_sccs of the data"
+    )
+    invariance.add_argument("--baseline", metavar="CHECKPOINT", help="a model without coordinates to compare with")
+    invariance.add_argument("--num_rotations", type=int, default=16, help="frames of a chain (default: %(default)s)")
+    invariance.add_argument("--noise", nargs="+", type=float, help="standard deviations in Å (default: 0 to 5)")
+    invariance.add_argument("--missing", nargs="+", type=float, help="shares of the residues (default: 0 to 1)")
+    invariance.add_argument("--draws", type=int, default=3, help="times the residues are chosen (default: %(default)s)")
+    invariance.add_argument("--seed", type=int, default=0, help="of the rotations (default: %(default)s)")
+    invariance.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    invariance.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
+    invariance.add_argument("--window", type=int, default=1024, help="longest chain predicted in one piece")
+    invariance.add_argument("--quiet", action="store_true", help="no progress bar")
+    invariance.set_defaults(run=_invariance)
+
+    attention = verbs.add_parser(
+        "attention",
+        help="what each head of a checkpoint attends to",
+        description="Attention of each head against distance and sequence separation, by kind of residue, and on "
+        "helices and strands, with coordinates given, withheld and shuffled: CSV files and figures.",
+    )
+    attention.add_argument("checkpoint", help="folder or Hub name, with any head or none")
+    attention.add_argument("--data", required=True, help="folder, Parquet file or bundle, as of train")
+    attention.add_argument("--split", help="only rows whose column `split` has this value")
+    attention.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="gets tables and figures")
+    attention.add_argument(
+        "--window", type=int, default=1024, help="of longer chains the middle part of this many residues is looked at"
+    )
+    attention.add_argument("--seed", type=int, default=0, help="of shuffled coordinates and intervals")
+    attention.add_argument("--quiet", action="store_true", help="no progress bar")
+    attention.set_defaults(run=_attention)
     return parser
 
 

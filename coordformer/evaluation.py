@@ -1,6 +1,9 @@
 """Perplexity and recovery of a checkpoint on a data set, under the two protocols: `coordformer evaluate`."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from .batches import ChainBatches, read_lengths
 from .bundle import ChainBundle
 from .configuration_coordformer import CoordformerConfig
 from .data_collator import PROTOCOLS, CoordformerDataCollator
+from .geometry import rotations_from_normals
 from .metrics import bootstrap, count_predictions, summarise
+from .modeling_coordformer import IGNORED_LABEL
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor
 from .structure import AMINO_ACIDS
 
@@ -39,30 +44,125 @@ def window_starts(length: int, window: int) -> list[int]:
     return [*range(0, max(length - window, 0), max(window // 2, 1)), max(length - window, 0)]
 
 
+def chain_generator(name: str, *numbers: int) -> np.random.Generator:
+    """Random numbers that are a function of a chain's id and of `numbers` alone."""
+    return np.random.default_rng([zlib.crc32(name.encode()), *numbers])
+
+
+def draw_rotations(ids: Sequence[str], num_rotations: int, seed: int = 0, dim: int = 3) -> torch.Tensor:
+    """The frames in which chains are predicted: the given one, and others uniform on SO(D).
+
+    Args:
+        ids: of the chains.
+        num_rotations: frames of each chain.
+        seed: of all but the first.
+        dim: D, the model's `config.coordinate_dim`.
+
+    Returns:
+        Rotation matrices (chains, num_rotations, D, D), float32; the first ones stay the same when more are drawn.
+    """
+    normals = np.stack([chain_generator(name, 0, seed).normal(size=(num_rotations, dim, dim)) for name in ids])
+    normals[:, 0] = np.eye(dim)
+    return rotations_from_normals(torch.from_numpy(normals)).to(torch.float32)
+
+
 @torch.no_grad()
 def predict_logits(
-    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], window: int, windows_at_once: int = 8
+    model: PreTrainedModel,
+    batch: Mapping[str, torch.Tensor],
+    window: int,
+    token_budget: int = 8192,
+    rotations: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits (batch, length, vocabulary) of a right-padded batch, whatever the length of its chains.
 
     A chain of more than `window` residues is predicted in windows that overlap by half, and their logits are averaged.
-    Each window is a chain to the model, with its own `<cls>`, `<eos>` and centre.
+    Each window is a chain to the model, with its own `<cls>`, `<eos>` and centre; as many are predicted at once as have
+    `token_budget` tokens, but one in any case.
+
+    With `rotations` (batch, K, D, D), as of `draw_rotations`, each chain is predicted in K frames, and the logits are
+    the logarithm of the mean of the K probabilities over the vocabulary.
     """
+    if rotations is not None:
+        frames = (
+            predict_logits(model, {**batch, "rotations": frame}, window, token_budget).float().log_softmax(dim=-1)
+            for frame in rotations.split(1, dim=1)
+        )
+        return functools.reduce(torch.logaddexp, frames) - math.log(rotations.shape[1])
+    if model.config.position_embedding_type == "absolute":
+        window = min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     if max(lengths) - SPECIAL_TOKENS <= window:
         return model(**batch).logits
+    # Of a chain, not of its tokens: all its windows are turned alike.
+    batch = dict(batch)
+    turns = batch.pop("rotations", None)
     rows = []
     for row, length in enumerate(lengths):
         residues = length - SPECIAL_TOKENS
         inside = min(window, residues)
         tokens = [[0, *range(first + 1, first + 1 + inside), length - 1] for first in window_starts(residues, inside)]
         total = torch.zeros(max(lengths), 1 + model.config.vocab_size, device=model.device)
-        for index in torch.tensor(tokens, device=model.device).split(windows_at_once):
-            logits = model(**{name: values[row][index] for name, values in batch.items()}).logits.float()
+        at_once = max(1, token_budget // (inside + SPECIAL_TOKENS))
+        for index in torch.tensor(tokens, device=model.device).split(at_once):
+            windows = {name: values[row][index] for name, values in batch.items()}
+            if turns is not None:
+                windows["rotations"] = turns[row].expand(len(index), *turns.shape[1:])
+            logits = model(**windows).logits.float()
             # One column more counts how many windows a token was in.
             total.index_put_((index,), nn.functional.pad(logits, (0, 1), value=1.0), accumulate=True)
         rows.append(total[:, :-1] / total[:, -1:].clamp(min=1))
     return torch.stack(rows)
+
+
+def masked_batches(
+    model: PreTrainedModel,
+    rows: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: str = "masked15",
+    draw: int = 0,
+    *,
+    noise: float = 0.0,
+    missing: float = 0.0,
+    without_own_coords: bool = False,
+    token_budget: int = 8192,
+    window: int = 1024,
+) -> Iterator[tuple[np.ndarray, list[str], dict[str, torch.Tensor]]]:
+    """Every chain once, in padded batches on the model's device; the arguments are those of `count_chains`.
+
+    Yields:
+        Row numbers and ids of a batch's chains, and what the model and `count_predictions` take of them, `labels`
+        included.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"`protocol` is {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    for name, value, least in (("token_budget", token_budget, 1), ("window", window, 2)):
+        if value < least:
+            raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
+    if not 0 <= missing <= 1:
+        raise ValueError(f"`missing` is {missing}; it is a share between 0 and 1.")
+    collator = CoordformerDataCollator(
+        tokenizer,
+        atoms=model.config.coordinate_atoms,
+        dim=model.config.coordinate_dim,
+        masking=protocol,
+        rotate=False,
+        noise=noise,
+    )
+    longest = min(window, int(read_lengths(rows).max())) + SPECIAL_TOKENS
+    batches = ChainBatches(rows, token_budget=max(token_budget, longest), packing=False, max_length=window)
+    batches.set_epoch(draw)
+    for number, indices in enumerate(batches.order()):
+        chains = batches[number]
+        ids = [str(chain["id"]) for chain in chains]
+        batch = collator([chains])
+        if missing:
+            width = batch["input_ids"].shape[1]
+            scores = np.stack([chain_generator(name, 1, draw).random(width) for name in ids])
+            batch["coords"][torch.from_numpy(scores < missing)] = torch.nan
+        if without_own_coords:
+            batch["coords"][batch["labels"] != IGNORED_LABEL] = torch.nan
+        yield indices, ids, {name: value.to(model.device) for name, value in batch.items()}
 
 
 @torch.no_grad()
@@ -74,6 +174,10 @@ def count_chains(
     *,
     draws: int = 3,
     without_coords: bool = False,
+    num_rotations: int = 1,
+    noise: float = 0.0,
+    missing: float = 0.0,
+    without_own_coords: bool = False,
     token_budget: int = 8192,
     window: int = 1024,
     progress: bool = True,
@@ -89,6 +193,12 @@ def count_chains(
             softmax over the 20 amino acids). What is chosen depends on the draw and the chain's id alone.
         draws: how many times the residues are chosen anew.
         without_coords: withhold all coordinates; the same residues are chosen.
+        num_rotations: frames in which each chain is predicted, of which the probabilities are averaged; the first is
+            the given one, the others depend on the chain's id alone.
+        noise: standard deviation in Å of Gaussian noise on each coordinate; the same residues are chosen.
+        missing: share of the residues, masked or not, whose coordinates are withheld at random, the same ones and more
+            at a larger share; the same residues are chosen.
+        without_own_coords: withhold the coordinates of the residues that are to be predicted.
         token_budget: tokens of a batch; the longest chain, or window of it, fits in any case.
         window: chains with more residues are predicted in overlapping windows of this many.
         progress: show a progress bar.
@@ -96,35 +206,33 @@ def count_chains(
     Returns:
         Counts as in `metrics.count_predictions`, (draws, chains, vocabulary, 3), chains in the order of `rows`.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"`protocol` is {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
-    for name, value, least in (("draws", draws, 1), ("token_budget", token_budget, 1), ("window", window, 2)):
-        if value < least:
-            raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
-    collator = CoordformerDataCollator(
-        tokenizer,
-        atoms=model.config.coordinate_atoms,
-        dim=model.config.coordinate_dim,
-        masking=protocol,
-        rotate=False,
-    )
-    if model.config.position_embedding_type == "absolute":
-        window = min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
+    for name, value in (("draws", draws), ("num_rotations", num_rotations)):
+        if value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
     candidates = list(letter_ids(tokenizer).values()) if protocol == "masked15" else None
-    longest = min(window, int(read_lengths(rows).max())) + SPECIAL_TOKENS
-    token_budget = max(token_budget, longest)
-    batches = ChainBatches(rows, token_budget=token_budget, packing=False, max_length=window, augment=False)
-    model.eval()
     counts = np.zeros((draws, len(rows), model.config.vocab_size, 3))
+    model.eval()
     with tqdm(total=draws * len(rows), unit="chain", desc=protocol, disable=not progress) as bar:
         for draw in range(draws):
-            batches.set_epoch(draw)
-            for number, indices in enumerate(batches.order()):
-                batch = {name: value.to(model.device) for name, value in collator([batches[number]]).items()}
+            for indices, ids, batch in masked_batches(
+                model,
+                rows,
+                tokenizer,
+                protocol,
+                draw,
+                noise=noise,
+                missing=missing,
+                without_own_coords=without_own_coords,
+                token_budget=token_budget,
+                window=window,
+            ):
                 labels = batch.pop("labels")
                 if without_coords:
                     del batch["coords"]
-                logits = predict_logits(model, batch, window, windows_at_once=token_budget // longest)
+                rotations = None
+                if num_rotations > 1:
+                    rotations = draw_rotations(ids, num_rotations, dim=model.config.coordinate_dim).to(model.device)
+                logits = predict_logits(model, batch, window, token_budget, rotations)
                 counts[draw, indices] = count_predictions(logits, labels, candidates).cpu().numpy()
                 bar.update(len(indices))
     return counts
@@ -182,6 +290,7 @@ def evaluate(
     protocols: Sequence[str] = PROTOCOLS,
     draws: int = 3,
     without_coords: bool = False,
+    num_rotations: int = 1,
     dtype: str = "float32",
     token_budget: int = 8192,
     window: int = 1024,
@@ -190,8 +299,8 @@ def evaluate(
     """Evaluate a checkpoint on a data set; the arguments are those of `count_chains`.
 
     Returns:
-        `checkpoint`, `data`, `split`, `coordinates`, `dtype`, `chains`, `residues`, and for each protocol what
-        `summarise_draws` returns.
+        `checkpoint`, `data`, `split`, `coordinates`, `dtype`, `num_rotations`, `chains`, `residues`, and for each
+        protocol what `summarise_draws` returns.
     """
     rows = open_chains(data, split)
     model, processor = load_checkpoint(checkpoint, dtype)
@@ -202,6 +311,7 @@ def evaluate(
         "split": split,
         "coordinates": "withheld" if without_coords else model.config.coordinate_embedding,
         "dtype": dtype,
+        "num_rotations": num_rotations,
         "chains": len(rows),
         "residues": int(read_lengths(rows).sum()),
     }
@@ -213,6 +323,7 @@ def evaluate(
             protocol,
             draws=draws,
             without_coords=without_coords,
+            num_rotations=num_rotations,
             token_budget=token_budget,
             window=window,
             progress=progress,

@@ -11,10 +11,10 @@ FLOORS = [
     {"configuration_coordformer", "geometry", "files", "clustering", "masked_residues", "figures"},
     {"modeling_coordformer", "structure"},
     {"processing_coordformer", "fetch"},
-    {"data_collator", "batches", "metrics"},
+    {"data_collator", "batches", "metrics", "point_clouds"},
     {"bundle", "dataset"},
     {"preparation", "conversion", "evaluation"},
-    {"training"},
+    {"training", "invariance", "attention_analysis"},
     {"cli"},
     {"__init__", "__main__"},
 ]
