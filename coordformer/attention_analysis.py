@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
 from scipy.optimize import leastsq  # type: ignore[import-untyped]
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from . import figures, modeling_coordformer
+from . import figures
 from .batches import fetch_rows, read_lengths
-from .configuration_coordformer import CoordformerConfig
-from .evaluation import chain_generator, open_chains
+from .evaluation import chain_generator, load_checkpoint, open_chains
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
+from .secondary_structure import assign_structure
 from .structure import AMINO_ACIDS
 
 CONDITIONS = ("given", "withheld", "shuffled")  # what the model gets as coordinates; distances are always the true ones
@@ -60,75 +59,8 @@ _RESAMPLED = ROWS["distance"].stop
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Secondary structure
+# Motifs
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Where each run of True begins, and where what follows it begins."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False]))))
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
-
-
-def _long_runs(mask: np.ndarray, least: int) -> np.ndarray:
-    kept = np.zeros_like(mask)
-    for start, stop in _runs(mask):
-        kept[start:stop] = stop - start >= least
-    return kept
-
-
-def _extended(mask: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Each run longer by one residue on either side, where that is `allowed`."""
-    neighbours = np.zeros_like(mask)
-    neighbours[1:] |= mask[:-1]
-    neighbours[:-1] |= mask[1:]
-    return mask | (neighbours & allowed)
-
-
-def assign_structure(coords: np.ndarray) -> str:
-    """Helices and strands from C-alpha positions by the criteria of P-SEA (Labesse et al. 1997).
-
-    As `biotite.structure.annotate_sse` reads them: strands of 4 residues, or of 3 with 5 contacts of 4.2 to 5.2 Å.
-
-    Args:
-        coords: (residues, 3), Å, NaN where not observed.
-
-    Returns:
-        A letter for each residue: H (helix), E (strand) or C.
-    """
-    length = len(coords)
-    if length <= 5:
-        return "C" * length
-    x = np.asarray(coords, dtype=np.float64)
-
-    def from_previous(values: np.ndarray) -> np.ndarray:
-        """Values of the fragments that start at a residue, moved to the residue after it."""
-        return np.concatenate(([np.nan], values, np.full(length - 1 - len(values), np.nan)))
-
-    def within(values: np.ndarray, centre: float, tolerance: float) -> np.ndarray:
-        return np.abs(values - centre) <= tolerance
-
-    d2, d3, d4 = (from_previous(np.linalg.norm(x[k:] - x[:-k], axis=-1)) for k in (2, 3, 4))
-    steps = np.diff(x, axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        directions = steps / np.linalg.norm(steps, axis=-1, keepdims=True)
-    angle = from_previous(np.degrees(np.arccos(np.clip(-(directions[:-1] * directions[1:]).sum(axis=-1), -1, 1))))
-    normals = np.cross(directions[:-1], directions[1:])
-    sine = (directions[1:-1] * np.cross(normals[:-1], normals[1:])).sum(axis=-1)
-    dihedral = from_previous(np.degrees(np.arctan2(sine, (normals[:-1] * normals[1:]).sum(axis=-1))))
-
-    helix = (within(d3, 5.3, 0.5) & within(d4, 6.4, 0.6)) | (within(angle, 89, 12) & within(dihedral, 50, 20))
-    helix = _extended(_long_runs(helix, 5), within(d3, 5.3, 0.5) | within(angle, 89, 12))
-    strand = within(d2, 6.7, 0.6) & within(d3, 9.9, 0.9) & within(d4, 12.4, 1.1)
-    strand |= within(angle, 124, 14) & ((dihedral <= -125) | (dihedral >= 145))
-    distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
-    contacts = ((distances > 4.2) & (distances <= 5.2)).sum(axis=1)
-    long = _long_runs(strand, 4)
-    for start, stop in _runs(_long_runs(strand, 3)):
-        long[start:stop] |= contacts[start:stop].sum() >= 5
-    strand = _extended(long, within(d3, 9.9, 0.9))
-    letters = np.where(strand, "E", np.where(helix, "H", "C"))
-    return "".join(np.where(np.isnan(x).any(axis=-1), "C", letters))
 
 
 def read_structures(path: str | Path) -> dict[str, str]:
@@ -721,34 +653,6 @@ def _select(rows: Sequence[Mapping[str, Any]], **values: Any) -> list[Mapping[st
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_any(checkpoint: str | Path) -> tuple[PreTrainedModel, CoordformerProcessor]:
-    """A Coordformer with the head it was saved with, or without one, on the GPU if there is one, and its processor.
-
-    Raises:
-        ValueError: the folder or name holds no such model, or the processor is missing.
-    """
-    fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
-    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "processor_config.json").exists():
-        raise ValueError(
-            f"{checkpoint} holds no processor; {fix}, or add it by CoordformerProcessor().save_pretrained."
-        )
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-        if config.model_type != CoordformerConfig.model_type:
-            raise ValueError(f"it holds a {config.model_type} model")
-        # By its own class: another one would report the weights of a head as unexpected.
-        name = (config.architectures or ["CoordformerModel"])[0]
-        model, info = getattr(modeling_coordformer, name).from_pretrained(
-            checkpoint, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"it lacks {', '.join(missing[:3])}")
-        processor = CoordformerProcessor.from_pretrained(checkpoint)
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
-
-
 def write_tables(tables: Mapping[str, Sequence[Mapping[str, Any]]], output: str | Path) -> None:
     """A CSV file of each table in a folder; numbers with 6 digits, an empty cell for None."""
     for name, table in tables.items():
@@ -806,7 +710,7 @@ def analyse_attention(
     if output.is_file():
         raise ValueError(f"`output` is {output}, which is a file; give a folder.")
     rows = open_chains(data, split)
-    model, processor = load_any(checkpoint)
+    model, processor = load_checkpoint(checkpoint, any_head=True)
     structures = read_structures(data)
     total = sum_attention(model, rows, processor, structures, window=window, seed=seed, progress=progress)
     tables = make_tables(total)

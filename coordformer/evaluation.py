@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import modeling_coordformer
 from .batches import ChainBatches, read_lengths
 from .bundle import ChainBundle
 from .configuration_coordformer import CoordformerConfig
@@ -256,8 +257,18 @@ def summarise_draws(counts: np.ndarray, letters: Mapping[str, int]) -> dict[str,
     }
 
 
-def load_checkpoint(checkpoint: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, CoordformerProcessor]:
+def coordinates_of(model: PreTrainedModel) -> str:
+    """How a model takes coordinates, in a word or two; `none` if it does not."""
+    ways = [model.config.coordinate_embedding] if model.config.coordinate_embedding != "none" else []
+    return " and ".join(ways + ["distance bias"] * bool(model.config.distance_bias)) or "none"
+
+
+def load_checkpoint(
+    checkpoint: str | Path, dtype: str = "float32", any_head: bool = False
+) -> tuple[PreTrainedModel, CoordformerProcessor]:
     """A masked-LM Coordformer, on the GPU if there is one, and its processor.
+
+    With `any_head` a Coordformer with the head that it was saved with, or without one.
 
     Raises:
         ValueError: the folder or name holds no such model, or the processor is missing.
@@ -271,13 +282,15 @@ def load_checkpoint(checkpoint: str | Path, dtype: str = "float32") -> tuple[Pre
         config = AutoConfig.from_pretrained(checkpoint)
         if config.model_type != CoordformerConfig.model_type:
             raise ValueError(f"it holds a {config.model_type} model")
-        model, info = AutoModelForMaskedLM.from_pretrained(
+        saved_as = (config.architectures or ["CoordformerModel"])[0]
+        model, info = getattr(modeling_coordformer, saved_as if any_head else "CoordformerForMaskedLM").from_pretrained(
             checkpoint, config=config, dtype=getattr(torch, dtype), output_loading_info=True
         )
         if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no masked language model")
+            kind = "whole model" if any_head else "masked language model"
+            raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no {kind}")
         processor = CoordformerProcessor.from_pretrained(checkpoint)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
@@ -309,7 +322,7 @@ def evaluate(
         "checkpoint": Path(checkpoint).name,
         "data": Path(data).name,
         "split": split,
-        "coordinates": "withheld" if without_coords else model.config.coordinate_embedding,
+        "coordinates": "withheld" if without_coords else coordinates_of(model),
         "dtype": dtype,
         "num_rotations": num_rotations,
         "chains": len(rows),

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .batches import read_lengths
 from .evaluation import (
+    coordinates_of,
     count_chains,
     draw_rotations,
     letter_ids,
@@ -231,12 +232,6 @@ def describe_point(counts: np.ndarray, reference: np.ndarray | None = None) -> d
         point["recovery_gain"] = float(more.sum() / counts[:, COUNT].sum())
         point |= {"recovery_gain_low": low, "recovery_gain_high": high}
     return point
-
-
-def coordinates_of(model: PreTrainedModel) -> str:
-    """How a model takes coordinates, in a word or two; `none` if it does not."""
-    ways = [model.config.coordinate_embedding] if model.config.coordinate_embedding != "none" else []
-    return " and ".join(ways + ["distance bias"] * bool(model.config.distance_bias)) or "none"
 
 
 def measure_invariance(

@@ -17,11 +17,9 @@ from coordformer.attention_analysis import (
     DISTANCE_EDGES,
     MIN_PAIRS,
     AttentionSums,
-    assign_structure,
     choose_heads,
     conditions_coincide,
     fit_gaussian,
-    load_any,
     make_tables,
     motif_pairs,
     pair_sums,
@@ -33,8 +31,9 @@ from coordformer.attention_analysis import (
 from coordformer.bundle import write_bundle
 from coordformer.cli import main
 from coordformer.dataset import load_rows
-from coordformer.evaluation import chain_generator, open_chains
+from coordformer.evaluation import chain_generator, load_checkpoint, open_chains
 from coordformer.processing_coordformer import chain_arrays
+from coordformer.secondary_structure import assign_structure
 
 PROCESSOR = CoordformerProcessor()
 # Made with biotite 1.6.0, `annotate_sse`: a is H, b is E. On 956 chains with 212,995 residues no letter differed.
@@ -417,18 +416,18 @@ def test_command(folder, tmp_path, capsys, few_draws):
 
 
 def test_a_model_with_a_head_attends_as_its_encoder(folder, tmp_path, rows, few_draws):
-    model, processor = load_any(folder / "masked_lm")
+    model, processor = load_checkpoint(folder / "masked_lm", any_head=True)
     assert hasattr(model, "lm_head")
     model.coordformer.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    models = model, load_any(tmp_path)[0], load_any(folder / "base")[0]
+    models = model, load_checkpoint(tmp_path, any_head=True)[0], load_checkpoint(folder / "base", any_head=True)[0]
     first, same, other = (sum_attention(each, rows.select([0]), processor, progress=False).sums for each in models)
     np.testing.assert_array_equal(first, same)
     assert not np.allclose(first, other)
 
 
 def test_a_bundle_gives_the_same_attention(folder, tmp_path, rows, few_draws):
-    model, processor = load_any(folder / "base")
+    model, processor = load_checkpoint(folder / "base", any_head=True)
     write_bundle(rows.select(range(2)), tmp_path / "chains.safetensors", progress=False)
     sums = [
         sum_attention(model, each, processor, progress=False).sums

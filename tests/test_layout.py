@@ -8,7 +8,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "coordformer"
 FLOORS = [
-    {"configuration_coordformer", "geometry", "files", "clustering", "masked_residues", "figures"},
+    {
+        "configuration_coordformer",
+        "geometry",
+        "files",
+        "clustering",
+        "masked_residues",
+        "figures",
+        "secondary_structure",
+    },
     {"modeling_coordformer", "structure"},
     {"processing_coordformer", "fetch"},
     {"data_collator", "batches", "metrics", "point_clouds"},

@@ -170,7 +170,8 @@ def train_and_count(task: tuple[list, list, dict[str, Any], int, int]) -> np.nda
 
 def assess(name: str, rows: list[dict[str, Any]], steps: int, seeds: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
     """Train all models on one set and summarise their predictions on the formulas held out."""
-    train_rows, test_rows = split_by_formula(rows)
+    # Settings were chosen on the split of seed 0: this one was not looked at.
+    train_rows, test_rows = split_by_formula(rows, seed=1)
     tasks = [
         (train_rows, test_rows, fields | {"coordinate_scale": SCALES[name]}, steps, seed)
         for fields in MODELS.values()
