@@ -216,6 +216,9 @@ class DistanceBias(nn.Linear):
     square of the length, where those of an embedding grow with the length.
     """
 
+    # An optimiser moves a weight by about the learning rate in an update; a bias has to move by units, and soon.
+    gain = 16.0
+
     def __init__(self, config: CoordformerConfig):
         features = len(config.coordinate_atoms) * (config.distance_bias + 1)
         super().__init__(features, config.num_attention_heads, bias=False, dtype=torch.float32)
@@ -232,7 +235,7 @@ class DistanceBias(nn.Linear):
             centres = torch.arange(self.basis, device=coords.device) * self.spacing
             basis = torch.exp(-0.5 * ((distances - centres) / self.spacing).square()).masked_fill(missing, 0.0)
             features = torch.cat([basis, missing.to(basis.dtype)], dim=-1)  # (batch, atoms, sequence, sequence, ...)
-            weights = self.weight.float().unflatten(1, (coords.shape[2], -1))
+            weights = self.gain * self.weight.float().unflatten(1, (coords.shape[2], -1))
             return torch.einsum("baijf,haf->bhij", features, weights)
 
 
