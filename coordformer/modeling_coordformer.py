@@ -217,7 +217,7 @@ class DistanceBias(nn.Linear):
     """
 
     # An optimiser moves a weight by about the learning rate in an update; a bias has to move by units, and soon.
-    gain = 16.0
+    gain = 64.0
 
     def __init__(self, config: CoordformerConfig):
         features = len(config.coordinate_atoms) * (config.distance_bias + 1)

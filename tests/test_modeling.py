@@ -126,7 +126,7 @@ def test_distance_bias_is_computed_by_hand():
     coords = torch.tensor([[[[0.0, 0.0, 0.0]], [[0.0, 24.0, 32.0]], [[0.0, 0.0, 0.0]]]])  # 40 Å apart
     observed = torch.tensor([[[True], [True], [False]]])
     seen = bias(coords, observed)
-    weight = 16 * bias.weight
+    weight = 64 * bias.weight
     basis = torch.tensor([math.exp(-0.5 * ((40 - centre) / 16) ** 2) for centre in (0, 16, 32)])
     torch.testing.assert_close(seen[0, :, 0, 1], weight[:, :3] @ basis)
     torch.testing.assert_close(seen[0, :, 1, 1], weight[:, :3] @ torch.tensor([1.0, math.exp(-0.5), math.exp(-2.0)]))
@@ -140,7 +140,7 @@ def test_distance_bias_starts_at_nothing_and_is_invariant():
     rotation = rotations_from_normals(torch.randn(1, 1, 3, 3))
     plain = outputs_of(make_model(coordinate_embedding="none"), row)
     assert not model.coordformer.distance_bias.weight.any()
-    torch.nn.init.normal_(model.coordformer.distance_bias.weight, std=0.1)
+    torch.nn.init.normal_(model.coordformer.distance_bias.weight, std=0.03)
     expected = outputs_of(model, row)
     assert (expected - plain).abs().max() > 1e-2
     torch.testing.assert_close(outputs_of(model, row | {"rotations": rotation}), expected, atol=1e-5, rtol=0)
