@@ -7,6 +7,7 @@ embedding, segments, and heads.
 """
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -273,8 +274,9 @@ class FeedForwardInput(nn.Module):
 
 def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
     """Fixed positions of Vaswani et al. 2017, section 3.5: (batch, sequence) -> (batch, sequence, hidden)."""
-    exponent = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32) / hidden_size
-    angles = position_ids.unsqueeze(-1).float() * torch.pow(10000.0, -exponent)
+    # Rounded as in the authors' table: another order of these operations is felt 1,000 residues on.
+    pairs = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids.unsqueeze(-1).float() * torch.exp(-pairs * math.log(10000.0) / hidden_size)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :hidden_size]
 
 
