@@ -83,6 +83,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     overrides = {"coordinate_embedding": "none"} if arguments.without_coords else {}
+    model: Any
     if arguments.kind == "esm":
         model = from_esm(arguments.source, **overrides)
     else:
@@ -239,12 +240,15 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SOURCE", help="file of weights (.pt, .safetensors); esm: folder, Hub name")
     convert.add_argument("output", type=Path, metavar="FOLDER", help="gets the model, and for proteins its processor")
     convert.add_argument(
-        "--kind", required=True, choices=("pretrained", "simulated", "esm"), help="which model the weights are of"
+        "--kind",
+        required=True,
+        choices=("pretrained", "simulated", "esm_conditioned", "esm"),
+        help="which model the weights are of",
     )
     convert.add_argument(
         "--without_coords",
         action="store_true",
-        help="the result reads no coordinates; needed for the paper's model without them, whose file does not tell",
+        help="the result reads no coordinates; needed for the paper's models without them, whose files do not tell",
     )
     convert.set_defaults(run=_convert)
 

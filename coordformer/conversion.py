@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, EsmForMaskedLM, EsmModel, PreTrainedModel
+from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, EsmModel, PreTrainedModel
 
 from .configuration_coordformer import CoordformerConfig
 from .modeling_coordformer import CoordformerForMaskedLM, sinusoidal_positions
@@ -33,6 +33,17 @@ LAYER_PARTS = {
     "linear1": "intermediate.dense",
     "linear2": "output.dense",
     "norm2": "LayerNorm",
+}
+# The same of fair-esm's ESM2.
+FAIR_ESM_PARTS = {
+    "self_attn.q_proj": "attention.self.query",
+    "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "self_attn_layer_norm": "attention.LayerNorm",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+    "final_layer_norm": "LayerNorm",
 }
 
 
@@ -156,19 +167,20 @@ def from_paper_state_dict(
     As everywhere, coordinates go in as they are, in Å: the model centres them, as the paper does to its data.
 
     Args:
-        state_dict: weights under their published names, those of `torch.nn.TransformerEncoder`.
-        kind: which of the paper's models: `"pretrained"` (section 2) or `"simulated"` (section 1).
-        **overrides: fields of `CoordformerConfig` that leave the shapes of the weights alone. The authors' model
-            without coordinates holds an embedding of coordinates that it never used: it needs
-            `coordinate_embedding="none"`. Weights do not tell `num_attention_heads`; the default is the paper's 12, and
-            for `"simulated"` as many as the measured head goes into the width.
+        state_dict: weights under their published names, those of `torch.nn.TransformerEncoder` or of fair-esm.
+        kind: which of the paper's models: `"simulated"` (section 1), `"pretrained"` (2) or `"esm_conditioned"` (5).
+        **overrides: fields of `CoordformerConfig` that leave the shapes of the weights alone. The authors' models
+            without coordinates hold an embedding of coordinates that they never used: they need
+            `coordinate_embedding="none"`. The weights of `"pretrained"` do not tell `num_attention_heads`; the default
+            is the paper's 12. For `"simulated"` it is as many as the measured head goes into the width.
 
     Returns:
-        For `"pretrained"` a `CoordformerForMaskedLM`, for `"simulated"` a `PointCloudAttention`, in evaluation mode.
+        For `"simulated"` a `PointCloudAttention`, else a `CoordformerForMaskedLM`, in evaluation mode.
 
-        The vocabulary becomes ESM's: `[` and `]` are `<cls>` and `<eos>`, `~` is `<mask>`, `-` is `<pad>`, and `_`,
-        which never occurs, `<null_1>`. The tokens that the paper lacks (`<unk>`, B, U, Z, O, `.` and the gap) are read
-        as X and never predicted: their logit is -10,000, so that a softmax over the vocabulary is the paper's.
+        The alphabet of `"pretrained"` becomes ESM's vocabulary: `[` and `]` are `<cls>` and `<eos>`, `~` is `<mask>`,
+        `-` is `<pad>`, and `_`, which never occurs, `<null_1>`. The tokens that it lacks (`<unk>`, B, U, Z, O, `.` and
+        the gap) are read as X and never predicted: their logit is -10,000, so that a softmax over the vocabulary is
+        one over the paper's alphabet.
 
     Raises:
         ValueError: `kind` or an override is unknown; weights are missing, unexpected or of another shape; the positions
@@ -187,15 +199,15 @@ def from_paper_state_dict(
 
 def _pretrained(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]):
     """The model of section 2 and its weights under Coordformer's names."""
-    encoder, fields = _published_encoder(state_dict)
-    width, letters = fields["hidden_size"], len(PAPER_ALPHABET)
+    fields = _encoder_sizes(state_dict, "linear1")
+    width, layers, letters = fields["hidden_size"], fields["num_hidden_layers"], len(PAPER_ALPHABET)
     positions = _shape_of(state_dict, "positional_encoding.pos_embedding", 3)[0]
     with torch.device("meta"):
         layout = {
             "embed": nn.Embedding(letters, width),
             "coords_embed": nn.Linear(4, width),
             "positional_encoding": nn.ParameterDict({"pos_embedding": torch.empty(positions, 1, width)}),
-            "encoder": encoder,
+            "encoder": _torch_encoder(width, fields["intermediate_size"], layers),
             "norm": nn.LayerNorm(width),
             "generator": nn.Linear(width, letters),
         }
@@ -212,7 +224,7 @@ def _pretrained(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any
     model = CoordformerForMaskedLM(CoordformerConfig(**fields | overrides))
     rows = [PAPER_ALPHABET.index(token if token in PAPER_ALPHABET else "X") for token in VOCABULARY]
     lacking = torch.tensor([token not in PAPER_ALPHABET for token in VOCABULARY])
-    weights = _encoder_weights(state_dict, len(encoder.layers), final_norm="norm", prefix="coordformer.esm.")
+    weights = _torch_encoder_weights(state_dict, layers, "norm", "coordformer.esm.")
     weights["coordformer.esm.embeddings.word_embeddings.weight"] = state_dict["embed.weight"][rows]
     weights["lm_head.weight"] = state_dict["generator.weight"][rows].masked_fill(lacking.unsqueeze(1), 0.0)
     weights["lm_head.bias"] = state_dict["generator.bias"][rows].masked_fill(lacking, NO_LOGIT)
@@ -226,15 +238,15 @@ def _pretrained(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any
 
 def _simulated(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]):
     """The model of section 1 and its weights under Coordformer's names."""
-    encoder, fields = _published_encoder(state_dict)
-    width = fields["hidden_size"]
+    fields = _encoder_sizes(state_dict, "linear1")
+    width, layers = fields["hidden_size"], fields["num_hidden_layers"]
     dim = _shape_of(state_dict, "embed.weight", 2)[1]
     head_size = _shape_of(state_dict, "pa.query_map.weight", 2)[0]
     with torch.device("meta"):
         measured = {"key_map": nn.Linear(width, head_size), "query_map": nn.Linear(width, head_size)}
         layout = {
             "embed": nn.Linear(dim, width),
-            "encoder": encoder,
+            "encoder": _torch_encoder(width, fields["intermediate_size"], layers),
             "pa": nn.ModuleDict(measured | {"norm": nn.LayerNorm(width)}),
         }
     _check_layout(state_dict, layout)
@@ -242,7 +254,7 @@ def _simulated(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]
     fields |= {"num_attention_heads": max(width // head_size, 1), "coordinate_dim": dim}
     fields |= {"hidden_act": "relu", "position_embedding_type": "none"}
     model = PointCloudAttention(CoordformerConfig(**fields | overrides), head_size)
-    weights = _encoder_weights(state_dict, len(encoder.layers), final_norm="pa.norm", prefix="encoder.esm.")
+    weights = _torch_encoder_weights(state_dict, layers, "pa.norm", "encoder.esm.")
     # Points have no tokens, and none is missing.
     tokens = model.encoder.get_input_embeddings().weight
     weights["encoder.esm.embeddings.word_embeddings.weight"] = torch.zeros_like(tokens)
@@ -254,7 +266,46 @@ def _simulated(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]
     return model, weights
 
 
-PAPER_KINDS = {"pretrained": _pretrained, "simulated": _simulated}
+def _esm_conditioned(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]):
+    """The model of section 5 and its weights under Coordformer's names."""
+    fields = _encoder_sizes(state_dict, "fc1")
+    width, layers, letters = fields["hidden_size"], fields["num_hidden_layers"], len(VOCABULARY)
+    frequencies = _shape_of(state_dict, "encoder.layers.0.self_attn.rot_emb.inv_freq", 1)[0]
+    fields["num_attention_heads"] = heads = width // (2 * frequencies)
+    with torch.device("meta"):
+        layout = {
+            "esm_model": _fair_esm(width, fields["intermediate_size"], layers, heads, letters),
+            "encoder": _fair_esm(width, fields["intermediate_size"], layers, heads, letters),
+            "coords_embed": nn.Linear(3, width),
+            "connector": nn.Linear(width, width),
+            "norm": nn.LayerNorm(width),
+            "generator": nn.Linear(width, letters),
+        }
+    _check_layout(state_dict, layout)
+
+    esm = EsmConfig(
+        **fields, vocab_size=letters, pad_token_id=1, mask_token_id=32, position_embedding_type="rotary",
+        token_dropout=True, emb_layer_norm_before=False, layer_norm_eps=1e-5,
+    )  # fmt: skip
+    fields |= {"sequence_encoder": esm, "lm_head": "linear", "hidden_act": "gelu_python"}
+    model = CoordformerForMaskedLM(CoordformerConfig(**fields | overrides))
+    # Neither the second stack's own tokens nor the heads of either have a part in the model.
+    front = "coordformer.sequence_encoder.esm."
+    weights = _fair_esm_weights(state_dict, layers, "esm_model.emb_layer_norm_after", "esm_model.", front)
+    weights |= _fair_esm_weights(state_dict, layers, "norm", "encoder.", "coordformer.esm.")
+    weights[f"{front}embeddings.word_embeddings.weight"] = state_dict["esm_model.embed_tokens.weight"]
+    for part in ("weight", "bias"):
+        weights[f"coordformer.connector.{part}"] = state_dict[f"connector.{part}"]
+        weights[f"lm_head.{part}"] = state_dict[f"generator.{part}"]
+    if model.coordformer.coordinate_embedding is not None:
+        # This model has no missing flag: what is missing lies at the origin.
+        padded = nn.functional.pad(state_dict["coords_embed.weight"], (0, 1))
+        weights["coordformer.coordinate_embedding.weight"] = padded
+        weights["coordformer.coordinate_embedding.bias"] = state_dict["coords_embed.bias"]
+    return model, weights
+
+
+PAPER_KINDS = {"pretrained": _pretrained, "simulated": _simulated, "esm_conditioned": _esm_conditioned}
 
 
 def _shape_of(state_dict: Mapping[str, torch.Tensor], name: str, axes: int) -> torch.Size:
@@ -265,15 +316,16 @@ def _shape_of(state_dict: Mapping[str, torch.Tensor], name: str, axes: int) -> t
     return state_dict[name].shape
 
 
-def _published_encoder(state_dict: Mapping[str, torch.Tensor]) -> tuple[nn.TransformerEncoder, dict[str, Any]]:
-    """The encoder whose weights these are, without memory, and its sizes as fields of the config."""
-    intermediate_size, hidden_size = _shape_of(state_dict, "encoder.layers.0.linear1.weight", 2)
+def _encoder_sizes(state_dict: Mapping[str, torch.Tensor], feed_forward: str) -> dict[str, Any]:
+    """Fields of the config that the encoder's weights tell; `feed_forward` is the first layer of its feed-forward."""
+    intermediate_size, hidden_size = _shape_of(state_dict, f"encoder.layers.0.{feed_forward}.weight", 2)
     layers = len({name.split(".")[2] for name in state_dict if name.startswith("encoder.layers.")})
-    with torch.device("meta"):
-        layer = nn.TransformerEncoderLayer(hidden_size, 1, intermediate_size)
-        encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-    fields = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": layers}
-    return encoder, fields
+    return {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": layers}
+
+
+def _torch_encoder(width: int, intermediate_size: int, layers: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(width, 1, intermediate_size)
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
 
 
 def _check_layout(state_dict: Mapping[str, torch.Tensor], layout: dict[str, nn.Module]) -> None:
@@ -291,19 +343,62 @@ def _check_layout(state_dict: Mapping[str, torch.Tensor], layout: dict[str, nn.M
         raise ValueError(f"`state_dict` does not fit the `kind` that you name: {shown}.")
 
 
-def _encoder_weights(
-    state_dict: Mapping[str, torch.Tensor], layers: int, final_norm: str, prefix: str
+def _torch_encoder_weights(
+    state_dict: Mapping[str, torch.Tensor], layers: int, final_norm: str, ours: str
 ) -> dict[str, torch.Tensor]:
-    """The encoder's weights and the LayerNorm after it, under EsmModel's names after `prefix`."""
+    """The encoder's layers and the LayerNorm after them, under EsmModel's names after `ours`."""
     weights = {}
     for part in ("weight", "bias"):
         for layer in range(layers):
-            theirs, ours = f"encoder.layers.{layer}.", f"{prefix}encoder.layer.{layer}."
-            for name, tensor in zip(
-                ("query", "key", "value"), state_dict[f"{theirs}self_attn.in_proj_{part}"].chunk(3), strict=True
-            ):
-                weights[f"{ours}attention.self.{name}.{part}"] = tensor
-            for source, target in LAYER_PARTS.items():
-                weights[f"{ours}{target}.{part}"] = state_dict[f"{theirs}{source}.{part}"]
-        weights[f"{prefix}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
+            source, target = f"encoder.layers.{layer}.", f"{ours}encoder.layer.{layer}."
+            stacked = state_dict[f"{source}self_attn.in_proj_{part}"].chunk(3)
+            for name, tensor in zip(("query", "key", "value"), stacked, strict=True):
+                weights[f"{target}attention.self.{name}.{part}"] = tensor
+            for theirs, name in LAYER_PARTS.items():
+                weights[f"{target}{name}.{part}"] = state_dict[f"{source}{theirs}.{part}"]
+        weights[f"{ours}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
+    return weights
+
+
+def _fair_esm(width: int, intermediate_size: int, layers: int, heads: int, letters: int) -> nn.ModuleDict:
+    """fair-esm's ESM2 as far as names and shapes go."""
+
+    def layer() -> nn.ModuleDict:
+        attention = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("k", "v", "q", "out")})
+        attention["rot_emb"] = nn.ParameterDict({"inv_freq": torch.empty(width // heads // 2)})
+        return nn.ModuleDict(
+            {
+                "self_attn": attention,
+                "self_attn_layer_norm": nn.LayerNorm(width),
+                "fc1": nn.Linear(width, intermediate_size),
+                "fc2": nn.Linear(intermediate_size, width),
+                "final_layer_norm": nn.LayerNorm(width),
+            }
+        )
+
+    lm_head = nn.Linear(width, letters)
+    lm_head.dense, lm_head.layer_norm = nn.Linear(width, width), nn.LayerNorm(width)
+    return nn.ModuleDict(
+        {
+            "embed_tokens": nn.Embedding(letters, width),
+            "layers": nn.ModuleList(layer() for _ in range(layers)),
+            "contact_head": nn.ModuleDict({"regression": nn.Linear(layers * heads, 1)}),
+            "emb_layer_norm_after": nn.LayerNorm(width),
+            "lm_head": lm_head,
+        }
+    )
+
+
+def _fair_esm_weights(
+    state_dict: Mapping[str, torch.Tensor], layers: int, final_norm: str, theirs: str, ours: str
+) -> dict[str, torch.Tensor]:
+    """The layers that begin with `theirs` and the LayerNorm after them, under EsmModel's names after `ours`."""
+    # In EsmModel the layers share one set of rotary frequencies.
+    weights = {f"{ours}rotary_embeddings.inv_freq": state_dict[f"{theirs}layers.0.self_attn.rot_emb.inv_freq"]}
+    for part in ("weight", "bias"):
+        for layer in range(layers):
+            source, target = f"{theirs}layers.{layer}.", f"{ours}encoder.layer.{layer}."
+            for part_of_theirs, name in FAIR_ESM_PARTS.items():
+                weights[f"{target}{name}.{part}"] = state_dict[f"{source}{part_of_theirs}.{part}"]
+        weights[f"{ours}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
     return weights

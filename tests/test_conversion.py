@@ -257,6 +257,74 @@ def test_simulated_computes_what_the_published_network_does(heads, dim, tmp_path
         assert torch.equal(PointCloudAttention.from_pretrained(tmp_path)(points), actual)
 
 
+class PublishedConditioned(nn.Module):
+    """Section 5 of the paper, with the layers of Transformers' ESM-2 in the place of fair-esm's."""
+
+    def __init__(self, with_coords=True):
+        super().__init__()
+        self.with_coords = with_coords
+        self.front, self.layers = make_esm(), make_esm(EsmModel)
+        self.layers.encoder.emb_layer_norm_after = nn.Identity()
+        self.coords_embed, self.connector = nn.Linear(3, 64), nn.Linear(64, 64)
+        self.norm, self.generator = nn.LayerNorm(64), nn.Linear(64, 33)
+
+    def published_weights(self):
+        """Under fair-esm's names, with what the published file holds and does not use."""
+        weights = {}
+        for module, prefix in ((self.front.esm, "esm_model."), (self.layers, "encoder.")):
+            for name, tensor in module.state_dict().items():
+                for ours, theirs in (
+                    ("embeddings.word_embeddings", "embed_tokens"), ("encoder.layer.", "layers."),
+                    ("attention.self.query", "self_attn.q_proj"), ("attention.self.key", "self_attn.k_proj"),
+                    ("attention.self.value", "self_attn.v_proj"), ("attention.output.dense", "self_attn.out_proj"),
+                    ("attention.LayerNorm", "self_attn_layer_norm"), ("intermediate.dense", "fc1"),
+                    ("output.dense", "fc2"), (".LayerNorm", ".final_layer_norm"), ("encoder.emb_", "emb_"),
+                ):  # fmt: skip
+                    name = name.replace(ours, theirs)
+                if "rotary" not in name and "pooler" not in name:
+                    weights[prefix + name] = tensor
+            for part, shape in (("dense.weight", (64, 64)), ("dense.bias", 64), ("layer_norm.weight", 64),
+                                ("layer_norm.bias", 64), ("weight", (33, 64)), ("bias", 33)):  # fmt: skip
+                weights[f"{prefix}lm_head.{part}"] = torch.randn(shape)
+            for layer in range(4):
+                weights[f"{prefix}layers.{layer}.self_attn.rot_emb.inv_freq"] = 10000 ** -(torch.arange(0, 16, 2) / 16)
+            weights[f"{prefix}contact_head.regression.weight"] = torch.randn(1, 16)
+            weights[f"{prefix}contact_head.regression.bias"] = torch.randn(1)
+        for part in ("weight", "bias"):
+            weights[f"encoder.emb_layer_norm_after.{part}"] = torch.randn(64)
+        for name in ("coords_embed", "connector", "norm", "generator"):
+            weights |= {f"{name}.{part}": tensor for part, tensor in getattr(self, name).state_dict().items()}
+        return {name: tensor.detach() for name, tensor in weights.items()}
+
+    def forward(self, tokens, mask, coords):
+        """Tokens of ESM's vocabulary; centred coords, Å, zero where there are none."""
+        states = self.connector(self.front.esm(tokens, mask).last_hidden_state)
+        if self.with_coords:
+            states = states + self.coords_embed(coords / 16)
+        states = self.layers(inputs_embeds=states, attention_mask=mask).last_hidden_state
+        return self.generator(self.norm(states))
+
+
+@pytest.mark.parametrize("with_coords", [True, False])
+def test_esm_conditioned_computes_what_the_published_network_does(with_coords, tmp_path):
+    published = shake(PublishedConditioned(with_coords))
+    overrides = {} if with_coords else {"coordinate_embedding": "none"}
+    model = from_paper_state_dict(published.published_weights(), "esm_conditioned", **overrides)
+    batch = protein_batch()
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        expected = published(batch["input_ids"], batch["attention_mask"], published_inputs(batch)[1])
+        assert expected.std() > 0.1 and expected.isfinite().all()
+        assert (model(**batch).logits - expected)[real].abs().max() < 1e-5
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path)
+    assert torch.equal(reloaded(**batch).logits, model(**batch).logits)
+    reloaded(**batch, labels=batch["input_ids"]).loss.backward()
+    frozen = [name for name, parameter in reloaded.named_parameters() if parameter.grad is None]
+    assert frozen and all(".sequence_encoder." in name for name in frozen)
+    assert not any(parameter.requires_grad for parameter in reloaded.coordformer.sequence_encoder.parameters())
+
+
 def test_a_tensor_too_few_too_many_or_of_another_shape_is_named():
     weights = shake(PublishedModel(layers=1)).state_dict()
     for fault, message in (
@@ -326,10 +394,13 @@ def test_command_makes_a_folder_of_the_pretrained_model(suffix, tmp_path, capsys
     assert difference[batch["attention_mask"].bool()].abs().max() < 1e-5
 
 
-def test_command_converts_points_and_esm(tmp_path):
+def test_command_converts_the_other_kinds(tmp_path):
     torch.save(PublishedPoints().state_dict(), tmp_path / "points.pth")
     assert main(["convert", str(tmp_path / "points.pth"), str(tmp_path / "points"), "--kind", "simulated"]) == 0
     assert AutoModel.from_pretrained(tmp_path / "points").config.position_embedding_type == "none"
+    torch.save(PublishedConditioned().published_weights(), tmp_path / "conditioned.pt")
+    assert main(["convert", str(tmp_path / "conditioned.pt"), str(tmp_path / "c"), "--kind", "esm_conditioned"]) == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "c").config.sequence_encoder.num_hidden_layers == 4
     esm = make_esm()
     esm.save_pretrained(tmp_path / "esm")
     arguments = ["convert", str(tmp_path / "esm"), str(tmp_path / "out"), "--kind", "esm", "--without_coords"]
