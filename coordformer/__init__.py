@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from .configuration_coordformer import CoordformerConfig
-from .conversion import from_esm
+from .conversion import from_esm, from_paper_state_dict
 from .modeling_coordformer import (
     CoordformerForMaskedLM,
     CoordformerForSequenceClassification,
@@ -48,5 +48,6 @@ __all__ = [
     "StructureError",
     "build_tokenizer",
     "from_esm",
+    "from_paper_state_dict",
     "read_chains",
 ]

@@ -1,4 +1,4 @@
-"""The `coordformer` command: prepare, bundle, train, evaluate, invariance, attention."""
+"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention."""
 
 import argparse
 import json
@@ -75,6 +75,24 @@ def _bundle(arguments: argparse.Namespace) -> None:
 
     rows = load_rows(arguments.data, arguments.split)
     print(json.dumps(write_bundle(rows, arguments.output, progress=not arguments.quiet)))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from .conversion import from_esm, from_paper_state_dict, read_state_dict
+    from .processing_coordformer import CoordformerProcessor
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    overrides = {"coordinate_embedding": "none"} if arguments.without_coords else {}
+    model: Any
+    if arguments.kind == "esm":
+        model = from_esm(arguments.source, **overrides)
+    else:
+        model = from_paper_state_dict(read_state_dict(arguments.source), arguments.kind, **overrides)
+    model.save_pretrained(arguments.output)
+    if arguments.kind != "simulated":
+        CoordformerProcessor().save_pretrained(arguments.output)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(json.dumps({"output": str(arguments.output), "model": type(model).__name__, "parameters": parameters}))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -212,6 +230,27 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument("--split", help="only this split; all of them by default, their names are kept")
     bundle.add_argument("--quiet", action="store_true", help="no progress bar")
     bundle.set_defaults(run=_bundle)
+
+    convert = verbs.add_parser(
+        "convert",
+        help="make a checkpoint of the paper's published weights or of ESM-2",
+        description="Make a folder that Transformers loads of the weights that the paper's authors published, or of an "
+        "ESM-2 checkpoint.",
+    )
+    convert.add_argument("source", metavar="SOURCE", help="file of weights (.pt, .safetensors); esm: folder, Hub name")
+    convert.add_argument("output", type=Path, metavar="FOLDER", help="gets the model, and for proteins its processor")
+    convert.add_argument(
+        "--kind",
+        required=True,
+        choices=("pretrained", "simulated", "esm_conditioned", "esm"),
+        help="which model the weights are of",
+    )
+    convert.add_argument(
+        "--without_coords",
+        action="store_true",
+        help="the result reads no coordinates; needed for the paper's models without them, whose files do not tell",
+    )
+    convert.set_defaults(run=_convert)
 
     # Listed only: its options are those of HfArgumentParser, to which `main` hands them.
     verbs.add_parser("train", help="train a masked language model on a data set")

@@ -45,6 +45,9 @@ class CoordformerConfig(EsmConfig):
         lm_head (`str`, defaults to `"esm"`):
             `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias (the
             paper's).
+        sequence_encoder (`EsmConfig`, *optional*):
+            A frozen ESM-2 in front (the paper's section 5): the encoder reads its last hidden states, through a linear
+            connector, in place of token embeddings. Needs the linear head.
 
     Example:
 
@@ -77,12 +80,15 @@ class CoordformerConfig(EsmConfig):
     distance_bias: int = 0
     hidden_act: str = "gelu"
     lm_head: str = "esm"
+    sequence_encoder: EsmConfig | dict | None = None
 
     def __post_init__(self, **kwargs):
         # JSON knows neither tuples nor a default: a config equals its reloaded self.
         self.coordinate_atoms = tuple(self.coordinate_atoms)
         if self.position_embedding_type is None:
             self.position_embedding_type = "none"
+        if isinstance(self.sequence_encoder, dict):
+            self.sequence_encoder = EsmConfig(**self.sequence_encoder)
         if self.lm_head == "linear":
             self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
@@ -128,6 +134,11 @@ class CoordformerConfig(EsmConfig):
                     f'`coordinate_init="gaussian"` needs heads of at least `coordinate_dim` + 1 = {needed} features; '
                     f"`hidden_size / num_attention_heads` is {head_size}."
                 )
+        if self.sequence_encoder is not None and (self.lm_head != "linear" or self.coordinate_init != "normal"):
+            raise ValueError(
+                "With a `sequence_encoder` there is no token embedding to share or to start from: `lm_head` must be "
+                f'"linear" and `coordinate_init` "normal", not {self.lm_head!r} and {self.coordinate_init!r}.'
+            )
         if self.distance_bias < 0 or self.distance_bias == 1:
             raise ValueError(
                 f"`distance_bias` is {self.distance_bias}; give at least 2 radial basis functions, or 0 for no bias."

@@ -7,13 +7,14 @@ embedding, segments, and heads.
 """
 
 import inspect
+import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface, EsmModel, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, EsmConfig, EsmModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -276,8 +277,9 @@ class FeedForwardInput(nn.Module):
 
 def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
     """Fixed positions of Vaswani et al. 2017, section 3.5: (batch, sequence) -> (batch, sequence, hidden)."""
-    exponent = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32) / hidden_size
-    angles = position_ids.unsqueeze(-1).float() * torch.pow(10000.0, -exponent)
+    # Rounded as in the authors' table: another order of these operations is felt 1,000 residues on.
+    pairs = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids.unsqueeze(-1).float() * torch.exp(-pairs * math.log(10000.0) / hidden_size)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :hidden_size]
 
 
@@ -297,6 +299,20 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Loading puts new parameters in the place of frozen ones.
+        freeze_sequence_encoder(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def set_attn_implementation(self, *args, **kwargs):
+        super().set_attn_implementation(*args, **kwargs)
+        # Older versions of Transformers pass over a model within a model where the configs are of one class.
+        for module in self.modules():
+            if isinstance(module, CoordformerModel) and module.sequence_encoder is not None:
+                module.sequence_encoder.config._attn_implementation = self.config._attn_implementation
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -374,10 +390,18 @@ class CoordformerModel(CoordformerPreTrainedModel):
             layer.intermediate = FeedForwardInput(config)
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
         self.distance_bias = DistanceBias(config) if config.distance_bias else None
+        self.sequence_encoder = self.connector = None
+        if isinstance(config.sequence_encoder, EsmConfig):
+            without_coordinates = _sequence_encoder_config(config.sequence_encoder)
+            without_coordinates._attn_implementation = config._attn_implementation
+            self.sequence_encoder = CoordformerModel(without_coordinates)
+            self.connector = nn.Linear(config.sequence_encoder.hidden_size, config.hidden_size)
+            self.esm.embeddings.word_embeddings = None  # type: ignore[assignment]  # idle, too
         eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         special = (config.pad_token_id, config.bos_token_id, *eos)
         self._tokens_without_coordinates = tuple(token_id for token_id in special if token_id is not None)
         self.post_init()
+        freeze_sequence_encoder(self)
 
     def gaussian_start(self) -> dict[nn.Parameter, torch.Tensor]:
         """Weights with which the first layer's heads attend with Gaussians of distance: `coordinate_init="gaussian"`.
@@ -423,10 +447,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
         return start
 
     def get_input_embeddings(self):
-        return self.esm.get_input_embeddings()
+        return (self.sequence_encoder or self.esm).get_input_embeddings()
 
     def set_input_embeddings(self, value):
-        self.esm.set_input_embeddings(value)
+        (self.sequence_encoder or self.esm).set_input_embeddings(value)
+        if isinstance(self.config.sequence_encoder, EsmConfig):
+            self.config.sequence_encoder.vocab_size = value.num_embeddings
 
     @can_return_tuple
     def forward(
@@ -468,7 +494,18 @@ class CoordformerModel(CoordformerPreTrainedModel):
         if position_ids is None:
             position_ids = segment_positions(runs, attention_mask, shape[1], device)
 
-        embeddings = self._embed(input_ids, attention_mask, inputs_embeds, shape, runs)
+        if self.sequence_encoder is None:
+            embeddings = self._embed(input_ids, attention_mask, inputs_embeds, shape, runs)
+        else:
+            bounds = {name: kwargs[name] for name in SEGMENT_BOUNDS if name in kwargs}
+            embeddings = self._encode_sequence(
+                input_ids=input_ids,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                segment_ids=segment_ids,
+                **bounds,
+            )
         bias = None
         if self.coordinate_embedding is not None or self.distance_bias is not None:
             placed, observed = self._place_coordinates(
@@ -532,6 +569,15 @@ class CoordformerModel(CoordformerPreTrainedModel):
             kept = (1 - ratio).clamp(min=torch.finfo(torch.float32).eps)
             embeddings = (embeddings * (1 - trained_ratio) / kept.unsqueeze(-1)).to(embeddings.dtype)
         return embeddings
+
+    def _encode_sequence(self, **inputs) -> torch.Tensor:
+        """What the connector makes of the last hidden states of the frozen sequence encoder."""
+        if inputs["input_ids"] is None and inputs["inputs_embeds"] is None:
+            raise ValueError("A model with `config.sequence_encoder` needs `input_ids` or `inputs_embeds`.")
+        assert self.sequence_encoder is not None and self.connector is not None
+        with torch.no_grad():
+            states = self.sequence_encoder(**inputs).last_hidden_state
+        return self.connector(states)
 
     def _place_coordinates(
         self, coords, coords_mask, input_ids, attention_mask, shape, device, runs
@@ -629,6 +675,21 @@ class CoordformerModel(CoordformerPreTrainedModel):
         else:
             return bias
         return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
+
+
+def _sequence_encoder_config(esm: EsmConfig) -> CoordformerConfig:
+    """Of an ESM-2 as a Coordformer without coordinates, which knows segments; what is frozen has no dropout."""
+    fields = {name: value for name, value in esm.to_dict().items() if value is not None and name != "model_type"}
+    fields |= {"coordinate_embedding": "none", "hidden_act": "gelu_python"}
+    fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return CoordformerConfig(**fields)
+
+
+def freeze_sequence_encoder(model: nn.Module) -> None:
+    """Let no optimiser change the ESM-2 in front, where there is one."""
+    for module in model.modules():
+        if isinstance(module, CoordformerModel) and module.sequence_encoder is not None:
+            module.sequence_encoder.requires_grad_(False)
 
 
 def _restore_float32(bits: torch.Tensor | None) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
@@ -111,6 +112,24 @@ class PointCloudAttention(nn.Module):
             atoms = coords.unsqueeze(2)
             logits = logits + self.bias(atoms, torch.ones_like(atoms[..., 0], dtype=torch.bool)).squeeze(1)
         return (logits - subtract_max * logits.amax(dim=-1, keepdim=True)).exp()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the encoder as a folder that `AutoModel` loads, and beside it the measured head, head.safetensors."""
+        self.encoder.save_pretrained(folder)
+        save_file(self._head().state_dict(), Path(folder) / "head.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "PointCloudAttention":
+        """Load what `save_pretrained` wrote, in evaluation mode."""
+        head = load_file(Path(folder) / "head.safetensors")
+        encoder = CoordformerModel.from_pretrained(folder)
+        model = cls(encoder.config, head_size=len(head["query.weight"]))
+        model.encoder = encoder
+        model._head().load_state_dict(head)
+        return model.eval()
+
+    def _head(self) -> nn.ModuleDict:
+        return nn.ModuleDict({name: module for name, module in self.named_children() if name != "encoder"})
 
 
 def point_cloud_config(hidden_size: int = 256, heads: int = 8, dim: int = 3, **fields: Any) -> CoordformerConfig:

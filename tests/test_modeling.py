@@ -28,6 +28,11 @@ AUTO = {
     "regression": AutoModelForSequenceClassification,
     "token": AutoModelForTokenClassification,
 }
+ESM_2 = {
+    "vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 64, "position_embedding_type": "rotary", "token_dropout": True,
+    "hidden_dropout_prob": 0.1,
+}  # fmt: skip
 VARIANTS = {
     "paper": {"lm_head": "linear", "position_embedding_type": "sinusoidal"},
     "quadratic, three atoms": {"coordinate_embedding": "quadratic", "coordinate_atoms": ("N", "CA", "C")},
@@ -38,6 +43,7 @@ VARIANTS = {
     "Gaussian start": {"coordinate_embedding": "quadratic", "coordinate_init": "gaussian"},
     "distance bias": {"coordinate_embedding": "none", "distance_bias": 8},
     "both, two atoms": {"distance_bias": 5, "coordinate_atoms": ("N", "CA")},
+    "behind ESM-2": {"sequence_encoder": ESM_2, "lm_head": "linear"},
 }
 
 
@@ -213,6 +219,41 @@ def test_alone_padded_and_packed_agree(head, attention):
             actual = packed[0, : packed.shape[1] - padding].split([row["input_ids"].shape[1] for row in rows])
         for index in range(len(rows)):
             assert (actual[index] - alone[index]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
+def test_a_sequence_encoder_packs_with_any_attention_and_stays_as_it_is(attention):
+    model = make_model(**VARIANTS["behind ESM-2"])
+    rows = [random_chain(30), random_chain(17)]
+    for row in rows:
+        row["input_ids"][0, 4:9] = 32  # token dropout counts per segment
+    expected = [outputs_of(model, row)[0] for row in rows]
+    model.set_attn_implementation(attention)
+    assert model.coordformer.sequence_encoder.config._attn_implementation == attention
+    packed = outputs_of(model, pack_rows(rows, padding=3))[0]
+    torch.testing.assert_close(packed[:51], torch.cat(expected), atol=1e-5, rtol=0)
+    left = outputs_of(model, pad_rows(rows, left=True))
+    torch.testing.assert_close(left[1, -19:], expected[1], atol=1e-5, rtol=0)
+    # Frozen, and without dropout in training, too.
+    assert torch.equal(outputs_of(model.train(), rows[0]), outputs_of(model.eval(), rows[0]))
+    outputs_of(model, rows[0]).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (not parameter.requires_grad) == ("sequence_encoder" in name), name
+
+
+def test_a_resized_sequence_encoder_reloads(tmp_path):
+    model = make_model(**VARIANTS["behind ESM-2"])
+    model.resize_token_embeddings(40)
+    row = random_chain(9)
+    row["input_ids"][0, 3] = 39
+    assert outputs_of(model, row).shape[-1] == 40
+    model.save_pretrained(tmp_path)
+    assert torch.equal(outputs_of(CoordformerForMaskedLM.from_pretrained(tmp_path), row), outputs_of(model, row))
+
+
+def test_a_sequence_encoder_needs_a_sequence():
+    with pytest.raises(ValueError, match="config.sequence_encoder` needs `input_ids`"):
+        make_model(**VARIANTS["behind ESM-2"])(coords=torch.randn(1, 5, 3))
 
 
 @pytest.mark.slow  # compiles
@@ -723,6 +764,7 @@ def test_dropout_of_attention_is_not_ignored_by_varlen():
             {"coordinate_init": "gaussian", "coordinate_embedding": "quadratic", "num_attention_heads": 24},
             "needs heads of at least `coordinate_dim` . 1 = 4 features; `hidden_size / num_attention_heads` is 2",
         ),
+        ({"sequence_encoder": ESM_2}, '`lm_head` must be "linear".*not .esm. and .normal.'),
         ({"distance_bias": 1}, "`distance_bias` is 1; give at least 2 radial basis functions, or 0"),
         ({"is_decoder": True}, "is an encoder"),
         ({"coordinate_dim": "three"}, "coordinate_dim"),
