@@ -17,6 +17,7 @@ from transformers import (
 from .configuration_coordformer import CoordformerConfig
 from .conversion import from_esm, from_paper_state_dict
 from .modeling_coordformer import (
+    CoordformerForContactPrediction,
     CoordformerForMaskedLM,
     CoordformerForSequenceClassification,
     CoordformerForTokenClassification,
@@ -39,6 +40,7 @@ AutoProcessor.register(CoordformerConfig, CoordformerProcessor, exist_ok=True)
 __all__ = [
     "Chain",
     "CoordformerConfig",
+    "CoordformerForContactPrediction",
     "CoordformerForMaskedLM",
     "CoordformerForSequenceClassification",
     "CoordformerForTokenClassification",

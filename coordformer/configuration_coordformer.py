@@ -42,6 +42,9 @@ class CoordformerConfig(EsmConfig):
         hidden_act (`str`, defaults to `"gelu"`):
             Activation of the feed-forward layers, any name that Transformers knows. ESM-2 writes GELU out:
             `"gelu_python"` is its formula, a fifth slower than `"gelu"`, which differs from it in the last bits.
+        contact_head (`bool`, defaults to `False`):
+            Whether the encoder carries a logistic regression of contacts on its attention maps; `from_esm` brings
+            ESM-2's, `CoordformerForContactPrediction` trains one.
         lm_head (`str`, defaults to `"esm"`):
             `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias (the
             paper's).
@@ -81,6 +84,7 @@ class CoordformerConfig(EsmConfig):
     hidden_act: str = "gelu"
     lm_head: str = "esm"
     sequence_encoder: EsmConfig | dict | None = None
+    contact_head: bool = False
 
     def __post_init__(self, **kwargs):
         # JSON knows neither tuples nor a default: a config equals its reloaded self.

@@ -94,13 +94,16 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     # ESM computes GELU by its own formula, which differs from torch's in the last bit of every layer.
     fields["hidden_act"] = "gelu_python"
     fields["attn_implementation"] = source.config._attn_implementation
+    fields["contact_head"] = True
     model = CoordformerForMaskedLM(CoordformerConfig(**{**fields, **overrides}))
 
     weights = {}
     for name, tensor in source.state_dict().items():
-        if "contact_head." in name or "pooler." in name:
+        if "pooler." in name or ("contact_head." in name and not model.config.contact_head):
             continue
-        if name.startswith("lm_head."):
+        if "contact_head." in name:
+            weights["coordformer.contact_head." + name.rpartition(".")[2]] = tensor
+        elif name.startswith("lm_head."):
             weights[name.replace("lm_head.bias", "lm_head.decoder.bias")] = tensor
         else:
             weights["coordformer.esm." + name.removeprefix("esm.")] = tensor

@@ -8,12 +8,14 @@ embedding, segments, and heads.
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention.varlen import varlen_attn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, EsmConfig, EsmModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -162,8 +164,101 @@ def _attend_one_by_one(query, key, value, bounds, dropout, scaling) -> torch.Ten
     return torch.cat(parts)
 
 
+def reduce_maps(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    real: torch.Tensor,
+    weights: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Weighted sum of a layer's attention maps, each made symmetric and corrected for its average product.
+
+    One head after the other, so that no more than one map is in memory. The correction is that of Dunn et al. 2008, as
+    ESM's contact head applies it (Rao et al. 2021).
+
+    Args:
+        query, key: (batch, heads, sequence, head), float32 or half.
+        attention_mask: additive or boolean, broadcastable to (batch, heads, sequence, sequence), or None.
+        real: which tokens are residues, (batch, sequence); the others do not take part.
+        weights: (heads,).
+        scaling: of the products.
+
+    Returns:
+        (batch, sequence, sequence), float32.
+    """
+    pairs = real.unsqueeze(2) & real.unsqueeze(1)
+    total = torch.zeros(pairs.shape, dtype=torch.float32, device=query.device)
+    for head, weight in enumerate(weights.float()):
+        logits = (query[:, head] @ key[:, head].transpose(1, 2)).float() * scaling
+        if attention_mask is not None:
+            mask = attention_mask[:, head if attention_mask.shape[1] > 1 else 0]
+            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        attention = logits.softmax(dim=-1).masked_fill(~pairs, 0.0)
+        attention = attention + attention.transpose(1, 2)
+        rows = attention.sum(dim=2, keepdim=True)
+        product = rows * (rows.transpose(1, 2) / rows.sum(dim=1, keepdim=True).clamp(min=1e-12))
+        total = total + weight * (attention - product)
+    return total
+
+
+class ContactHead(nn.Module):
+    """Logistic regression on the attention maps of all layers; the names are ESM's.
+
+    Its weights are parameters where they are trained, and buffers elsewhere: there an optimiser would let them decay,
+    and an idle parameter stops DistributedDataParallel.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, config: CoordformerConfig, trained: bool = False):
+        super().__init__()
+        for name, size in (("weight", (1, config.num_hidden_layers * config.num_attention_heads)), ("bias", (1,))):
+            if trained:
+                self.register_parameter(name, nn.Parameter(torch.zeros(size)))
+            else:
+                self.register_buffer(name, torch.zeros(size))
+
+
+class ContactLogits:
+    """What the attention maps of all layers say of contacts, summed while the encoder runs: no map outlives its head."""
+
+    def __init__(self, layers: Sequence[nn.Module], head: ContactHead, real: torch.Tensor):
+        self.weights = dict(zip(layers, head.weight.view(len(layers), -1), strict=True))
+        self.real = real
+        self.total: torch.Tensor | float = 0.0
+
+    def add(self, layer: nn.Module, query, key, attention_mask, scaling: float) -> None:
+        arguments = (query, key, attention_mask, self.real, self.weights[layer], scaling)
+        if torch.is_grad_enabled():
+            # Made again in the backward pass, of queries and keys, rather than kept.
+            self.total = self.total + checkpoint(reduce_maps, *arguments, use_reentrant=False)
+        else:
+            self.total = self.total + reduce_maps(*arguments)
+
+
+def contact_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    contacts: ContactLogits | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention by sdpa that also adds up `contacts`; used while contacts are predicted, whatever the model's own."""
+    assert contacts is not None
+    contacts.add(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
 AttentionInterface.register("varlen", varlen_attention)
 AttentionMaskInterface.register("varlen", sdpa_mask)
+AttentionInterface.register("contacts", contact_attention)
+AttentionMaskInterface.register("contacts", sdpa_mask)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -319,6 +414,9 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DistanceBias):
             init.zeros_(module.weight)
+        elif isinstance(module, ContactHead):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
         elif (
             isinstance(self, CoordformerModel)
             and module is self.coordinate_embedding
@@ -339,6 +437,30 @@ class CoordformerPreTrainedModel(PreTrainedModel):
                 if values is not None and values.dtype != torch.uint32:
                     kwargs[name] = values.detach().to(torch.float32).contiguous().view(torch.uint32)
         return super().__call__(*args, **kwargs)
+
+    def predict_contacts(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
+        coords_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Probability that two residues are in contact, from the attention maps of all layers (paper, section 6).
+
+        Inputs as of `CoordformerModel`, one chain in each row. Memory grows with the square of the length, not with
+        layers and heads, and is the same for every `attn_implementation`.
+
+        Returns:
+            (batch, residues, residues), float32, without `<cls>` and `<eos>`; zero for padding.
+
+        Raises:
+            ValueError: the model has no contact head.
+        """
+        logits, pairs = self.base_model.contact_logits(
+            input_ids, attention_mask, coords=coords, coords_mask=coords_mask, **kwargs
+        )
+        return logits.sigmoid() * pairs
 
     def _apply(self, fn, recurse=True):
         # `.to(bfloat16)` would round the rotary frequencies, for good once saved, and the coordinate embedding.
@@ -384,8 +506,11 @@ class CoordformerModel(CoordformerPreTrainedModel):
     def __init__(self, config: CoordformerConfig):
         super().__init__(config)
         self.esm = EsmModel(config, add_pooling_layer=False)
-        # Idle here, and an idle parameter stops DistributedDataParallel.
+        # That of ESM needs all attention maps at once.
         self.esm.contact_head = None  # type: ignore[assignment]
+        self.contact_head = None
+        if config.contact_head:
+            self.contact_head = ContactHead(config)
         for layer in self.esm.encoder.layer:
             layer.intermediate = FeedForwardInput(config)
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
@@ -538,6 +663,37 @@ class CoordformerModel(CoordformerPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def contact_logits(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of contacts (batch, residues, residues), and which pairs are of residues, the same shape.
+
+        One chain in each row, padded on the right; the first token and the last position are cropped.
+        """
+        if self.contact_head is None:
+            raise ValueError(
+                "The model has no contact head; train a CoordformerForContactPrediction, or start with `from_esm` from a "
+                "checkpoint that has one."
+            )
+        if "segment_ids" in kwargs or "cu_seq_lens_q" in kwargs:
+            raise ValueError("Contacts are predicted of padded rows with one chain each; leave `segment_ids` out.")
+        if self.training and self.esm.encoder.gradient_checkpointing:
+            raise ValueError("Contacts are made again in the backward pass already; turn gradient checkpointing off.")
+        real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        for token_id in self._tokens_without_coordinates:
+            real = real & (input_ids != token_id)
+        layers = [layer.attention.self for layer in self.esm.encoder.layer]
+        contacts = ContactLogits(layers, self.contact_head, real)
+        implementation = self.config._attn_implementation
+        self.config._attn_implementation = "contacts"
+        try:
+            self(input_ids=input_ids, attention_mask=attention_mask, contacts=contacts, **kwargs)
+        finally:
+            self.config._attn_implementation = implementation
+        logits = contacts.total[:, 1:-1, 1:-1] + self.contact_head.bias.float()
+        real = real[:, 1:-1]
+        return logits, real.unsqueeze(2) & real.unsqueeze(1)
+
     def _input_shape(self, input_ids, inputs_embeds, coords) -> tuple[torch.Size, torch.device]:
         if input_ids is not None and inputs_embeds is not None:
             raise ValueError("Give `input_ids` or `inputs_embeds`, not both.")
@@ -663,7 +819,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     def _bias_attention(self, bias, attention_mask, runs) -> torch.Tensor:
         """The bias (batch, heads, sequence, sequence) as a mask that also keeps attention within the segments."""
-        if self.config._attn_implementation not in ("sdpa", "eager"):
+        if self.config._attn_implementation not in ("sdpa", "eager", "contacts"):
             raise ValueError(
                 f"`config.distance_bias` needs attn_implementation='sdpa' or 'eager', not "
                 f"{self.config._attn_implementation!r}, which takes no bias."
@@ -904,6 +1060,56 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
         return mean_loss(losses, labels, num_items_in_batch)
 
 
+class CoordformerForContactPrediction(CoordformerPreTrainedModel):
+    """Contacts by logistic regression on the attention maps of all layers (ESM's contact head; paper, section 6).
+
+    `labels` `(batch, residues, residues)`: 1 for contacts, 0 for others, -100 where nobody knows or asks. `logits` have
+    the same shape, `<cls>` and `<eos>` left out.
+    """
+
+    def __init__(self, config: CoordformerConfig):
+        config.contact_head = True
+        super().__init__(config)
+        self.coordformer = CoordformerModel(config)
+        self.coordformer.contact_head = ContactHead(config, trained=True)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        coords: torch.Tensor | None = None,
+        coords_mask: torch.Tensor | None = None,
+        rotations: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        logits, pairs = self.coordformer.contact_logits(
+            input_ids,
+            attention_mask,
+            position_ids=position_ids,
+            coords=coords,
+            coords_mask=coords_mask,
+            rotations=rotations,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            if labels.shape != logits.shape:
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}; (batch, residues, residues) = {tuple(logits.shape)}."
+                )
+            labels = labels.to(logits.device, torch.long).masked_fill(~pairs, IGNORED_LABEL)
+            losses = nn.functional.binary_cross_entropy_with_logits(
+                logits, labels.clamp(min=0).float(), reduction="none"
+            )
+            loss = mean_loss(losses, labels, num_items_in_batch)
+        return TokenClassifierOutput(loss=loss, logits=logits)
+
+
 class CoordformerForTokenClassification(CoordformerPreTrainedModel):
     """One prediction per token. `labels` `(batch, sequence)`: classes, -100 where there is none."""
 
@@ -951,6 +1157,7 @@ class CoordformerForTokenClassification(CoordformerPreTrainedModel):
 
 
 __all__ = [
+    "CoordformerForContactPrediction",
     "CoordformerForMaskedLM",
     "CoordformerForSequenceClassification",
     "CoordformerForTokenClassification",
