@@ -222,12 +222,12 @@ class ContactHead(nn.Module):
 
 
 class ContactLogits:
-    """What the attention maps of all layers say of contacts, summed while the encoder runs: no map outlives its head."""
+    """Logits of contacts, summed over layers and heads while the encoder runs: no attention map is kept."""
 
     def __init__(self, layers: Sequence[nn.Module], head: ContactHead, real: torch.Tensor):
         self.weights = dict(zip(layers, head.weight.view(len(layers), -1), strict=True))
         self.real = real
-        self.total: torch.Tensor | float = 0.0
+        self.total: Any = 0.0
 
     def add(self, layer: nn.Module, query, key, attention_mask, scaling: float) -> None:
         arguments = (query, key, attention_mask, self.real, self.weights[layer], scaling)
@@ -457,9 +457,8 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the model has no contact head.
         """
-        logits, pairs = self.base_model.contact_logits(
-            input_ids, attention_mask, coords=coords, coords_mask=coords_mask, **kwargs
-        )
+        base: Any = self.base_model
+        logits, pairs = base.contact_logits(input_ids, attention_mask, coords=coords, coords_mask=coords_mask, **kwargs)
         return logits.sigmoid() * pairs
 
     def _apply(self, fn, recurse=True):
@@ -672,8 +671,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         """
         if self.contact_head is None:
             raise ValueError(
-                "The model has no contact head; train a CoordformerForContactPrediction, or start with `from_esm` from a "
-                "checkpoint that has one."
+                "The model has no contact head; train a CoordformerForContactPrediction, or start with `from_esm` from "
+                "a checkpoint that has one."
             )
         if "segment_ids" in kwargs or "cu_seq_lens_q" in kwargs:
             raise ValueError("Contacts are predicted of padded rows with one chain each; leave `segment_ids` out.")
@@ -682,7 +681,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         for token_id in self._tokens_without_coordinates:
             real = real & (input_ids != token_id)
-        layers = [layer.attention.self for layer in self.esm.encoder.layer]
+        encoder_layers: Any = self.esm.encoder.layer
+        layers: list[nn.Module] = [layer.attention.self for layer in encoder_layers]
         contacts = ContactLogits(layers, self.contact_head, real)
         implementation = self.config._attn_implementation
         self.config._attn_implementation = "contacts"

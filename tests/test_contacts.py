@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import make_config, make_model, pad_rows, random_chain
 from test_conversion import make_batch, make_esm
-from transformers import EsmForMaskedLM
 
 from coordformer import CoordformerForContactPrediction, from_esm
 
