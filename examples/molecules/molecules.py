@@ -1,6 +1,6 @@
 """Beyond proteins: the same classes on molecules and on crystals. Do coordinates tell which element is masked?
 
-    python examples/molecules/molecules.py            (5 minutes on two cores)
+    python examples/molecules/molecules.py            (4 minutes on two cores)
     python examples/molecules/molecules.py --quick    (half a minute, to see that it runs)
 
 Trains small models with and without coordinates on the heavy atoms of molecules and on pieces of crystals, and lets
@@ -276,7 +276,7 @@ def plot(results: dict[str, Any], path: str | Path) -> None:
         axes.set(title=name, ylim=(0, 100), ylabel="recovered when masked (%)")
         axes.set(xlabel="element" if name == "molecules" else "structure")
         axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(MODELS))
     figure.savefig(path, dpi=150)
 
 
