@@ -155,7 +155,7 @@ def test_tables_equal_a_direct_computation(rows, few_draws, fields):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "distance_bias" in name:  # starts at zero
-                parameter.normal_()
+                parameter.normal_(std=0.02)
     total = sum_attention(model, rows, PROCESSOR, seed=3, progress=False)
     tables = make_tables(total)
     pooled = {name: [] for name in ("distance", "attention", "separation", "queries", "keys", "seen")}

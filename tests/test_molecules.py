@@ -148,7 +148,7 @@ def test_the_order_of_the_atoms_does_not_matter(fields):
     row = structures.molecule_row("NC(CCl)C(=O)O")
     model = atom_model(coordinate_atoms=("atom",), coordinate_scale=2.0, **fields)
     if model.coordformer.distance_bias is not None:  # starts at zero
-        torch.nn.init.normal_(model.coordformer.distance_bias.weight)
+        torch.nn.init.normal_(model.coordformer.distance_bias.weight, std=0.02)
     batch = collate([row], mlm_probability=0, rotate=False)
     with torch.no_grad():
         logits = model(**batch).logits[0]
