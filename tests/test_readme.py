@@ -35,6 +35,15 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
+@pytest.mark.parametrize("example", ["molecules", "point_clouds"])
+def test_tables_of_an_example_are_the_measured_ones(example):
+    """The README of an example has the tables of the report that its script wrote."""
+    folder = ROOT / "examples" / example
+    report = (folder / "results" / "report.md").read_text().splitlines()
+    table = [line for line in report if line.startswith("|")]
+    assert table and set(table) <= set((folder / "README.md").read_text().splitlines())
+
+
 def test_the_speed_table_is_the_measured_one():
     """README.md has the lines that examples/benchmarks/run_all.py wrote."""
     table = (ROOT / "examples" / "benchmarks" / "results" / "speed.md").read_text().strip()

@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--time_limit", type=int, default=300, help="seconds for a prediction")
     parser.add_argument("--memory_limit", type=float, default=16.0, help="GiB")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="128 residues, one repeat")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "contacts.json")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -113,6 +114,8 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.sizes[0], options)))
         return
+    if options.quick:
+        options.sizes, options.repeats = [128], 1
     memory: dict[str, dict[int, Any]] = {side: {} for side in SIDES}
     raw: dict[str, dict[int, list[float]]] = {side: {} for side in SIDES}
     difference: dict[int, float] = {}

@@ -124,6 +124,18 @@ def training_speed(record: Mapping[str, Any]) -> Iterator[Cells]:
             yield what, cell(ours), f"{found} ({theirs})" if found else theirs, number(ratio)
 
 
+def contacts(record: Mapping[str, Any]) -> Iterator[Cells]:
+    """One row, at the longest chain."""
+    residues = max(record["seconds"]["coordformer"], key=int)
+
+    def cell(side: str) -> str:
+        return f"{number(record['seconds'][side][residues])} s, {number(record['peak_bytes'][side][residues] / 2**20)} MiB"
+
+    ratio = record["seconds"]["EsmModel"][residues] / record["seconds"]["coordformer"][residues]
+    what = f"predicting contacts of {int(residues):,} residues, 35M"
+    yield what, cell("coordformer"), f"{cell('EsmModel')} (EsmModel.predict_contacts)", number(ratio)
+
+
 class Benchmark(NamedTuple):
     script: str
     arguments: tuple[str, ...]
@@ -139,6 +151,7 @@ BENCHMARKS = {  # the keys name the JSON files
     "prepare_speed": Benchmark("prepare_speed", (), True, prepare_speed),
     "embedding_speed": Benchmark("embedding_speed", (), True, embedding_speed),
     "structure_layers": Benchmark("structure_layers", (), True, structure_layers),
+    "contacts": Benchmark("contacts", (), True, contacts),
 }
 
 

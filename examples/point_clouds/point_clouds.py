@@ -36,7 +36,7 @@ SEEDS = 3  # of setting a, where single trainings get stuck
 COLLAPSED = 0.005  # every published loss is below .003 or above .04
 SETTINGS = {
     "a": "d_model = k, one head (published)",
-    "b": "d_model = 8k, measured head of dimension k",
+    "b": "d_model = 8k, measured head of k",
     "c": "as b, row maximum not subtracted",
 }
 
