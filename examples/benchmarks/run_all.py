@@ -129,7 +129,8 @@ def contacts(record: Mapping[str, Any]) -> Iterator[Cells]:
     residues = max(record["seconds"]["coordformer"], key=int)
 
     def cell(side: str) -> str:
-        return f"{number(record['seconds'][side][residues])} s, {number(record['peak_bytes'][side][residues] / 2**20)} MiB"
+        seconds, memory = (record[what][side][residues] for what in ("seconds", "peak_bytes"))
+        return f"{number(seconds)} s, {number(memory / 2**20)} MiB"
 
     ratio = record["seconds"]["EsmModel"][residues] / record["seconds"]["coordformer"][residues]
     what = f"predicting contacts of {int(residues):,} residues, 35M"
