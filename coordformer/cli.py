@@ -163,6 +163,7 @@ def _attention(arguments: argparse.Namespace) -> None:
 
 
 def _train(options: Sequence[str]) -> None:
+    import torch.distributed as dist
     from accelerate import PartialState
 
     from .training import parse_arguments, train
@@ -170,7 +171,11 @@ def _train(options: Sequence[str]) -> None:
     summary = train(*parse_arguments(options))
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         print(json.dumps(summary, indent=2))
-    # Threads of the process group that outlive the interpreter can abort the process at its very end.
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        # A thread of gloo that asks for the interpreter's lock while the interpreter ends aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     PartialState().destroy_process_group()
 
 

@@ -4,6 +4,7 @@ torchrun --nproc_per_node 2 sharded_update.py REPORT.json
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -116,3 +117,5 @@ def main(output: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(0)  # threads of gloo can abort an interpreter that ends
