@@ -547,9 +547,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         start = {parameter: parameter.detach().clone() for parameter in changed}
         table, embed, offset, query, query_bias, key, key_bias = start.values()
 
-        small = (
-            0.25  # of the features beside the constant: the smaller, the nearer to a Gaussian, the larger the weights
-        )
+        # Of the features beside the constant: the smaller, the nearer to a Gaussian, and the larger the weights.
+        small = 0.25
         table[:, : dim + 1] = 0
         embed[: dim + 1] = 0
         embed[: dim + 1, : dim + 1] = small * torch.eye(dim + 1)

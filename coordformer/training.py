@@ -336,8 +336,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
 
     # Before the model is made, so that its weights depend on the seed alone.
     torch.manual_seed(args.seed)
-    packed = data_args.token_budget is not None and data_args.packing and not model_args.distance_bias
-    model = build_model(model_args, model_args.attn_implementation or ("varlen" if packed else "sdpa"))
+    attention = "varlen" if _packs(model_args, data_args) else "sdpa"
+    model = build_model(model_args, model_args.attn_implementation or attention)
     if model_args.compile_layers:
         for layer in model.coordformer.esm.encoder.layer:
             layer.compile()
@@ -414,6 +414,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     return summary
 
 
+def _packs(model_args: ModelArguments, data_args: DataArguments) -> bool:
+    """Whether batches are packed rows; a bias for one would be as large as the square of the token budget."""
+    return data_args.token_budget is not None and data_args.packing and not model_args.distance_bias
+
+
 def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> tuple[Any, Any]:
     """The batches to train on, and their rows unless they are streamed."""
     assert data_args.data is not None
@@ -426,16 +431,14 @@ def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: Tr
     if not data_args.streaming:
         rows = open_chains(data_args.data, data_args.train_split)
         chains = args.per_device_train_batch_size if data_args.token_budget is None else None
-        # A bias for a packed row would be as large as the square of the token budget.
-        packing = data_args.packing and not model_args.distance_bias
-        return ChainBatches(rows, chains_per_batch=chains, packing=packing, **shared), rows
+        return ChainBatches(rows, chains_per_batch=chains, packing=_packs(model_args, data_args), **shared), rows
     from .dataset import ShardBatches  # needs pyarrow and datasets, which training from a bundle does not
 
     if Path(data_args.data).is_file():
         raise ValueError(
             f"--streaming reads the shards of a folder made by `coordformer prepare`, not {data_args.data}."
         )
-    if data_args.token_budget is None or not data_args.packing or model_args.distance_bias:
+    if not _packs(model_args, data_args):
         raise ValueError(
             "--streaming reads packed batches; set --token_budget, and leave --packing and --distance_bias as they are."
         )
