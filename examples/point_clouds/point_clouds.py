@@ -1,8 +1,8 @@
 """Simulated points: which functions of distance attention learns, and in how many dimensions (paper, section 1).
 
-    python examples/point_clouds/point_clouds.py --quick      (5 minutes on two cores)
-    python examples/point_clouds/point_clouds.py              (the published number of updates: 2 hours on two cores)
-    python examples/point_clouds/point_clouds.py --epochs 200 (200 epochs of the full split: a day; for a GPU)
+    python examples/point_clouds/point_clouds.py --quick      (a tenth of the updates)
+    python examples/point_clouds/point_clouds.py              (the published number of updates)
+    python examples/point_clouds/point_clouds.py --epochs 200 (200 epochs of the full split; for a GPU)
 
 Run it again after a stop: it goes on where it was. RESULTS gets results.csv (a row per model), history.csv (validation
 losses on the way), report.md and two figures, with the paper's values (paper.csv) beside ours.
