@@ -25,7 +25,7 @@ from .modeling_coordformer import (
     CoordformerPreTrainedModel,
 )
 from .processing_coordformer import CoordformerProcessor, build_tokenizer
-from .structure import Chain, StructureError, read_chains
+from .structure import Chain, StructureError, read_chains, read_proteins
 
 __version__ = "0.1.0"
 
@@ -52,4 +52,5 @@ __all__ = [
     "from_esm",
     "from_paper_state_dict",
     "read_chains",
+    "read_proteins",
 ]

@@ -39,6 +39,7 @@ LINKED = 4.5
 
 # Selenocysteine and pyrrolysine have letters of their own but are not among the 20; these are their parents in the CCD.
 _STANDARD_PARENTS = {"U": "C", "O": "K"}
+_FASTA_LETTERS = str.maketrans({**_STANDARD_PARENTS, "B": "X", "Z": "X", "J": "X"})
 # Names that simulation programs give to protonation states; no dictionary of the PDB holds them.
 _FORCE_FIELD_PARENTS = {
     **dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H"),
@@ -255,6 +256,64 @@ def read_chains(
     if min_plddt is not None:
         _hide_below(chains, min_plddt, path)
     return [chain for chain in chains if chain.observed.any()]
+
+
+def read_sequences(path: str | os.PathLike[str], atoms: Sequence[str] = ("CA",)) -> list[Chain]:
+    """Read a FASTA file, plain or gzipped, as chains of which nothing is observed.
+
+    The id is the header up to the first space. Small letters count as capitals and `*` at the end is left out;
+    selenocysteine and pyrrolysine get the letter of their parent, B, Z and J are X.
+
+    Raises:
+        FileNotFoundError: no such file.
+        StructureError: the file is no FASTA, a sequence is empty or has another letter, or two have the same id.
+    """
+    if gemmi is None:
+        raise ImportError("reading sequence files needs gemmi: pip install gemmi")
+    path = Path(path)
+    try:
+        entries = gemmi.read_pir_or_fasta(_decompressed(_read_bytes(path), path).decode())
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise StructureError(f"{path}: no FASTA file ({error})") from error
+    chains: dict[str, Chain] = {}
+    for number, entry in enumerate(entries, 1):
+        name = (entry.header.split() or [f"sequence_{number}"])[0]
+        sequence = entry.seq.upper().translate(_FASTA_LETTERS)
+        unobserved = np.full((len(sequence), len(atoms), 3), np.nan)
+        try:
+            chain = Chain(name, sequence, unobserved, tuple(atoms), np.full(len(sequence), np.nan))
+        except ValueError as error:
+            raise StructureError(f"{path}: {error}") from error
+        if name in chains:
+            raise StructureError(f"{path}: two sequences have the id {name}; rename one")
+        chains[name] = chain
+    return list(chains.values())
+
+
+def read_proteins(
+    path: str | os.PathLike[str],
+    atoms: Sequence[str] = ("CA",),
+    min_plddt: float | None = None,
+    chain_ids: str | Iterable[str] | None = None,
+) -> list[Chain]:
+    """Read a structure file (`read_chains`) or a FASTA file (`read_sequences`); its content says which it is.
+
+    Raises:
+        ValueError: `min_plddt` with a FASTA file, `chain_ids` that it does not have, and what the two readers raise.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    if not _decompressed(data, path).lstrip().startswith(b">"):
+        return read_chains(path, atoms, min_plddt, chain_ids, data=data)
+    if min_plddt is not None:
+        raise ValueError(f"{path}: min_plddt={min_plddt} needs a predicted structure, but this is a FASTA file")
+    chains = read_sequences(path, atoms)
+    if chain_ids is None:
+        return chains
+    wanted = [chain_ids] if isinstance(chain_ids, str) else list(chain_ids)
+    if absent := set(wanted) - {chain.id for chain in chains}:
+        raise StructureError(f"{path}: no sequence {', '.join(sorted(absent))}")
+    return [chain for chain in chains if chain.id in wanted]
 
 
 class _ChainError(Exception):

@@ -11,7 +11,7 @@ from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 from Bio.PDB.PDBParser import PDBParser
 
 from coordformer import structure
-from coordformer.structure import Chain, StructureError, find_structures, read_chains
+from coordformer.structure import Chain, StructureError, find_structures, read_chains, read_proteins, read_sequences
 
 DATA = Path(__file__).parent / "data" / "structures"
 # The lengths that follow from the files' own headers: of the deposited sequence, and of it with a C-alpha.
@@ -788,3 +788,51 @@ def test_find_structures_without_result(tmp_path):
         find_structures([])
     with pytest.raises(FileNotFoundError, match="absent"):
         find_structures([tmp_path / "absent"])
+
+
+# --- Sequences ---------------------------------------------------------------------------------------------------
+
+
+def test_sequences_are_chains_of_which_nothing_is_observed(tmp_path):
+    path = tmp_path / "some.fasta.gz"
+    path.write_bytes(gzip.compress(b">one of two\nMKU\n OBX*\n\n>two\nga\n"))
+    one, two = read_proteins(path, atoms=("N", "CA"))
+    assert (one.id, one.sequence, two.id, two.sequence) == ("one", "MKCKXX", "two", "GA")
+    assert one.coords.shape == (6, 2, 3) and not one.observed.any()
+    assert [chain.id for chain in read_proteins(path, chain_ids="two")] == ["two"]
+
+
+def test_the_content_says_whether_it_is_a_structure(tmp_path):
+    path = tmp_path / "named.fasta"
+    path.write_bytes((DATA / "1orc.pdb.gz").read_bytes())
+    (chain,) = read_proteins(path, chain_ids=["A"])
+    (same,) = read_chains(DATA / "1orc.pdb.gz")
+    assert chain.sequence == same.sequence
+    np.testing.assert_array_equal(chain.coords, same.coords)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("MKV", "no FASTA file .*start with"),
+        (">a\nMK1\n", "no FASTA file .*unexpected character"),
+        (">a\nMK-V\n", "chain a: letters '-'"),
+        (">a\n>b\nMK\n", "chain a: the sequence is empty"),
+        (">a x\nMK\n>a y\nMK\n", "two sequences have the id a; rename one"),
+        ("", "empty file"),
+    ],
+)
+def test_broken_sequence_files(tmp_path, text, message):
+    path = tmp_path / "bad.fasta"
+    path.write_text(text)
+    with pytest.raises(StructureError, match=f"bad.fasta: {message}"):
+        read_sequences(path)
+
+
+def test_what_a_sequence_file_has_not(tmp_path):
+    path = tmp_path / "one.fasta"
+    path.write_text(">one\nMK\n")
+    with pytest.raises(StructureError, match="no sequence two"):
+        read_proteins(path, chain_ids=["one", "two"])
+    with pytest.raises(ValueError, match="min_plddt=70 needs a predicted structure"):
+        read_proteins(path, min_plddt=70)
