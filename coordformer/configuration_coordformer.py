@@ -28,8 +28,8 @@ class CoordformerConfig(EsmConfig):
             with a Gaussian of distance from the start, of widths that spread over the heads; needs the `"quadratic"`
             embedding.
         distance_bias (`int`, defaults to 0):
-            Number of radial basis functions of |xi - xj| from which each head's additive attention bias is learned, the
-            same in all layers; 0: no bias. Time and memory grow with the square of the length.
+            Number of distances between which each head's additive attention bias, a function of |xi - xj| that is the
+            same in all layers, is linear; 0: no bias. Time and memory grow with the square of the length.
         coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
             The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
         coordinate_dim (`int`, defaults to 3):
@@ -144,9 +144,7 @@ class CoordformerConfig(EsmConfig):
                 f'"linear" and `coordinate_init` "normal", not {self.lm_head!r} and {self.coordinate_init!r}.'
             )
         if self.distance_bias < 0 or self.distance_bias == 1:
-            raise ValueError(
-                f"`distance_bias` is {self.distance_bias}; give at least 2 radial basis functions, or 0 for no bias."
-            )
+            raise ValueError(f"`distance_bias` is {self.distance_bias}; give at least 2 values, or 0 for no bias.")
         if not self.coordinate_atoms or len(set(self.coordinate_atoms)) != len(self.coordinate_atoms):
             raise ValueError(
                 f"`coordinate_atoms` is {self.coordinate_atoms}; name each atom once, for example ('N', 'CA', 'C')."

@@ -304,12 +304,13 @@ class CoordinateEmbedding(nn.Linear):
 
 
 class DistanceBias(nn.Linear):
-    """Attention bias per head, linear in radial basis functions of the distance between two tokens.
+    """Attention bias per head, a learned function of the distance between two tokens.
 
-    The basis: Gaussians whose centres spread evenly from 0 to twice `config.coordinate_scale` and whose standard
-    deviation is their spacing; with several atoms one set for each, between atoms of the same name; and a flag for
-    pairs of which a coordinate is missing. Starts at zero. Invariant to rotations, but time and memory grow with the
-    square of the length, where those of an embedding grow with the length.
+    The function is linear between its values at `config.distance_bias` distances, which spread evenly from 0 to twice
+    `config.coordinate_scale`, and constant beyond: a basis of triangles, of which two at a time are not zero. With
+    several atoms it is a sum over pairs of atoms of the same name; where a coordinate is missing it has a value of its
+    own. Starts at zero. Invariant to rotations, but time and memory grow with the square of the length, where those of
+    an embedding grow with the length.
     """
 
     # An optimiser moves a weight by about the learning rate in an update; a bias has to move by units, and soon.
@@ -319,20 +320,25 @@ class DistanceBias(nn.Linear):
         features = len(config.coordinate_atoms) * (config.distance_bias + 1)
         super().__init__(features, config.num_attention_heads, bias=False, dtype=torch.float32)
         self.spacing = 2 * float(config.coordinate_scale) / (config.distance_bias - 1)
-        self.basis = config.distance_bias
+        self.values = config.distance_bias
 
     def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """(batch, sequence, atoms, D), Å, and (batch, sequence, atoms) -> (batch, heads, sequence, sequence)."""
         with maybe_autocast(coords.device.type, enabled=False):
-            atoms = coords.transpose(1, 2)
+            atoms, seen = coords.transpose(1, 2), observed.transpose(1, 2)
             # Not by a matrix product, whose rounding is felt between neighbours.
-            distances = torch.cdist(atoms, atoms, compute_mode="donot_use_mm_for_euclid_dist").unsqueeze(-1)
-            missing = ~(observed.transpose(1, 2).unsqueeze(-1) & observed.transpose(1, 2).unsqueeze(-2)).unsqueeze(-1)
-            centres = torch.arange(self.basis, device=coords.device) * self.spacing
-            basis = torch.exp(-0.5 * ((distances - centres) / self.spacing).square()).masked_fill(missing, 0.0)
-            features = torch.cat([basis, missing.to(basis.dtype)], dim=-1)  # (batch, atoms, sequence, sequence, ...)
-            weights = self.gain * self.weight.float().unflatten(1, (coords.shape[2], -1))
-            return torch.einsum("baijf,haf->bhij", features, weights)
+            distances = torch.cdist(atoms, atoms, compute_mode="donot_use_mm_for_euclid_dist")
+            place = (distances / self.spacing).clamp(max=self.values - 1)
+            lower = place.floor().clamp(max=self.values - 2)
+            share = (place - lower).unsqueeze(-1)
+            missing = ~(seen.unsqueeze(-1) & seen.unsqueeze(-2))
+            # The rows of each atom: its values in the order of the distances, then the one of missing pairs.
+            rows = torch.arange(atoms.shape[1], device=coords.device).view(-1, 1, 1) * (self.values + 1)
+            first = torch.where(missing, self.values, lower.long()) + rows
+            second = torch.where(missing, self.values, lower.long() + 1) + rows
+            table = self.gain * self.weight.float().T
+            bias = torch.lerp(nn.functional.embedding(first, table), nn.functional.embedding(second, table), share)
+            return bias.sum(dim=1).movedim(-1, 1)
 
 
 def centre_coordinates(coords: torch.Tensor, observed: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:

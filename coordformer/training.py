@@ -67,7 +67,8 @@ class ModelArguments:
         default="normal", metadata={"help": "normal, or gaussian: the first layer starts as Gaussians of distance."}
     )
     distance_bias: int = field(
-        default=0, metadata={"help": "Radial basis functions of a learned attention bias; its batches are padded."}
+        default=0,
+        metadata={"help": "Values of a learned function of distance, added to attention; its batches are padded."},
     )
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -127,17 +126,21 @@ def test_quadratic_lift_is_computed_by_hand():
 
 
 def test_distance_bias_is_computed_by_hand():
-    """Three centres at 0, 16 and 32 Å, 16 Å wide."""
+    """Values at 0, 16 and 32 Å, and of missing pairs."""
     bias = DistanceBias(make_config(distance_bias=3))
-    coords = torch.tensor([[[[0.0, 0.0, 0.0]], [[0.0, 24.0, 32.0]], [[0.0, 0.0, 0.0]]]])  # 40 Å apart
-    observed = torch.tensor([[[True], [True], [False]]])
+    coords = torch.tensor([[[[0.0, 0.0, 0.0]], [[0.0, 12.0, 16.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, -300.0]]]])
+    observed = torch.tensor([[[True], [True], [False], [True]]])
     seen = bias(coords, observed)
-    weight = 64 * bias.weight
-    basis = torch.tensor([math.exp(-0.5 * ((40 - centre) / 16) ** 2) for centre in (0, 16, 32)])
-    torch.testing.assert_close(seen[0, :, 0, 1], weight[:, :3] @ basis)
-    torch.testing.assert_close(seen[0, :, 1, 1], weight[:, :3] @ torch.tensor([1.0, math.exp(-0.5), math.exp(-2.0)]))
-    for i, j in ((0, 2), (2, 1), (2, 2)):
-        torch.testing.assert_close(seen[0, :, i, j], weight[:, 3])
+    at_0, at_16, at_32, missing = 64 * bias.weight.T
+    for i, j, expected in (
+        (0, 1, 0.75 * at_16 + 0.25 * at_32),  # 20 Å
+        (1, 1, at_0),
+        (3, 0, at_32),
+        (0, 2, missing),
+        (2, 1, missing),
+        (2, 2, missing),
+    ):
+        torch.testing.assert_close(seen[0, :, i, j], expected)
 
 
 def test_distance_bias_starts_at_nothing_and_is_invariant():
@@ -765,7 +768,7 @@ def test_dropout_of_attention_is_not_ignored_by_varlen():
             "needs heads of at least `coordinate_dim` . 1 = 4 features; `hidden_size / num_attention_heads` is 2",
         ),
         ({"sequence_encoder": ESM_2}, '`lm_head` must be "linear".*not .esm. and .normal.'),
-        ({"distance_bias": 1}, "`distance_bias` is 1; give at least 2 radial basis functions, or 0"),
+        ({"distance_bias": 1}, "`distance_bias` is 1; give at least 2 values, or 0 for no bias"),
         ({"is_decoder": True}, "is an encoder"),
         ({"coordinate_dim": "three"}, "coordinate_dim"),
     ],

@@ -26,7 +26,7 @@ from coordformer.point_clouds import (
 
 WIDTH, HEADS = 64, 8
 GOAL = 0.003
-# Distances reach 346: the basis of the bias ends at twice its scale.
+# Distances reach 346: the values of the bias end at twice its scale.
 VARIANTS = {
     "linear, scale 16 (paper)": {"coordinate_embedding": "linear", "coordinate_scale": 16},
     "linear": {"coordinate_embedding": "linear", "coordinate_scale": 100},

@@ -37,7 +37,7 @@ from coordformer.data_collator import CoordformerDataCollator
 from coordformer.metrics import CORRECT, COUNT, NLL, bootstrap, count_predictions, summarise
 
 TOKENIZER = build_tokenizer()
-# Of the 32 radial basis functions the last is centred at twice the scale.
+# Of the 32 values of the bias the last is at twice the scale.
 MODELS: dict[str, dict[str, Any]] = {
     "without coordinates": {"coordinate_embedding": "none"},
     "with coordinates": {"coordinate_embedding": "quadratic", "distance_bias": 32},
