@@ -23,6 +23,7 @@ from .modeling_coordformer import CoordformerModel, CoordinateEmbedding, Distanc
 SIDE = 200.0  # of the cube that holds the points
 WIDTH = 200.0  # of the target
 BETAS = (0.9, 0.98)
+AVERAGING = 0.998  # of weights: about the last 500 updates
 VALIDATION_CHUNK = 1000
 
 
@@ -228,7 +229,8 @@ def train_stack(
 ) -> list[dict[str, Any]]:
     """Train models of one shape on the same structures at the same time (paper, section 1).
 
-    Loss: L1 against `target_attention`; Adam (0.9, 0.98); validation without rotations.
+    Loss: L1 against `target_attention`; Adam (0.9, 0.98); validation without rotations, of the weights as they are and
+    of their running average, which the last updates shake less.
 
     Args:
         config: of the encoders; see `point_cloud_config`.
@@ -242,7 +244,8 @@ def train_stack(
         device: where to train.
 
     Returns:
-        One dictionary per validation: `update`, and of each member `train` (mean loss since the last) and `valid`.
+        One dictionary per validation: `update`, and of each member `train` (mean loss since the last), `valid`, and
+        `averaged`, the validation loss of the averaged weights.
 
     Raises:
         ValueError: an argument is unusable, or `state` belongs to another training.
@@ -264,6 +267,7 @@ def train_stack(
         torch.manual_seed(member.seed)
         models.append(PointCloudAttention(config, head_size).to(device))
     weights, buffers = stack_module_state(models)  # type: ignore[arg-type]
+    averages = {name: weight.detach().clone() for name, weight in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=BETAS, fused=True)
     subtract_max = torch.tensor([float(member.subtract_max) for member in members], device=device)
     settings = repr((config.to_diff_dict(), head_size, list(members), len(train), len(valid), warmup, batch_size,
@@ -283,10 +287,21 @@ def train_stack(
 
     train_targets, valid_targets = targets(train), targets(valid)
     train, valid = train.to(device), valid.to(device)
+
+    @torch.no_grad()
+    def validate(weights: Mapping[str, torch.Tensor]) -> list[float]:
+        summed = torch.zeros(len(members), device=device)
+        for start in range(0, len(valid), VALIDATION_CHUNK):
+            chunk = slice(start, start + VALIDATION_CHUNK)
+            still = frames(members, len(valid[chunk]), dim, None).to(device)
+            parts = valid_losses(weights, buffers, still, subtract_max, valid_targets[:, chunk], valid[chunk])
+            summed += parts * len(valid[chunk])
+        return (summed / len(valid)).tolist()
+
     history: list[dict[str, Any]] = []
     done = 0
     if state is not None and Path(state).exists():
-        done, history = _load(Path(state), settings, weights, optimizer)
+        done, history = _load(Path(state), settings, weights, averages, optimizer)
 
     batches = len(train) // batch_size
     while done < updates:
@@ -308,45 +323,43 @@ def train_stack(
             done += 1
             optimizer.param_groups[0]["lr"] = learning_rate(done, config.hidden_size, warmup)
             optimizer.step()
+            for name, average in averages.items():
+                average.lerp_(weights[name].detach(), 1 - AVERAGING)
             total += losses
-        with torch.no_grad():
-            summed = torch.zeros(len(members), device=device)
-            for start in range(0, len(valid), VALIDATION_CHUNK):
-                chunk = slice(start, start + VALIDATION_CHUNK)
-                still = frames(members, len(valid[chunk]), dim, None).to(device)
-                parts = valid_losses(weights, buffers, still, subtract_max, valid_targets[:, chunk], valid[chunk])
-                summed += parts * len(valid[chunk])
-        history.append({"update": done, "train": (total / block).tolist(), "valid": (summed / len(valid)).tolist()})
+        history.append({"update": done, "train": (total / block).tolist()})
+        history[-1] |= {"valid": validate(weights), "averaged": validate(averages)}
         if state is not None:
-            _save(Path(state), settings, done, history, weights, optimizer)
+            _save(Path(state), settings, done, history, weights, averages, optimizer)
     return [entry for entry in history if entry["update"] <= updates]
 
 
-def _save(path: Path, settings: str, done: int, history: list, weights: Mapping[str, torch.Tensor], optimizer) -> None:
+def _save(path: Path, settings: str, done: int, history: list, weights, averages, optimizer) -> None:
     content = {
         "settings": settings,
         "done": done,
         "history": json.dumps(history),
         "weights": {name: weight.detach() for name, weight in weights.items()},
+        "averages": averages,
         "optimizer": optimizer.state_dict(),
     }
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def _load(path: Path, settings: str, weights: Mapping[str, torch.Tensor], optimizer) -> tuple[int, list]:
+def _load(path: Path, settings: str, weights, averages, optimizer) -> tuple[int, list]:
     content = torch.load(path, weights_only=True, map_location="cpu")
     if content["settings"] != settings:
         raise ValueError(f"{path} belongs to a training with other settings; delete it, or choose another file.")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(content["weights"][name])
+            averages[name].copy_(content["averages"][name])
     optimizer.load_state_dict(content["optimizer"])
     return content["done"], json.loads(content["history"])
 
 
-def best_validation(history: Sequence[Mapping[str, Any]], member: int) -> float:
-    """The lowest validation loss of a member, as the paper reports it."""
-    return min((entry["valid"][member] for entry in history), default=math.nan)
+def best_validation(history: Sequence[Mapping[str, Any]], member: int, of: str = "valid") -> float:
+    """The lowest validation loss of a member, as the paper reports it, or with `"averaged"` of its averaged weights."""
+    return min((entry[of][member] for entry in history), default=math.nan)
 
 
 def updates_to_reach(history: Sequence[Mapping[str, Any]], member: int, loss: float) -> int | None:

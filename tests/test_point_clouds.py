@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from coordformer import point_clouds
 from coordformer.point_clouds import (
     Member,
     PointCloudAttention,
@@ -200,6 +201,15 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
         train_stack(CONFIG, 8, members[:1], *SPLIT, **SHORT, state=state)
 
 
+def test_averaged_weights_lie_between_the_first_and_the_last(monkeypatch):
+    monkeypatch.setattr(point_clouds, "AVERAGING", 0.0)
+    last = train_stack(CONFIG, 8, [Member()], *SPLIT, **SHORT)
+    assert [entry["averaged"] for entry in last] == [entry["valid"] for entry in last]
+    monkeypatch.setattr(point_clouds, "AVERAGING", 1.0)
+    first = {entry["averaged"][0] for entry in train_stack(CONFIG, 8, [Member()], *SPLIT, **SHORT)}
+    assert len(first) == 1 and first.pop() > 2 * last[-1]["valid"][0]
+
+
 def test_schedule_by_hand():
     """The published peak: 4e-4 at 4,000 updates for a width of 256; a quarter of the way up, twice as far down."""
     peak = 0.4 / 16 / 4000**0.5
@@ -209,8 +219,8 @@ def test_schedule_by_hand():
 
 
 def test_best_and_first_below():
-    history = [{"update": u, "valid": [v]} for u, v in ((10, 0.5), (20, 0.1), (30, 0.2))]
-    assert best_validation(history, 0) == 0.1
+    history = [{"update": u, "valid": [v], "averaged": [2 * v]} for u, v in ((10, 0.5), (20, 0.1), (30, 0.2))]
+    assert best_validation(history, 0) == 0.1 and best_validation(history, 0, "averaged") == 0.2
     assert updates_to_reach(history, 0, 0.2) == 20 and updates_to_reach(history, 0, 0.01) is None
 
 
