@@ -139,8 +139,8 @@ def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fi
     """
     _check_esm(name_or_path)
     _check_fields(fields)
-    loaded, info = EsmForMaskedLM.from_pretrained(name_or_path, output_loading_info=True)
-    esm = loaded.esm
+    loaded: Any = EsmForMaskedLM.from_pretrained(name_or_path, output_loading_info=True)
+    esm, info = loaded[0].esm, loaded[1]
     unused = ("lm_head.", "esm.contact_head.")
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unused)):
         raise ValueError(f"{name_or_path} lacks {', '.join(missing[:3])}; give a whole ESM-2 checkpoint.")
