@@ -1,4 +1,4 @@
-"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention."""
+"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention, embed."""
 
 import argparse
 import json
@@ -160,6 +160,32 @@ def _attention(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     print(json.dumps(summary, indent=2))
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from .embedding import embed
+
+    counts = embed(
+        arguments.checkpoint,
+        arguments.output,
+        inputs=arguments.inputs,
+        data=arguments.data,
+        split=arguments.split,
+        pooling=arguments.pooling,
+        file_format=arguments.format,
+        without_coords=arguments.without_coords,
+        chain_ids=arguments.chains,
+        min_plddt=arguments.min_plddt,
+        dtype=arguments.dtype,
+        token_budget=arguments.token_budget,
+        window=arguments.window,
+        chains_per_shard=arguments.chains_per_shard,
+        progress=not arguments.quiet,
+    )
+    print(json.dumps(counts))
+    if counts["rejected"]:
+        left_out = "1 file or chain was" if counts["rejected"] == 1 else f"{counts['rejected']} files or chains were"
+        print(f"coordformer: {left_out} left out; {arguments.output}/rejected.tsv says why", file=sys.stderr)
 
 
 def _train(options: Sequence[str]) -> None:
@@ -325,6 +351,38 @@ def build_parser() -> argparse.ArgumentParser:
     attention.add_argument("--seed", type=int, default=0, help="of shuffled coordinates and intervals")
     attention.add_argument("--quiet", action="store_true", help="no progress bar")
     attention.set_defaults(run=_attention)
+
+    embed = verbs.add_parser(
+        "embed",
+        help="vectors of chains or residues",
+        description="Vectors of the chains of structure and FASTA files, or of a data set, from the last layer of a "
+        "checkpoint: shards in Parquet or safetensors. Run it again to go on after a stop.",
+    )
+    embed.add_argument("checkpoint", help="folder or Hub name, with any head or none")
+    embed.add_argument("inputs", nargs="*", metavar="PATH", help="structure and FASTA files, or folders of them")
+    embed.add_argument("--data", help="in place of files: folder, Parquet file or bundle, as of train")
+    embed.add_argument("--split", help="only rows of the data set whose column `split` has this value")
+    embed.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="gets the shards")
+    vectors = embed.add_mutually_exclusive_group()
+    vectors.add_argument(
+        "--pooling",
+        choices=("mean", "first"),
+        default="mean",
+        help="one vector for each chain: the mean over its residues, or that of its first token (default: %(default)s)",
+    )
+    vectors.add_argument(
+        "--per_residue", dest="pooling", action="store_const", const=None, help="one vector for each residue"
+    )
+    embed.add_argument("--format", choices=("parquet", "safetensors"), default="parquet", help="default: %(default)s")
+    embed.add_argument("--without_coords", action="store_true", help="withhold all coordinates")
+    embed.add_argument("--chains", nargs="+", metavar="NAME", help="only these chains of each file")
+    embed.add_argument("--min_plddt", type=float, help="residues of predicted structures below it are not observed")
+    embed.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the model")
+    embed.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
+    embed.add_argument("--window", type=int, default=1024, help="longest chain embedded in one piece, in residues")
+    embed.add_argument("--chains_per_shard", type=int, default=1000, help="default: %(default)s")
+    embed.add_argument("--quiet", action="store_true", help="no progress bar")
+    embed.set_defaults(run=_embed)
     return parser
 
 

@@ -80,9 +80,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     """
     source = name_or_path_or_model
     if not isinstance(source, PreTrainedModel):
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != "esm":
-            raise ValueError(f"{source} holds a {kind} model; give an ESM-2 checkpoint.")
+        _check_esm(source)
         source = EsmForMaskedLM.from_pretrained(source)
     if not isinstance(source, (EsmForMaskedLM, EsmModel)):
         raise ValueError(f"{type(source).__name__} cannot be converted; give an EsmForMaskedLM or an EsmModel.")
@@ -126,6 +124,42 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
             torch.nn.init.zeros_(parameter)
     model.to(dtype=source.dtype)  # type: ignore[call-arg]
     return model.eval()
+
+
+def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fields: Any) -> CoordformerForMaskedLM:
+    """Make a new Coordformer behind a frozen ESM-2, the paper's model of section 5.
+
+    Args:
+        name_or_path: Hub name or folder of the ESM-2 checkpoint, whose weights become part of the model.
+        attn_implementation: of both.
+        **fields: of `CoordformerConfig`, for the part that is trained.
+
+    Raises:
+        ValueError: the checkpoint is no ESM-2 or lacks weights, or a field is unusable.
+    """
+    _check_esm(name_or_path)
+    _check_fields(fields)
+    loaded: Any = EsmForMaskedLM.from_pretrained(name_or_path, output_loading_info=True)
+    esm, info = loaded[0].esm, loaded[1]
+    unused = ("lm_head.", "esm.contact_head.")
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unused)):
+        raise ValueError(f"{name_or_path} lacks {', '.join(missing[:3])}; give a whole ESM-2 checkpoint.")
+    # Of the checkpoint's config what is of the model, so that the same checkpoint elsewhere makes an equal config.
+    kept = {name: value for name, value in esm.config.to_dict().items() if name not in _PROVENANCE}
+    config = CoordformerConfig(
+        **{"vocab_size": esm.config.vocab_size, "lm_head": "linear", **fields}, sequence_encoder=EsmConfig(**kept)
+    )
+    model = CoordformerForMaskedLM._from_config(config, attn_implementation=attn_implementation)
+    weights = {name: tensor for name, tensor in esm.state_dict().items() if not name.startswith("contact_head.")}
+    front: Any = model.coordformer.sequence_encoder
+    front.esm.load_state_dict(weights)
+    return model.eval()
+
+
+def _check_esm(name_or_path: str | Path) -> None:
+    kind = AutoConfig.from_pretrained(name_or_path).model_type
+    if kind != "esm":
+        raise ValueError(f"{name_or_path} holds a {kind} model; give an ESM-2 checkpoint.")
 
 
 def _check_fields(overrides: Iterable[str]) -> None:

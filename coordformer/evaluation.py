@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -68,33 +67,23 @@ def draw_rotations(ids: Sequence[str], num_rotations: int, seed: int = 0, dim: i
 
 
 @torch.no_grad()
-def predict_logits(
-    model: PreTrainedModel,
-    batch: Mapping[str, torch.Tensor],
-    window: int,
-    token_budget: int = 8192,
-    rotations: torch.Tensor | None = None,
+def predict_in_windows(
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], window: int, token_budget: int = 8192, *, output: str
 ) -> torch.Tensor:
-    """Logits (batch, length, vocabulary) of a right-padded batch, whatever the length of its chains.
+    """One of a model's outputs for a right-padded batch, whatever the length of its chains.
 
-    A chain of more than `window` residues is predicted in windows that overlap by half, and their logits are averaged.
-    Each window is a chain to the model, with its own `<cls>`, `<eos>` and centre; as many are predicted at once as have
-    `token_budget` tokens, but one in any case.
+    A chain of more than `window` residues is predicted in windows that overlap by half, and what they give for a token
+    is averaged. Each window is a chain to the model, with its own `<cls>`, `<eos>` and centre; as many are predicted at
+    once as have `token_budget` tokens, but one in any case.
 
-    With `rotations` (batch, K, D, D), as of `draw_rotations`, each chain is predicted in K frames, and the logits are
-    the logarithm of the mean of the K probabilities over the vocabulary.
+    Args:
+        output: name of the output, such as `"logits"`, of shape (batch, length, features), which is the result's.
     """
-    if rotations is not None:
-        frames = (
-            predict_logits(model, {**batch, "rotations": frame}, window, token_budget).float().log_softmax(dim=-1)
-            for frame in rotations.split(1, dim=1)
-        )
-        return functools.reduce(torch.logaddexp, frames) - math.log(rotations.shape[1])
     if model.config.position_embedding_type == "absolute":
         window = min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     if max(lengths) - SPECIAL_TOKENS <= window:
-        return model(**batch).logits
+        return getattr(model(**batch), output)
     # Of a chain, not of its tokens: all its windows are turned alike.
     batch = dict(batch)
     turns = batch.pop("rotations", None)
@@ -103,17 +92,38 @@ def predict_logits(
         residues = length - SPECIAL_TOKENS
         inside = min(window, residues)
         tokens = [[0, *range(first + 1, first + 1 + inside), length - 1] for first in window_starts(residues, inside)]
-        total = torch.zeros(max(lengths), 1 + model.config.vocab_size, device=model.device)
-        at_once = max(1, token_budget // (inside + SPECIAL_TOKENS))
-        for index in torch.tensor(tokens, device=model.device).split(at_once):
-            windows = {name: values[row][index] for name, values in batch.items()}
+        index = torch.tensor(tokens, device=model.device)
+        parts = []
+        for some in index.split(max(1, token_budget // (inside + SPECIAL_TOKENS))):
+            windows = {name: values[row][some] for name, values in batch.items()}
             if turns is not None:
-                windows["rotations"] = turns[row].expand(len(index), *turns.shape[1:])
-            logits = model(**windows).logits.float()
-            # One column more counts how many windows a token was in.
-            total.index_put_((index,), nn.functional.pad(logits, (0, 1), value=1.0), accumulate=True)
-        rows.append(total[:, :-1] / total[:, -1:].clamp(min=1))
+                windows["rotations"] = turns[row].expand(len(some), *turns.shape[1:])
+            parts.append(getattr(model(**windows), output).float())
+        values = torch.cat(parts)
+        total = values.new_zeros(max(lengths), values.shape[-1]).index_put_((index,), values, accumulate=True)
+        rows.append(total / index.flatten().bincount(minlength=max(lengths)).clamp(min=1).unsqueeze(1))
     return torch.stack(rows)
+
+
+def predict_logits(
+    model: PreTrainedModel,
+    batch: Mapping[str, torch.Tensor],
+    window: int,
+    token_budget: int = 8192,
+    rotations: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits (batch, length, vocabulary) of a right-padded batch, of long chains as in `predict_in_windows`.
+
+    With `rotations` (batch, K, D, D), as of `draw_rotations`, each chain is predicted in K frames, and the logits are
+    the logarithm of the mean of the K probabilities over the vocabulary.
+    """
+    if rotations is None:
+        return predict_in_windows(model, batch, window, token_budget, output="logits")
+    frames = (
+        predict_logits(model, {**batch, "rotations": frame}, window, token_budget).float().log_softmax(dim=-1)
+        for frame in rotations.split(1, dim=1)
+    )
+    return functools.reduce(torch.logaddexp, frames) - math.log(rotations.shape[1])
 
 
 def masked_batches(

@@ -575,6 +575,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
             key[rows[dim], dim] = strength[head] / 2**0.5 / small
         return start
 
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.sequence_encoder is not None:
+            self.sequence_encoder.eval()
+        return self
+
     def get_input_embeddings(self):
         return (self.sequence_encoder or self.esm).get_input_embeddings()
 

@@ -397,9 +397,7 @@ def assemble(
     shutil.rmtree(output / DATA, ignore_errors=True)
     os.replace(folder, output / DATA)
 
-    lines = ["file\tchain\treason"]
-    lines += ["\t".join(" ".join(str(value).split()) for value in reject) for reject in all_rejects]
-    write_atomically(output / "rejected.tsv", lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_rejects(output / "rejected.tsv", all_rejects)
     sheet = write_datasheet(
         output,
         summary.append_column("split", pa.array(names)),
@@ -415,6 +413,13 @@ def assemble(
     )
     shutil.rmtree(output / READING, ignore_errors=True)
     return sheet
+
+
+def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
+    """Write what was left out, a line for each file or chain, with the reason."""
+    lines = ["file\tchain\treason"]
+    lines += ["\t".join(" ".join(str(value).split()) for value in reject) for reject in rejects]
+    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
 class _ShardWriter:

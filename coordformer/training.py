@@ -28,7 +28,7 @@ from transformers import (
 
 from .batches import ChainBatches, fetch_rows, read_lengths
 from .configuration_coordformer import CoordformerConfig
-from .conversion import from_esm
+from .conversion import behind_esm, from_esm
 from .data_collator import CoordformerDataCollator
 from .evaluation import letter_ids, open_chains
 from .figures import plot_losses, write_log
@@ -51,6 +51,13 @@ class ModelArguments:
 
     init_from: str | None = field(
         default=None, metadata={"help": "Hub name or folder of a Coordformer or ESM-2 checkpoint to start from."}
+    )
+    sequence_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub name or folder of an ESM-2 checkpoint to put in front of a new model, frozen; needs --lm_head "
+            "linear."
+        },
     )
     hidden_size: int = field(default=320, metadata={"help": "Width (of a new model, as all that follows)."})
     num_hidden_layers: int = field(default=6, metadata={"help": "Layers."})
@@ -184,7 +191,7 @@ def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") -> CoordformerForMaskedLM:
-    """A new model, or the one in `init_from` with the coordinate fields of the arguments."""
+    """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given."""
     atoms = arguments.coordinate_atoms
     coordinates = {
         "coordinate_embedding": arguments.coordinate_embedding,
@@ -192,13 +199,19 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
-        of_training = ("init_from", "attn_implementation", "compile_layers")
-        shape = {name: value for name, value in asdict(arguments).items() if name not in of_training}
+        elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers")
+        shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere}
         try:
+            if arguments.sequence_encoder is not None:
+                return behind_esm(arguments.sequence_encoder, attn_implementation, **shape | coordinates)
             config = CoordformerConfig(**shape | coordinates)
         except StrictDataclassError as error:  # no ValueError, and in two lines
             raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
         return CoordformerForMaskedLM._from_config(config, attn_implementation=attn_implementation)
+    if arguments.sequence_encoder is not None:
+        raise ValueError(
+            f"--sequence_encoder is of a new model, but --init_from is {arguments.init_from}; leave one of them out."
+        )
     if AutoConfig.from_pretrained(arguments.init_from).model_type == "esm":
         model = from_esm(arguments.init_from, **coordinates)
         model.set_attn_implementation(attn_implementation)
@@ -362,7 +375,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         names = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "optim",
                  "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay",
                  "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16")  # fmt: skip
-        training = {name: getattr(args, name) for name in names} | {"init_from": model_args.init_from}
+        training = {name: getattr(args, name) for name in names} | {
+            "init_from": model_args.init_from,
+            "sequence_encoder": model_args.sequence_encoder,
+        }
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
         _check_same_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import CHAINS, pad_rows, random_chain
-from safetensors.torch import save_file
+from conftest import CHAINS, make_model, pad_rows, random_chain
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModel,
@@ -21,7 +21,7 @@ from transformers import (
 
 from coordformer import CoordformerForTokenClassification
 from coordformer.cli import main
-from coordformer.conversion import from_esm, from_paper_state_dict, read_state_dict
+from coordformer.conversion import behind_esm, from_esm, from_paper_state_dict, read_state_dict
 from coordformer.dataset import load_rows
 from coordformer.point_clouds import PointCloudAttention, make_structures
 
@@ -113,6 +113,62 @@ def test_bad_input_is_named():
         from_esm(make_esm(), hidden_size=32)
     with pytest.raises(ValueError, match="overrides {'lm_head': 'linear'} do not fit.*lm_head.dense"):
         from_esm(make_esm(), lm_head="linear")
+
+
+# --- a new model behind ESM-2 -----------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize("cls", [EsmForMaskedLM, EsmModel])
+def test_the_esm_in_front_is_the_checkpoint_and_stays_as_it_is(cls, tmp_path):
+    """Its states, no gradient, and no dropout, which its config has; one copy of it is saved, which comes back."""
+    esm = make_esm(cls, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+    esm.save_pretrained(tmp_path / "esm")
+    model = behind_esm(tmp_path / "esm", **SMALL)
+    assert model.config.sequence_encoder.hidden_dropout_prob == 0.3 and model.config.lm_head == "linear"
+    batch = make_batch()
+    real = batch["attention_mask"].bool()
+    expected = esm.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+
+    def check(model):
+        front = model.train().coordformer.sequence_encoder
+        assert not any(module.training for module in front.modules()) and model.coordformer.esm.training
+        states = front(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        assert (states - expected)[real].abs().max() < 1e-6
+        model.zero_grad()
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is None) == (not parameter.requires_grad) == (".sequence_encoder." in name), name
+
+    check(model)
+    model.save_pretrained(tmp_path / "model")
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert len(saved) == len(model.state_dict())
+    assert sum(tensor.numel() for tensor in saved.values()) == sum(t.numel() for t in model.state_dict().values())
+    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
+    theirs = {name: tensor for name, tensor in esm.base_model.state_dict().items() if "encoder.layer" in name}
+    ours = reloaded.coordformer.sequence_encoder.esm.state_dict()
+    assert len(theirs) == 64 and all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    check(reloaded)
+
+
+def test_what_cannot_be_put_in_front_is_named(tmp_path):
+    make_model().save_pretrained(tmp_path / "coordformer")
+    BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "bert")
+    make_esm().save_pretrained(tmp_path / "part")
+    weights = load_file(tmp_path / "part" / "model.safetensors")
+    del weights["esm.encoder.layer.2.output.dense.weight"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    for name, message in (
+        ("coordformer", "coordformer holds a coordformer model; give an ESM-2 checkpoint"),
+        ("bert", "bert holds a bert model; give an ESM-2 checkpoint"),
+        ("part", "part lacks esm.encoder.layer.2.output.dense.weight; give a whole ESM-2 checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            behind_esm(tmp_path / name, **SMALL)
+    with pytest.raises(ValueError, match="colour: no field of CoordformerConfig"):
+        behind_esm(tmp_path / "part", colour="red")
 
 
 # --- the paper's weights: a network of plain torch modules under the published names ----------------------------------

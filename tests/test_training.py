@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CHAINS, make_model
-from transformers import AutoModelForMaskedLM, AutoProcessor, EsmConfig, Trainer, TrainingArguments
+from transformers import AutoModelForMaskedLM, AutoProcessor, EsmConfig, EsmForMaskedLM, Trainer, TrainingArguments
 
 from coordformer import CoordformerProcessor
 from coordformer.batches import ChainBatches
@@ -198,6 +198,64 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(how, request, tmp_p
 
     assert len(losses(whole)) == 12 and losses(killed) == losses(whole)
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def esm(tmp_path_factory):
+    """A small ESM-2 with dropout in its config."""
+    folder = tmp_path_factory.mktemp("esm")
+    config = EsmConfig(
+        vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=48, position_embedding_type="rotary", token_dropout=True, hidden_dropout_prob=0.3,
+    )  # fmt: skip
+    EsmForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_training_behind_a_frozen_esm_goes_on_after_a_kill(preset, esm, tmp_path):
+    """The ESM has neither gradients nor a place in the optimizer, and is at the end what it was."""
+    options = [str(preset), "--sequence_encoder", str(esm), "--lm_head", "linear", "--output_dir"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coordformer", "train", *options, str(killed)],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not is_json(killed / "checkpoint-6" / "trainer_state.json"):
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    for output in (killed, whole):
+        train(*parse_arguments([*options, str(output)]))
+    assert len(losses(whole)) == 12 and losses(killed) == losses(whole)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+    model = AutoModelForMaskedLM.from_pretrained(killed)
+    source = EsmForMaskedLM.from_pretrained(esm).esm.state_dict()
+    frozen = model.coordformer.sequence_encoder.esm.state_dict()
+    assert all(torch.equal(tensor, source[name]) for name, tensor in frozen.items()) and len(frozen) > 32
+    new = build_model(parse_arguments([*options, str(whole)])[0]).state_dict()
+    assert not torch.equal(model.coordformer.connector.weight, new["coordformer.connector.weight"])
+    moments = torch.load(killed / "checkpoint-12" / "optimizer.pt")["state"].values()
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    assert sorted(state["exp_avg"].numel() for state in moments) == sorted(trained)
+    assert sum(trained) == sum(parameter.numel() for parameter in model.parameters()) - sum(
+        parameter.numel() for parameter in model.coordformer.sequence_encoder.parameters()
+    )
+
+
+def test_bad_sequence_encoders_are_named(preset, esm, tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    for options, message in (
+        ([tmp_path / "model", "--lm_head", "linear"], "model holds a coordformer model; give an ESM-2 checkpoint"),
+        ([esm], '`lm_head` must be "linear" and `coordinate_init` "normal", not .esm. and .normal.'),
+        ([esm, "--init_from", tmp_path / "model"], "--sequence_encoder is of a new model, but --init_from is .*model"),
+    ):
+        arguments = [str(preset), "--output_dir", str(tmp_path), "--sequence_encoder", *map(str, options)]
+        with pytest.raises(ValueError, match=message):
+            train(*parse_arguments(arguments))
 
 
 def test_a_stream_trains_as_many_workers_as_there_are(sharded_preset, tmp_path):
