@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -504,11 +505,21 @@ def test_assays_of_both_layouts_give_the_same_results(checkpoint, tmp_path, chai
         variants.read_assays(tmp_path)
 
 
+def test_unusable_assays_are_named(chain):
+    for mutants, measured, message in (
+        (["A1G", "M1A"], [0.0, 1.0], "CRO: Mutant A1G: position 1 of the chain is M, not A"),
+        (["M1G", "M1A"], [1.0, 1.0], "CRO has no two different values of DMS_score"),
+    ):
+        assay = variants.Assay("CRO", "P", "Stability", chain, 100.0, partial(tuple, (mutants, np.array(measured))))
+        with pytest.raises(ValueError, match=message):
+            variants.score_assay(assay, {}, "wild_type_marginal")
+
+
 def test_an_unlike_structure_is_not_compared(checkpoint, chain):
     models = {"checkpoint": variants.load_checkpoint(checkpoint / "linear")}
     mutants = ["M1A", "T6W", "L7G"]  # residues 1 and 2 of Cro are not observed
     for identity, asked, compared in ((100.0, mutants[1:], True), (100.0, mutants, False), (94.0, mutants[1:], False)):
-        load = lambda asked=asked: (asked, np.arange(len(asked), dtype=float))  # noqa: E731
+        load = partial(tuple, (asked, np.arange(len(asked), dtype=float)))
         assay = variants.Assay("CRO", "P", "Stability", chain, identity, load)
         result = variants.score_assay(assay, models, "wild_type_marginal")
         assert ("given" in result["spearman"]) == compared

@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from coordformer.evaluation import coordinates_of, load_checkpoint
 from coordformer.figures import new_figure
 from coordformer.files import write_atomically
-from coordformer.scoring import parse_mutant, read_mutants, score_mutants, spearman
+from coordformer.scoring import METHODS, parse_mutant, read_mutants, score_mutants, spearman
 from coordformer.structure import Chain, read_chains
 
 LEAST_IDENTITY = 95.0  # %, of the structure's chain with the protein of the assay
@@ -130,7 +130,7 @@ def read_proteingym(folder: Path) -> Iterator[Assay]:
         structure = folder / "ProteinGym_AF2_structures" / row["pdb_file"]
         coords, identity = None, None
         if structure.is_file():
-            (model,) = read_chains(structure)
+            model = read_chains(structure)[0]
             first = int(row["pdb_range"].split("-")[0]) - 1
             covered = sequence[first : first + len(model)]
             if len(covered) < len(model):
@@ -184,10 +184,13 @@ def score_assay(
     """
     start = time.monotonic()
     mutants, measured = assay.load()
-    if measured is None:
-        raise ValueError(f"{assay.name} has no column DMS_score.")
+    if measured is None or len(np.unique(measured[~np.isnan(measured)])) < 2:
+        raise ValueError(f"{assay.name} has no two different values of DMS_score; leave it out.")
     sequence = assay.chain.sequence
-    substitutions = [parse_mutant(mutant, sequence) for mutant in mutants]
+    try:
+        substitutions = [parse_mutant(mutant, sequence) for mutant in mutants]
+    except ValueError as error:
+        raise ValueError(f"{assay.name}: {error}") from error
     substituted = np.unique([index for each in substitutions for index, _ in each])
     coverage = float(assay.chain.observed[substituted, 0].mean())
     # The signs are those of a higher fitness.
@@ -228,7 +231,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     """A checksum of a model's weights: folders of different models often have the same name."""
     value = 0
     for tensor in model.state_dict().values():
-        value = zlib.crc32(tensor.cpu().contiguous().view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.cpu().flatten().view(torch.uint8).numpy(), value)
     return f"{value:08x}"
 
 
@@ -442,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="a model with coordinates")
     parser.add_argument("--baseline", metavar="CHECKPOINT", help="a model without coordinates to compare with")
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="ProteinGym's, or of Parquet files")
-    parser.add_argument("--method", default="masked_marginal", help="as of coordformer score (default: %(default)s)")
+    parser.add_argument("--method", choices=METHODS, default="masked_marginal", help="default: %(default)s")
     parser.add_argument("--max_length", type=int, help="only proteins of up to this many residues")
     parser.add_argument("--quick", action="store_true", help="two assays of each selection type, of short proteins")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -505,4 +508,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
