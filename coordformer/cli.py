@@ -1,4 +1,4 @@
-"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention, embed."""
+"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention, embed, score."""
 
 import argparse
 import json
@@ -186,6 +186,48 @@ def _embed(arguments: argparse.Namespace) -> None:
     if counts["rejected"]:
         left_out = "1 file or chain was" if counts["rejected"] == 1 else f"{counts['rejected']} files or chains were"
         print(f"coordformer: {left_out} left out; {arguments.output}/rejected.tsv says why", file=sys.stderr)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from .evaluation import load_checkpoint
+    from .scoring import plot_scan, read_mutants, scan_chain, score_mutants, spearman, write_scan, write_scores
+    from .structure import read_proteins
+
+    given, measured = arguments.mutants, None
+    if given is not None and len(given) == 1 and given[0].lower().endswith(".csv"):
+        given, measured = read_mutants(given[0])
+    model, processor = load_checkpoint(arguments.checkpoint, arguments.dtype)
+    chains = read_proteins(arguments.protein, processor.coordinate_atoms, arguments.min_plddt, arguments.chains)
+    if len(chains) != 1:
+        names = ", ".join(chain.id for chain in chains)
+        raise ValueError(f"{arguments.protein} has the chains {names or '(none)'}; choose one with --chains.")
+    chain = chains[0]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {
+        "without_coords": arguments.without_coords,
+        "window": arguments.window,
+        "token_budget": arguments.token_budget,
+        "progress": not arguments.quiet,
+    }
+    summary: dict[str, Any] = {
+        "chain": chain.id,
+        "residues": len(chain),
+        "observed": 0 if arguments.without_coords else int(chain.observed.any(axis=1).sum()),
+        "method": arguments.method,
+    }
+    if arguments.scan:
+        table = scan_chain(model, processor, chain, arguments.method, **options)
+        write_scan(arguments.output / "scan.csv", table, chain.sequence, arguments.first)
+        title = f"{chain.id}, {arguments.method.replace('_', ' ')}"
+        plot_scan(arguments.output / "scan.png", table, chain.sequence, arguments.first, title)
+    else:
+        scores = score_mutants(model, processor, chain, given, arguments.method, first=arguments.first, **options)
+        write_scores(arguments.output / "scores.csv", given, scores, measured)
+        summary["mutants"] = len(given)
+        if measured is not None:
+            correlation = spearman(scores, measured)
+            summary["spearman"] = correlation if correlation == correlation else None  # NaN is no JSON
+    print(json.dumps(summary))
 
 
 def _train(options: Sequence[str]) -> None:
@@ -383,6 +425,37 @@ def build_parser() -> argparse.ArgumentParser:
     embed.add_argument("--chains_per_shard", type=int, default=1000, help="default: %(default)s")
     embed.add_argument("--quiet", action="store_true", help="no progress bar")
     embed.set_defaults(run=_embed)
+
+    score = verbs.add_parser(
+        "score",
+        help="effects of substitutions in a protein",
+        description="Log-likelihood ratios of mutants and wild type: scores.csv of given mutants (with Spearman's "
+        "correlation where the file has DMS_score), or scan.csv and scan.png of all substitutions.",
+    )
+    score.add_argument("checkpoint", help="folder or Hub name")
+    score.add_argument("protein", metavar="PROTEIN", help="structure file (mmCIF, PDB), or FASTA file")
+    score.add_argument("--chains", nargs="+", metavar="CHAIN", help="the chain to score, where the file has several")
+    asked = score.add_mutually_exclusive_group(required=True)
+    asked.add_argument(
+        "--mutants", nargs="+", metavar="MUTANT", help="such as A24G or A24G:T30S, or FILE.csv with the column mutant"
+    )
+    asked.add_argument("--scan", action="store_true", help="all substitutions of one residue")
+    score.add_argument(
+        "--method",
+        choices=("wild_type_marginal", "masked_marginal", "pseudo_likelihood"),
+        default="masked_marginal",
+        help="one pass for the chain, for each substituted residue, or for each residue of each mutant "
+        "(default: %(default)s)",
+    )
+    score.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="gets scores.csv, or the scan")
+    score.add_argument("--first", type=int, default=1, help="position of the chain's first residue in the mutants")
+    score.add_argument("--without_coords", action="store_true", help="withhold all coordinates")
+    score.add_argument("--min_plddt", type=float, help="residues of predicted structures below it are not observed")
+    score.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    score.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
+    score.add_argument("--window", type=int, default=1024, help="residues read around each of a longer chain")
+    score.add_argument("--quiet", action="store_true", help="no progress bar")
+    score.set_defaults(run=_score)
     return parser
 
 

@@ -44,6 +44,13 @@ def window_starts(length: int, window: int) -> list[int]:
     return [*range(0, max(length - window, 0), max(window // 2, 1)), max(length - window, 0)]
 
 
+def longest_window(model: PreTrainedModel, window: int) -> int:
+    """Residues of a window of at most `window` that the model has positions for."""
+    if model.config.position_embedding_type != "absolute":
+        return window
+    return min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
+
+
 def chain_generator(name: str, *numbers: int) -> np.random.Generator:
     """Random numbers that are a function of a chain's id and of `numbers` alone."""
     return np.random.default_rng([zlib.crc32(name.encode()), *numbers])
@@ -79,8 +86,7 @@ def predict_in_windows(
     Args:
         output: name of the output, such as `"logits"`, of shape (batch, length, features), which is the result's.
     """
-    if model.config.position_embedding_type == "absolute":
-        window = min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
+    window = longest_window(model, window)
     lengths = batch["attention_mask"].sum(dim=1).tolist()
     if max(lengths) - SPECIAL_TOKENS <= window:
         return getattr(model(**batch), output)
