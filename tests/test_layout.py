@@ -22,7 +22,7 @@ FLOORS = [
     {"data_collator", "batches", "metrics", "point_clouds"},
     {"bundle", "dataset"},
     {"preparation", "conversion", "evaluation"},
-    {"training", "invariance", "attention_analysis"},
+    {"training", "invariance", "attention_analysis", "function"},
     {"cli"},
     {"__init__", "__main__"},
 ]
