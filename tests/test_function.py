@@ -446,7 +446,7 @@ def test_tuned_classifiers_learn_and_are_saved(files, task, tmp_path, tune):
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), start[name])]
     whole = sum(parameter.numel() for parameter in model.parameters())
     if tune == "full":
-        assert "coordformer.coordinate_embedding.weight" in changed or len(changed) > len(start) / 2
+        assert len(changed) > len(start) / 2
         assert record["trained_parameters"] == whole
     else:
         assert all("query" in name or "value" in name or name.startswith("classifier") for name in changed)
