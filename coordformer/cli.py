@@ -1,4 +1,4 @@
-"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention, embed, score."""
+"""The `coordformer` command: a verb for each step, from structure files to predictions."""
 
 import argparse
 import json
@@ -230,6 +230,39 @@ def _score(arguments: argparse.Namespace) -> None:
     print(json.dumps(summary))
 
 
+def _annotate(arguments: argparse.Namespace) -> None:
+    from .files import write_atomically
+    from .function import annotate
+
+    if arguments.output:
+        if arguments.output.suffix not in (".tsv", ".json") or arguments.output.is_dir():
+            raise ValueError(f"--output is {arguments.output}; give the name of a file that ends in .tsv or .json.")
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    found = annotate(
+        arguments.checkpoint,
+        arguments.protein,
+        chain_ids=arguments.chains,
+        min_plddt=arguments.min_plddt,
+        top=arguments.top,
+        threshold=arguments.threshold,
+        without_coords=arguments.without_coords,
+        dtype=arguments.dtype,
+        token_budget=arguments.token_budget,
+        window=arguments.window,
+    )
+    lines = ["chain\tterm\tname\tprobability"]
+    for chain, terms in found.items():
+        lines += [f"{chain}\t{each['term']}\t{each['name']}\t{each['probability']:.4f}" for each in terms]
+        if not terms:
+            print(f"coordformer: {chain} has no term of probability {arguments.threshold} or more", file=sys.stderr)
+    text = "\n".join(lines)
+    print(text)
+    if arguments.output:
+        if arguments.output.suffix == ".json":
+            text = json.dumps(found, indent=2)
+        write_atomically(arguments.output, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
 def _train(options: Sequence[str]) -> None:
     import torch.distributed as dist
     from accelerate import PartialState
@@ -456,6 +489,24 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--window", type=int, default=1024, help="residues read around each of a longer chain")
     score.add_argument("--quiet", action="store_true", help="no progress bar")
     score.set_defaults(run=_score)
+
+    annotate = verbs.add_parser(
+        "annotate",
+        help="what a protein does: GO terms or EC numbers by a fine-tuned checkpoint",
+        description="Terms of the chains of a structure or FASTA file, the most probable first, as tab-separated text.",
+    )
+    annotate.add_argument("checkpoint", help="folder or Hub name, of a classifier such as examples/function trains")
+    annotate.add_argument("protein", metavar="PROTEIN", help="structure file (mmCIF, PDB) or FASTA file")
+    annotate.add_argument("--chains", nargs="+", metavar="CHAIN", help="only these chains of the file")
+    annotate.add_argument("--min_plddt", type=float, help="residues of predicted structures below it are not observed")
+    annotate.add_argument("--top", type=int, default=10, help="terms of a chain at most (default: %(default)s)")
+    annotate.add_argument("--threshold", type=float, default=0.1, help="least probability (default: %(default)s)")
+    annotate.add_argument("--without_coords", action="store_true", help="withhold all coordinates")
+    annotate.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    annotate.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
+    annotate.add_argument("--window", type=int, default=1024, help="longest chain predicted in one piece, in residues")
+    annotate.add_argument("--output", type=Path, metavar="FILE.tsv|FILE.json", help="write the terms here, too")
+    annotate.set_defaults(run=_annotate)
     return parser
 
 

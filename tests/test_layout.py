@@ -22,7 +22,7 @@ FLOORS = [
     {"data_collator", "batches", "metrics", "point_clouds"},
     {"bundle", "dataset"},
     {"preparation", "conversion", "evaluation"},
-    {"training", "invariance", "attention_analysis", "embedding", "scoring"},
+    {"training", "invariance", "attention_analysis", "embedding", "function", "scoring"},
     {"cli"},
     {"__init__", "__main__"},
 ]

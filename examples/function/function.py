@@ -1,0 +1,522 @@
+"""What does a protein do? Fine-tuning on DeepFRI's tasks, with and without coordinates (paper, section 4).
+
+    python examples/function/function.py --data CHAINS.parquet --annotations nrPDB-EC_2020.04_annot.tsv \
+        --splits nrPDB-EC_2020.04_train.txt nrPDB-EC_2020.04_valid.txt nrPDB-EC_2020.04_test.txt \
+        --checkpoint demo_output/with_coordinates --baseline demo_output/without_coordinates --tune full frozen lora
+
+Each way of tuning predicts all terms of a chain at once: `full` changes every weight, `lora` (pip install
+"coordformer[lora]") a few beside those of the attention, `frozen` only an MLP on the mean of a chain's embeddings. Of
+the epochs the one with the best micro AUPR on the validation chains is kept. Run it again after a stop: it goes on
+where it was.
+
+OUTPUT gets a folder per run, with its predictions for the test chains and, but for `frozen`, the classifier that
+`coordformer annotate` reads; --results gets report.md, results.csv, results.json and terms.csv.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from scipy.special import expit
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from coordformer import CoordformerForSequenceClassification, CoordformerProcessor
+from coordformer.batches import ChainBatches, fetch_rows, read_lengths
+from coordformer.data_collator import CoordformerDataCollator
+from coordformer.dataset import load_rows
+from coordformer.evaluation import load_checkpoint
+from coordformer.files import write_atomically
+from coordformer.function import (
+    FunctionCollator,
+    label_matrix,
+    log_odds,
+    match_chains,
+    micro_aupr,
+    micro_fmax,
+    predict_probabilities,
+    protein_centric_fmax,
+    read_annotations,
+    read_split,
+    score_terms,
+    window_batches,
+)
+from coordformer.training import last_whole_checkpoint
+
+LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's
+QUICK_CHAINS, QUICK_LENGTH = 1000, 200  # to train on at most; residues
+MAX_LENGTH = 1024  # residues to which longer chains are cropped in training
+SPLITS = ("train", "valid", "test")
+MEASURES = {"micro AUPR": micro_aupr, "protein-centric Fmax": protein_centric_fmax, "micro Fmax": micro_fmax}
+MODELS = ("without coordinates", "with coordinates")
+FREQUENCIES = "term frequencies"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The task
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """Chains of a data set that DeepFRI's lists name, and what they do.
+
+    `rows` and `labels` (chains, terms) by split, `annotations` (indices of terms) by the id of a row, `left_out` the
+    numbers of listed chains that the data do not have, or that have no term.
+    """
+
+    terms: list[str]
+    names: list[str]
+    rows: dict[str, Any]
+    labels: dict[str, np.ndarray]
+    annotations: dict[str, np.ndarray]
+    left_out: dict[str, dict[str, int]]
+
+
+def load_task(data: Path, annotations: Path, splits: Sequence[Path], ontology: str, quick: bool = False) -> Task:
+    """Read the files; a row that several lists name, as itself or by its sequence, is in the last of them alone."""
+    terms, names, terms_of = read_annotations(annotations, ontology)
+    rows = load_rows(data)
+    lengths = read_lengths(rows)
+    task = Task(terms, names, {}, {}, {}, {})
+    taken: set[int] = set()
+    for split, path in reversed(list(zip(SPLITS, splits, strict=True))):
+        listed = read_split(path)
+        found = {number: name for number, name in match_chains(rows, listed).items() if number not in taken}
+        taken |= set(found)
+        known = {number: terms_of[name] for number, name in found.items() if len(terms_of.get(name, ()))}
+        task.left_out[split] = {"not in the data": len(listed) - len(found), "no term": len(found) - len(known)}
+        if quick:
+            short = [number for number in known if lengths[number] <= QUICK_LENGTH]
+            known = {number: known[number] for number in short[:QUICK_CHAINS]}
+        if not known:
+            raise ValueError(f"{data} has no chain of {path} with a term of {annotations}; give data with their ids.")
+        task.rows[split] = rows.select(list(known))
+        task.labels[split] = label_matrix(list(known.values()), len(terms))
+        task.annotations |= dict(zip(task.rows[split]["id"][:], known.values(), strict=True))
+    return task
+
+
+def seen_in(pretrained_on: Path, rows: Any) -> np.ndarray:
+    """Which rows were in the split `train` of a data set, by id, alias or sequence: (rows,) bool."""
+    before = load_rows(pretrained_on, "train")
+    seen = np.isin(rows["sequence"][:], before["sequence"][:])
+    seen[list(match_chains(rows, before["id"][:]))] = True
+    return seen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class PooledClassifier(nn.Module):
+    """An MLP on the mean of a chain's embeddings (paper, section 4a): `embedding` (chains, width).
+
+    1,024 wide, with one residual block, LayerNorm and dropout; the order of these and the activation are ours.
+    """
+
+    def __init__(self, width: int, num_terms: int):
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(width, 1024), nn.GELU(), nn.Dropout(0.1))
+        self.block = nn.Sequential(nn.LayerNorm(1024), nn.Linear(1024, 1024), nn.GELU(), nn.Dropout(0.1))
+        self.out = nn.Sequential(nn.LayerNorm(1024), nn.Linear(1024, num_terms))
+
+    def forward(self, embedding: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        hidden = self.project(embedding)
+        logits = self.out(hidden + self.block(hidden))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
+
+
+@torch.no_grad()
+def mean_embeddings(model: PreTrainedModel, processor: CoordformerProcessor, chains: Sequence[Any]) -> torch.Tensor:
+    """The mean of the last layer over the residues of each chain, (chains, width), float32."""
+    model.eval()
+    total = torch.zeros(len(chains), model.config.hidden_size)
+    residues = torch.zeros(len(chains), 1)
+    for numbers, batch in window_batches(model, processor, chains):
+        hidden = model.base_model(**batch).last_hidden_state.float().cpu()
+        inside = batch["attention_mask"].cpu().clone()
+        inside[torch.arange(len(inside)), inside.sum(dim=1) - 1] = 0  # <eos>
+        inside[:, 0] = 0  # <cls>
+        total.index_add_(0, torch.from_numpy(numbers), (hidden * inside.unsqueeze(2)).sum(dim=1))
+        residues.index_add_(0, torch.from_numpy(numbers), inside.sum(dim=1, keepdim=True).float())
+    return total / residues
+
+
+def new_classifier(checkpoint: Path, task: Task) -> CoordformerForSequenceClassification:
+    """The encoder of a checkpoint with a new head, on the first token of a chain (paper, section 4b)."""
+    labels = [f"{term} {name}".strip() for term, name in zip(task.terms, task.names, strict=True)]
+    model = CoordformerForSequenceClassification.from_pretrained(
+        checkpoint,
+        problem_type="multi_label_classification",
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+    )
+    with torch.no_grad():
+        model.classifier.out_proj.bias.copy_(log_odds(task.labels["train"]))
+    return model
+
+
+def add_lora(model: CoordformerForSequenceClassification) -> Any:
+    """Low-rank changes of queries and values (Hu et al. 2021) and the new head are trained, all else is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"], modules_to_save=["classifier"])
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    model: nn.Module, train: Any, valid: Any, collator: Callable | None, folder: Path, batch_size: int, **options: Any
+) -> dict[str, Any]:
+    """Train, or go on after a stop, and leave the model as it was after the epoch with the best micro AUPR on `valid`.
+
+    Returns `trained_parameters`, `best_epoch` and `valid_micro_aupr` of each epoch.
+    """
+    arguments = TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        lr_scheduler_type="constant",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="no",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="micro_aupr",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to=[],
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        data_collator=collator,
+        train_dataset=train,
+        eval_dataset=valid,
+        compute_metrics=lambda prediction: score_terms(expit(prediction.predictions), prediction.label_ids),
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    scores = {each["epoch"]: each["eval_micro_aupr"] for each in trainer.state.log_history if "eval_micro_aupr" in each}
+    return {
+        "trained_parameters": trainer.get_num_trainable_parameters(),
+        "best_epoch": max(scores, key=lambda epoch: scores[epoch]),
+        "valid_micro_aupr": list(scores.values()),
+    }
+
+
+def tune_classifier(
+    task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, **options: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Tune a whole model, or by LoRA, and save it in `folder`; the adapter of LoRA alone in `folder/adapter`.
+
+    Returns probabilities of the test chains, and what `fit` returns.
+    """
+    processor = CoordformerProcessor.from_pretrained(checkpoint)
+    model: Any = new_classifier(checkpoint, task)
+    chains = CoordformerDataCollator(
+        processor.tokenizer,
+        atoms=model.config.coordinate_atoms,
+        mlm_probability=0,
+        max_length=MAX_LENGTH,
+        seed=options["seed"],
+    )
+    train, valid = (
+        ChainBatches(
+            task.rows[split],
+            token_budget,
+            packing=False,
+            max_length=MAX_LENGTH,
+            seed=options["seed"],
+            augment=split == "train",
+        )
+        for split in ("train", "valid")
+    )
+    if tune == "lora":
+        model = add_lora(model)
+    collator = FunctionCollator(chains, task.annotations, len(task.terms))
+    record = fit(model, train, valid, collator, folder, batch_size=1, **options)  # of `ChainBatches`
+    if tune == "lora":
+        model.save_pretrained(folder / "adapter")
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    rows = task.rows["test"]
+    return predict_probabilities(model, processor, fetch_rows(rows, range(len(rows)))), record
+
+
+def tune_frozen(task: Task, checkpoint: Path, folder: Path, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Embed all chains once and train an MLP on that; returns what `tune_classifier` does."""
+    encoder, processor = load_checkpoint(checkpoint, any_head=True)
+    model = PooledClassifier(encoder.config.hidden_size, len(task.terms))
+    with torch.no_grad():
+        model.out[-1].bias.copy_(log_odds(task.labels["train"]))
+    items = {}
+    for split, rows in task.rows.items():
+        embeddings = mean_embeddings(encoder, processor, fetch_rows(rows, range(len(rows))))
+        pairs = zip(embeddings, torch.from_numpy(task.labels[split]), strict=True)
+        items[split] = [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
+    record = fit(model, items["train"], items["valid"], None, folder, batch_size=32, **options)
+    model.cpu().eval()
+    with torch.no_grad():
+        logits = model(torch.stack([item["embedding"] for item in items["test"]]))["logits"]
+    return logits.sigmoid().numpy(), record
+
+
+def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) -> None:
+    """Tune and predict the test chains, unless it was done before: `predictions.npz` and `run.json`."""
+    path = folder / "run.json"
+    before = json.loads(path.read_text())["settings"] if path.exists() else settings
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
+        raise ValueError(f"{folder} holds a run with another {', '.join(changed)}; choose another --output.")
+    if (folder / "predictions.npz").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"settings": settings}, indent=2) + "\n")
+    start = time.monotonic()
+    options = {name: settings[name] for name in ("num_train_epochs", "learning_rate", "seed")}
+    transformers.set_seed(options["seed"])
+    if settings["tune"] == "frozen":
+        probabilities, record = tune_frozen(task, checkpoint, folder, **options)
+    else:
+        probabilities, record = tune_classifier(
+            task, checkpoint, settings["tune"], folder, settings["token_budget"], **options
+        )
+    record = {"settings": settings, **record, "seconds": round(time.monotonic() - start)}
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_atomically(folder / "predictions.npz", lambda temporary: _save(temporary, probabilities, task))
+    print(f"{folder.name}: {record['seconds']} s", flush=True)
+
+
+def _save(path: Path, probabilities: np.ndarray, task: Task) -> None:
+    with open(path, "wb") as file:  # numpy would add .npz to a name
+        np.savez_compressed(file, probabilities=probabilities, ids=np.array(task.rows["test"]["id"][:]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def difference_interval(
+    first: np.ndarray, second: np.ndarray, labels: np.ndarray, measure: Callable, samples: int = 500
+) -> list[float]:
+    """95 % interval of by how much the second model scores above the first, on chains drawn with replacement.
+
+    `first` and `second` are probabilities (seeds, chains, terms) for the same chains; the scores of seeds are averaged.
+    """
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(samples):
+        drawn = rng.integers(len(labels), size=len(labels))
+        means = [np.mean([measure(seed[drawn], labels[drawn]) for seed in model]) for model in (first, second)]
+        differences.append(means[1] - means[0])
+    return np.percentile(differences, [2.5, 97.5]).tolist()
+
+
+def score_runs(
+    predictions: Mapping[tuple[str, str], np.ndarray],
+    labels: np.ndarray,
+    frequencies: np.ndarray,
+    sets: Mapping[str, np.ndarray],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Scores of each run, and differences between the two models.
+
+    Args:
+        predictions: probabilities (seeds, chains, terms) by way of tuning and model.
+        labels: (chains, terms).
+        frequencies: share of the training chains that have each term, (terms,): a guess to compare with.
+        sets: which chains belong to each set, (chains,) bool.
+    """
+    scores, differences = [], []
+    for name, chosen in sets.items():
+        truth = labels[chosen]
+        guess = np.tile(frequencies, (len(truth), 1))
+        count = {"test_chains": name, "chains": len(truth), "positives": int(truth.sum())}
+        scores.append({"tune": "", "model": FREQUENCIES, "seed": "", **count, **score_terms(guess, truth)})
+        for (tune, model), probabilities in predictions.items():
+            for seed, one in enumerate(probabilities):
+                scores.append({"tune": tune, "model": model, "seed": seed, **count, **score_terms(one[chosen], truth)})
+        for tune in dict.fromkeys(tune for tune, _ in predictions):
+            pair = [predictions[tune, model][:, chosen] for model in MODELS if (tune, model) in predictions]
+            for measure in MEASURES.values() if len(pair) == 2 else ():
+                low, high = difference_interval(*pair, truth, measure)
+                row = {"tune": tune, "test_chains": name, "measure": measure.__name__, "low": low, "high": high}
+                differences.append(row)
+    return scores, differences
+
+
+def describe(scores: Sequence[dict], differences: Sequence[dict], about: dict[str, Any]) -> str:
+    """The report, in Markdown."""
+    head = ["tuned", "test chains", "score", FREQUENCIES, *MODELS, "difference"]
+    lines = ["# Protein function", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for tune in about["tune"]:
+        for name in dict.fromkeys(row["test_chains"] for row in scores):
+            for title, measure in ((title, measure.__name__) for title, measure in MEASURES.items()):
+                of_set = [row for row in scores if row["test_chains"] == name]
+                values = {
+                    model: [row[measure] for row in of_set if row["model"] == model and row["tune"] in ("", tune)]
+                    for model in (FREQUENCIES, *MODELS)
+                }
+                cells = [tune, f"{name} ({of_set[0]['chains']})", title]
+                for each in values.values():
+                    several = f" ({min(each):.3f} to {max(each):.3f})" if len(each) > 1 else ""
+                    cells.append(f"{np.mean(each):.3f}{several}" if each else "")
+                for row in differences:
+                    if (row["tune"], row["test_chains"], row["measure"]) == (tune, name, measure):
+                        without, with_coordinates = (np.mean(values[model]) for model in MODELS)
+                        gain = with_coordinates - without
+                        cells.append(f"{gain:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})")
+                lines.append(f"| {' | '.join(cells)} |")
+    packages = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
+    chains = ", ".join(f"{count:,} {split}" for split, count in about["chains"].items())
+    left_out = "; ".join(
+        f"{split}: " + ", ".join(f"{count:,} {why}" for why, count in counts.items())
+        for split, counts in about["left_out"].items()
+    )
+    lines += [
+        "",
+        f"Means over {about['seeds']} seed(s) of tuning (with several, from the lowest to the highest); differences "
+        "with 95 % intervals of a bootstrap over the test chains, the same ones for both models.",
+        "",
+        f"- Chains: {chains}. Of the chains of the lists left out: {left_out}.",
+        f"- Terms: {about['terms']:,}, of which {about['terms_without_training_chain']:,} have no training chain and "
+        f"cannot be learned; their {about['positives_without_training_chain']:,} positives among the test chains count "
+        "like those of any other term.",
+        f"- `{about['command']}`, {about['seconds'] / 60:.1f} minutes of tuning and predicting on {about['machine']}; "
+        f"{packages}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _without_folder(option: str) -> str:
+    """Where a file lies on this machine tells nobody anything."""
+    return Path(option).name if Path(option).is_absolute() else option
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_results(task: Task, arguments: argparse.Namespace, folders: Mapping[tuple[str, str], Sequence[Path]]) -> None:
+    """Score what was predicted; `folders` has those of the seeds by way of tuning and model."""
+    ids = task.rows["test"]["id"][:]
+    predictions, records = {}, {}
+    for key, seeds in folders.items():
+        files = [np.load(folder / "predictions.npz") for folder in seeds]
+        assert all(file["ids"].tolist() == list(ids) for file in files)
+        predictions[key] = np.stack([file["probabilities"] for file in files])
+        records |= {folder.name: json.loads((folder / "run.json").read_text()) for folder in seeds}
+    sets = {"all": np.ones(len(ids), dtype=bool)}
+    if arguments.pretrained_on is not None:
+        seen = seen_in(arguments.pretrained_on, task.rows["test"])
+        sets |= {"seen in pretraining": seen, "not seen": ~seen}
+    labels = task.labels["test"]
+    scores, differences = score_runs(
+        predictions,
+        labels,
+        task.labels["train"].mean(axis=0),
+        {name: chosen for name, chosen in sets.items() if labels[chosen].any()},
+    )
+    never = ~task.labels["train"].any(axis=0)
+    about = {
+        "command": " ".join(
+            ["python examples/function/function.py", *(_without_folder(each) for each in sys.argv[1:])]
+        ),
+        "tune": arguments.tune,
+        "seeds": arguments.seeds,
+        "chains": {split: len(rows) for split, rows in task.rows.items()},
+        "left_out": task.left_out,
+        "terms": len(task.terms),
+        "terms_without_training_chain": int(never.sum()),
+        "positives_without_training_chain": int(labels[:, never].sum()),
+        "seconds": sum(record["seconds"] for record in records.values()),
+        "machine": f"{os.cpu_count()} cores of {platform.machine()}",
+        "versions": {package: version(package) for package in ("coordformer", "torch", "transformers")},
+    }
+    results = arguments.results or arguments.output
+    results.mkdir(parents=True, exist_ok=True)
+    write_csv(results / "results.csv", scores)
+    positives = {split: task.labels[split].sum(axis=0).astype(int).tolist() for split in SPLITS}
+    columns = zip(task.terms, task.names, *positives.values(), strict=True)
+    write_csv(results / "terms.csv", [dict(zip(("term", "name", *SPLITS), row, strict=True)) for row in columns])
+    summary = {**about, "differences": differences, "runs": records}
+    (results / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
+    report = describe(scores, differences, about)
+    (results / "report.md").write_text(report)
+    print(report)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="CHAINS.parquet", help="or a folder of them")
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE.tsv", help="of DeepFRI, EC or GO")
+    parser.add_argument("--splits", nargs=3, type=Path, required=True, metavar=("TRAIN", "VALID", "TEST"))
+    parser.add_argument("--ontology", default="molecular_function", help="of GO terms (default: %(default)s)")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FOLDER", help="pretrained with coordinates")
+    parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="pretrained without coordinates")
+    parser.add_argument("--pretrained_on", type=Path, metavar="CHAINS.parquet", help="both have seen its split train")
+    parser.add_argument("--tune", nargs="+", choices=LEARNING_RATES, default=["full"], help="default: full")
+    parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--learning_rate", type=float, help="default: 3e-5 for full, 1e-3 for frozen and lora")
+    parser.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each kind (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="fewer chains, of at most 200 residues")
+    parser.add_argument("--output", type=Path, default=Path("runs/function"), metavar="FOLDER")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="default: OUTPUT")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()  # that the head is new is meant
+    transformers.logging.disable_progress_bar()
+    task = load_task(arguments.data, arguments.annotations, arguments.splits, arguments.ontology, arguments.quick)
+    checkpoints = {"with coordinates": arguments.checkpoint}
+    if arguments.baseline is not None:
+        checkpoints["without coordinates"] = arguments.baseline
+    folders: dict[tuple[str, str], list[Path]] = {}
+    for tune in arguments.tune:
+        for model, checkpoint in checkpoints.items():
+            for seed in range(arguments.seeds):
+                folder = arguments.output / f"{tune}_{model.replace(' ', '_')}_{seed}"
+                settings = {
+                    "tune": tune,
+                    "checkpoint": checkpoint.name,
+                    "num_train_epochs": arguments.epochs,
+                    "learning_rate": arguments.learning_rate or LEARNING_RATES[tune],
+                    "token_budget": arguments.token_budget,
+                    "seed": seed,
+                    "chains": {split: len(rows) for split, rows in task.rows.items()},
+                    "terms": len(task.terms),
+                }
+                run(task, checkpoint, folder, settings)
+                folders.setdefault((tune, model), []).append(folder)
+    write_results(task, arguments, folders)
+
+
+if __name__ == "__main__":
+    main()
