@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .data_collator import CoordformerDataCollator
-from .evaluation import load_checkpoint, window_starts
+from .evaluation import load_checkpoint, longest_window, window_starts
 from .modeling_coordformer import IGNORED_LABEL, CoordformerForSequenceClassification
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
 from .structure import Chain, read_proteins
@@ -321,8 +321,7 @@ def window_batches(
         if value < least:
             raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
     config = model.config
-    if config.position_embedding_type == "absolute":
-        window = min(window, config.max_position_embeddings - config.pad_token_id - 1 - SPECIAL_TOKENS)
+    window = longest_window(model, window)
     pieces = []
     for number, chain in enumerate(chains):
         sequence, coords = chain_arrays(chain, config.coordinate_atoms, config.coordinate_dim)

@@ -473,17 +473,6 @@ def test_lora_leaves_the_weights_and_reloads_from_its_adapter(files, task, tmp_p
         assert torch.equal(reloaded.eval()(**batch).logits, model(**batch).logits)
 
 
-def test_frozen_embeddings_are_means_over_residues(files):
-    model, processor = load_checkpoint(files / "linear")
-    chains = fetch_rows(load_rows(files / "chains.parquet"), range(3))
-    found = example.mean_embeddings(model, processor, chains)
-    for chain, row in zip(chains, found, strict=True):
-        batch = processor(chains=chain).to(model.device)
-        with torch.no_grad():
-            hidden = model.coordformer(**batch).last_hidden_state[0, 1:-1].cpu()
-        torch.testing.assert_close(row, hidden.mean(dim=0), atol=1e-5, rtol=1e-5)
-
-
 def test_the_example_runs_reports_and_goes_on(files, tmp_path, monkeypatch, capsys):
     options = ["--data", files / "chains.parquet", "--annotations", files / "annot.tsv"]
     options += ["--splits", *(files / f"{split}.txt" for split in example.SPLITS), "--checkpoint", files / "linear"]

@@ -31,12 +31,13 @@ import torch
 import transformers
 from scipy.special import expit
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from coordformer import CoordformerForSequenceClassification, CoordformerProcessor
 from coordformer.batches import ChainBatches, fetch_rows, read_lengths
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
+from coordformer.embedding import embed_chains
 from coordformer.evaluation import load_checkpoint
 from coordformer.files import write_atomically
 from coordformer.function import (
@@ -51,7 +52,6 @@ from coordformer.function import (
     read_annotations,
     read_split,
     score_terms,
-    window_batches,
 )
 from coordformer.training import last_whole_checkpoint
 
@@ -140,22 +140,6 @@ class PooledClassifier(nn.Module):
         if labels is None:
             return {"logits": logits}
         return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
-
-
-@torch.no_grad()
-def mean_embeddings(model: PreTrainedModel, processor: CoordformerProcessor, chains: Sequence[Any]) -> torch.Tensor:
-    """The mean of the last layer over the residues of each chain, (chains, width), float32."""
-    model.eval()
-    total = torch.zeros(len(chains), model.config.hidden_size)
-    residues = torch.zeros(len(chains), 1)
-    for numbers, batch in window_batches(model, processor, chains):
-        hidden = model.base_model(**batch).last_hidden_state.float().cpu()
-        inside = batch["attention_mask"].cpu().clone()
-        inside[torch.arange(len(inside)), inside.sum(dim=1) - 1] = 0  # <eos>
-        inside[:, 0] = 0  # <cls>
-        total.index_add_(0, torch.from_numpy(numbers), (hidden * inside.unsqueeze(2)).sum(dim=1))
-        residues.index_add_(0, torch.from_numpy(numbers), inside.sum(dim=1, keepdim=True).float())
-    return total / residues
 
 
 def new_classifier(checkpoint: Path, task: Task) -> CoordformerForSequenceClassification:
@@ -277,8 +261,8 @@ def tune_frozen(task: Task, checkpoint: Path, folder: Path, **options: Any) -> t
         model.out[-1].bias.copy_(log_odds(task.labels["train"]))
     items = {}
     for split, rows in task.rows.items():
-        embeddings = mean_embeddings(encoder, processor, fetch_rows(rows, range(len(rows))))
-        pairs = zip(embeddings, torch.from_numpy(task.labels[split]), strict=True)
+        embeddings = embed_chains(encoder, fetch_rows(rows, range(len(rows))), processor.tokenizer)
+        pairs = zip(map(torch.from_numpy, embeddings), torch.from_numpy(task.labels[split]), strict=True)
         items[split] = [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
     record = fit(model, items["train"], items["valid"], None, folder, batch_size=32, **options)
     model.cpu().eval()
