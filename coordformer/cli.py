@@ -1,4 +1,4 @@
-"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention."""
+"""The `coordformer` command: prepare, bundle, convert, train, evaluate, invariance, attention, contacts."""
 
 import argparse
 import json
@@ -157,6 +157,23 @@ def _attention(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         window=arguments.window,
         seed=arguments.seed,
+        progress=not arguments.quiet,
+    )
+    print(json.dumps(summary, indent=2))
+
+
+def _contacts(arguments: argparse.Namespace) -> None:
+    from .contacts import write_contacts
+
+    summary = write_contacts(
+        arguments.checkpoint,
+        arguments.protein,
+        arguments.output,
+        chain_ids=arguments.chains,
+        min_plddt=arguments.min_plddt,
+        without_coords=arguments.without_coords,
+        dtype=arguments.dtype,
+        window=arguments.window,
         progress=not arguments.quiet,
     )
     print(json.dumps(summary, indent=2))
@@ -325,6 +342,26 @@ def build_parser() -> argparse.ArgumentParser:
     attention.add_argument("--seed", type=int, default=0, help="of shuffled coordinates and intervals")
     attention.add_argument("--quiet", action="store_true", help="no progress bar")
     attention.set_defaults(run=_attention)
+
+    contacts = verbs.add_parser(
+        "contacts",
+        help="predict the contacts of a protein's chains",
+        description="Probability that two residues are in contact (C-alphas less than 8 Å apart), from the attention "
+        "of a checkpoint with a contact head: for each chain ID.npz, ID.tsv and ID.png. Where coordinates are given, "
+        "the true contacts follow from the model's input: its precision is no prediction.",
+    )
+    contacts.add_argument("checkpoint", help="folder or Hub name, with a contact head")
+    contacts.add_argument("protein", help="structure file (mmCIF, PDB) or FASTA file, plain or gzipped")
+    contacts.add_argument("--chains", nargs="+", metavar="CHAIN", help="only these chains of the file, by id or name")
+    contacts.add_argument("--min_plddt", type=float, help="residues of a predicted structure below it are not observed")
+    contacts.add_argument("--without_coords", action="store_true", help="withhold all coordinates from the model")
+    contacts.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    contacts.add_argument(
+        "--window", type=int, default=1024, help="longest chain predicted in one piece, in residues; memory: its square"
+    )
+    contacts.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="gets the files")
+    contacts.add_argument("--quiet", action="store_true", help="no progress bar")
+    contacts.set_defaults(run=_contacts)
     return parser
 
 
