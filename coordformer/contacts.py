@@ -62,6 +62,11 @@ def contact_labels(coords: Any) -> torch.Tensor:
     return (distances < CONTACT).to(torch.int8).masked_fill(~asked, IGNORED_LABEL)
 
 
+def chain_labels(chain: Chain | Mapping[str, Any]) -> np.ndarray:
+    """`contact_labels` of a chain, or of a row of a data set: (residues, residues), int8."""
+    return contact_labels(chain_arrays(chain, ("CA",))[1][:, 0]).numpy()
+
+
 @dataclass
 class ContactCollator:
     """Batches for `CoordformerForContactPrediction`: those of a collator, nothing masked, with contacts as labels.
@@ -210,7 +215,7 @@ def measure_precision(
     for number in tqdm(range(len(rows)), unit="chain", disable=not progress):
         row = fetch_rows(rows, [number])[0]
         scores = predict_chain(model, processor, row, without_coords=without_coords, window=window)
-        precision = precision_at(scores, contact_labels(chain_arrays(row, ("CA",))[1][:, 0]))
+        precision = precision_at(scores, chain_labels(row))
         table.append([list(cuts.values()) for cuts in precision.values()])
     return np.array(table)
 
@@ -241,7 +246,7 @@ def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str 
 
     Pairs fewer than 6 apart are left blank; grey are those of which nobody knows.
     """
-    if (figure := figures.new_figure((5.4 * len(maps), 5.4), path)) is None:
+    if (figure := figures.new_figure((5.4 * len(maps), 5.0), path)) is None:
         return
     residues = len(labels)
     place = np.arange(residues)
@@ -291,8 +296,8 @@ def write_contacts(
 
     Returns:
         `checkpoint`, `protein`, `dtype` and `chains`: of each its `id`, `residues`, `coordinates` (what the model got
-        of them), `contacts` (pairs known to be) and `precision` as of `precision_at`; the last two None without
-        structure, precision also where a range has no pair.
+        of them), `contacts` (known pairs; None without structure) and `precision` as of `precision_at`, None where it
+        is not defined.
 
     Raises:
         ValueError: the checkpoint has no contact head, or an input is unusable.
@@ -316,7 +321,8 @@ def write_contacts(
     reports = []
     for stem, chain in zip(stems, tqdm(chains, unit="chain", disable=not progress), strict=True):
         probabilities = predict_chain(model, processor, chain, without_coords=without_coords, window=window)
-        labels = contact_labels(chain_arrays(chain, ("CA",))[1][:, 0]).numpy()
+        labels = chain_labels(chain)
+        precision = precision_at(probabilities, labels)
         known = bool((labels >= 0).any())
         given = "unknown" if not chain.observed.any() else "withheld" if without_coords else "given"
         report = {
@@ -324,28 +330,24 @@ def write_contacts(
             "residues": len(chain),
             "coordinates": given if reads else "not read",
             "contacts": int((labels == 1).sum()) // 2 if known else None,
-            "precision": _without_nan(precision_at(probabilities, labels)) if known else None,
+            # JSON has no NaN.
+            "precision": {
+                name: {cut: None if math.isnan(value) else value for cut, value in cuts.items()}
+                for name, cuts in precision.items()
+            },
         }
         title = f"{chain.id}, coordinates {report['coordinates']}"
         if known:
-            title += f"\nprecision at L: {describe_precision(report['precision'])}"
+            title += f"\nprecision at L: {describe_precision(precision)}"
         _write_chain(output / stem, chain.sequence, probabilities, labels, title)
         reports.append(report)
-    return {"checkpoint": str(checkpoint), "protein": str(protein), "dtype": dtype, "chains": reports}
+    return {"checkpoint": Path(checkpoint).name, "protein": Path(protein).name, "dtype": dtype, "chains": reports}
 
 
-def describe_precision(precision: Mapping[str, Mapping[str, float | None]], cut: str = "L") -> str:
-    """`short 0.31, medium 0.22, long 0.10`; a range without a known pair has a dash."""
-    values = ((name, cuts[cut]) for name, cuts in precision.items())
-    return ", ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in values)
-
-
-def _without_nan(precision: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """JSON has no NaN."""
-    return {
-        name: {cut: None if math.isnan(value) else value for cut, value in cuts.items()}
-        for name, cuts in precision.items()
-    }
+def describe_precision(precision: Mapping[str, Mapping[str, float]]) -> str:
+    """`short 0.31, medium 0.22, long 0.10` at L; a range without a known pair has a dash."""
+    values = ((name, cuts["L"]) for name, cuts in precision.items())
+    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values)
 
 
 def _write_chain(stem: Path, sequence: str, probabilities: np.ndarray, labels: np.ndarray, title: str) -> None:
