@@ -165,14 +165,14 @@ def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
     prediction stays below 1: `precision_at(labels, labels)` says how far.
 
     Args:
-        scores: probabilities or logits (residues, residues), of which the upper triangle is read; NaN ranks last. Of
-            equal ones the pair that comes first in the chain does.
+        scores: probabilities or logits (residues, residues), an array or a tensor on the CPU; the upper triangle is
+            read. NaN ranks last, and of equal ones first the pair that comes first in the chain.
         labels: (residues, residues), 1, 0, or negative where unknown.
 
     Returns:
         Precision by range and cut; NaN in a range without a known pair.
     """
-    scores, labels = np.asarray(scores), np.asarray(labels)
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if scores.shape != labels.shape or scores.shape != 2 * scores.shape[:1]:
         raise ValueError(
             f"`scores` has shape {scores.shape} and `labels` {labels.shape}; both have to be (residues, residues)."
@@ -225,26 +225,21 @@ def measure_precision(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def rank_pairs(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs i < j at least 6 apart by falling probability, those without one left out: (pairs,) twice."""
-    first, second = np.triu_indices(len(probabilities), MIN_SEPARATION)
-    order = np.argsort(-probabilities[first, second], kind="stable")
-    order = order[np.isfinite(probabilities[first, second][order])]
-    return first[order], second[order]
-
-
 def write_pairs(probabilities: np.ndarray, sequence: str, path: str | Path) -> None:
-    """The 5 L most probable pairs as TSV: residues (counted from 1), their letters, probability."""
+    """The 5 L most probable pairs i < j, at least 6 apart, as TSV: residues counted from 1, letters, probability."""
+    first, second = np.triu_indices(len(sequence), MIN_SEPARATION)
+    order = np.argsort(-probabilities[first, second], kind="stable")[: LISTED * len(sequence)]
     lines = ["i\tj\tresidue_i\tresidue_j\tprobability"]
-    for i, j in list(zip(*rank_pairs(probabilities), strict=True))[: LISTED * len(sequence)]:
-        lines.append(f"{i + 1}\t{j + 1}\t{sequence[i]}\t{sequence[j]}\t{probabilities[i, j]:.6g}")
+    for i, j in zip(first[order], second[order], strict=True):
+        if np.isfinite(probabilities[i, j]):  # not of pairs that no window holds, which come last
+            lines.append(f"{i + 1}\t{j + 1}\t{sequence[i]}\t{sequence[j]}\t{probabilities[i, j]:.6g}")
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str | Path) -> None:
     """Predicted probabilities above the diagonal and true contacts below, as PNG; a panel for each of `maps`, by title.
 
-    Pairs fewer than 6 apart are left blank; grey are those of which nobody knows.
+    Pairs fewer than 6 apart are left blank; grey are those of which nobody knows. The L/5 most probable are darkest.
     """
     if (figure := figures.new_figure((5.4 * len(maps), 5.0), path)) is None:
         return
@@ -253,17 +248,19 @@ def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str 
     separation = place - place[:, None]
     shades = np.array([(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0.15)])  # no contact, contact; the last for -100
     truth = shades[np.maximum(labels, -1)] * (separation <= -MIN_SEPARATION)[..., None]
-    below = "true contacts" if (labels >= 0).any() else "nothing, as no structure is known"
+    below = "true contacts (grey: not known)" if (labels >= 0).any() else "nothing, as no structure is known"
     extent = (0.5, residues + 0.5, residues + 0.5, 0.5)
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
     for axes, (title, probabilities) in zip(panels, maps.items(), strict=True):
         predicted = np.where(separation >= MIN_SEPARATION, probabilities, np.nan)
-        image = axes.imshow(predicted, cmap="Blues", vmin=0, extent=extent, interpolation="none")
+        best = np.sort(predicted[np.isfinite(predicted)])[-max(residues // 5, 1) :]
+        limits = {"vmin": 0.0, "vmax": best.min(initial=1.0)}
+        image = axes.imshow(predicted, cmap="Blues", extent=extent, interpolation="none", **limits)
         axes.imshow(truth, extent=extent, interpolation="none")
         axes.plot([0.5, residues + 0.5], [0.5, residues + 0.5], color="0.6", linewidth=0.8)
         axes.set(xlabel="residue", ylabel="residue")
         axes.set_title(f"{title}\nabove the diagonal: predicted, below: {below}", fontsize=9)
-        figure.colorbar(image, ax=axes, label="predicted probability of contact", shrink=0.8)
+        figure.colorbar(image, ax=axes, extend="max", label="predicted probability of contact", shrink=0.8)
     write_atomically(Path(path), lambda file: figure.savefig(file, dpi=150, format="png"))
 
 

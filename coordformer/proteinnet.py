@@ -52,7 +52,7 @@ def read_proteinnet(path: str | Path, atoms: Sequence[str] = ("CA",)) -> Iterato
                     lines = sections.setdefault(line, [])
                 elif line:
                     lines.append(line)
-    except (EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise StructureError(f"{path}: {error}; the file is broken or cut off, get it again") from error
     if not sections:
         raise StructureError(f"{path}: no ProteinNet record in it; get it again")
@@ -70,7 +70,9 @@ def _read_record(sections: dict[str, list[str]], atoms: tuple[str, ...], path: P
                 f"residues need 3 of {len(BACKBONE) * len(sequence)}"
             )
         if len(mask) != len(sequence) or set(mask) - set("+-"):
-            raise ValueError(f"[MASK] has {len(mask)} of {''.join(sorted(set(mask)))}; {len(sequence)} of + and - fit")
+            raise ValueError(
+                f"[MASK] is {mask[:20]!r} ({len(mask)}); it has + or - for each of {len(sequence)} residues"
+            )
         coords = np.stack(axes, axis=1).reshape(len(sequence), len(BACKBONE), 3) / PICOMETRES
         coords[~coords.any(axis=-1) | (np.array(list(mask)) == "-")[:, None]] = np.nan
         chosen = coords[:, [BACKBONE.index(atom) for atom in atoms]]

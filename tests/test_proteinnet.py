@@ -58,8 +58,8 @@ BROKEN = {
     "cut in the coordinates": (make_record()[:-170], "there is no"),
     "an axis missing": (without_line(make_record(), 27), r"lines of 21, 21 numbers; 7 residues need 3 of 21"),
     "numbers missing": (make_record().replace("\t150.0", "", 1), r"lines of 21, 21, 20 numbers"),
-    "short mask": (make_record(mask="+++"), r"\[MASK\] has 3 of \+; 7 of \+ and - fit"),
-    "other signs": (make_record(mask="+++x+++"), r"\[MASK\] has 7 of \+x"),
+    "short mask": (make_record(mask="+++"), r"\[MASK\] is '\+\+\+' \(3\); .* each of 7 residues"),
+    "other signs": (make_record(mask="+++x+++"), r"\[MASK\] is '\+\+\+x\+\+\+'"),
     "no number": (make_record().replace("150.0", "15o.0", 1), "15o.0"),
     "other letters": (make_record(sequence="MKVLAG?"), r"letters '\?'"),
 }
@@ -87,6 +87,9 @@ def test_other_files_are_named(tmp_path):
     broken = tmp_path / "records.gz"
     broken.write_bytes(gzip.compress(make_record().encode())[:-20])
     with pytest.raises(StructureError, match="records.gz: .*broken or cut off"):
+        list(read_proteinnet(broken))
+    broken.write_text(make_record())
+    with pytest.raises(StructureError, match="records.gz: Not a gzipped file.*broken or cut off"):
         list(read_proteinnet(broken))
     with pytest.raises(FileNotFoundError):
         list(read_proteinnet(tmp_path / "absent.txt"))
