@@ -259,7 +259,7 @@ def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str 
         axes.imshow(truth, extent=extent, interpolation="none")
         axes.plot([0.5, residues + 0.5], [0.5, residues + 0.5], color="0.6", linewidth=0.8)
         axes.set(xlabel="residue", ylabel="residue")
-        axes.set_title(f"{title}\nabove the diagonal: predicted, below: {below}", fontsize=9)
+        axes.set_title(f"{title}\nabove: predicted, below: {below}", fontsize=9)
         figure.colorbar(image, ax=axes, extend="max", label="predicted probability of contact", shrink=0.8)
     write_atomically(Path(path), lambda file: figure.savefig(file, dpi=150, format="png"))
 
