@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from . import figures
 from .batches import fetch_rows, read_lengths
-from .evaluation import chain_generator, load_checkpoint, open_chains
+from .evaluation import chain_generator, load_checkpoint, longest_window, open_chains
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
 from .secondary_structure import assign_structure
 from .structure import AMINO_ACIDS
@@ -279,8 +279,7 @@ def sum_attention(
         if value < least:
             raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
     config = model.config
-    if config.position_embedding_type == "absolute":
-        window = min(window, config.max_position_embeddings - config.pad_token_id - 1 - SPECIAL_TOKENS)
+    window = longest_window(model, window)
     layers: Any = model.base_model.esm.encoder.layer  # type: ignore[union-attr]
     total = AttentionSums(len(layers), config.num_attention_heads)
 

@@ -263,6 +263,23 @@ def _annotate(arguments: argparse.Namespace) -> None:
         write_atomically(arguments.output, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
+def _contacts(arguments: argparse.Namespace) -> None:
+    from .contacts import write_contacts
+
+    summary = write_contacts(
+        arguments.checkpoint,
+        arguments.protein,
+        arguments.output,
+        chain_ids=arguments.chains,
+        min_plddt=arguments.min_plddt,
+        without_coords=arguments.without_coords,
+        dtype=arguments.dtype,
+        window=arguments.window,
+        progress=not arguments.quiet,
+    )
+    print(json.dumps(summary, indent=2))
+
+
 def _train(options: Sequence[str]) -> None:
     import torch.distributed as dist
     from accelerate import PartialState
@@ -507,6 +524,26 @@ def build_parser() -> argparse.ArgumentParser:
     annotate.add_argument("--window", type=int, default=1024, help="longest chain predicted in one piece, in residues")
     annotate.add_argument("--output", type=Path, metavar="FILE.tsv|FILE.json", help="write the terms here, too")
     annotate.set_defaults(run=_annotate)
+
+    contacts = verbs.add_parser(
+        "contacts",
+        help="predict the contacts of a protein's chains",
+        description="Probability that two residues are in contact (C-alphas less than 8 Å apart), from the attention "
+        "of a checkpoint with a contact head: for each chain ID.npz, ID.tsv and ID.png. Where coordinates are given, "
+        "the true contacts follow from the model's input: its precision is no prediction.",
+    )
+    contacts.add_argument("checkpoint", help="folder or Hub name, with a contact head")
+    contacts.add_argument("protein", help="structure file (mmCIF, PDB) or FASTA file, plain or gzipped")
+    contacts.add_argument("--chains", nargs="+", metavar="CHAIN", help="only these chains of the file, by id or name")
+    contacts.add_argument("--min_plddt", type=float, help="residues of a predicted structure below it are not observed")
+    contacts.add_argument("--without_coords", action="store_true", help="withhold all coordinates from the model")
+    contacts.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    contacts.add_argument(
+        "--window", type=int, default=1024, help="longest chain predicted in one piece, in residues; memory: its square"
+    )
+    contacts.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="gets the files")
+    contacts.add_argument("--quiet", action="store_true", help="no progress bar")
+    contacts.set_defaults(run=_contacts)
     return parser
 
 

@@ -18,11 +18,11 @@ FLOORS = [
         "secondary_structure",
     },
     {"modeling_coordformer", "structure"},
-    {"processing_coordformer", "fetch"},
+    {"processing_coordformer", "fetch", "proteinnet"},
     {"data_collator", "batches", "metrics", "point_clouds"},
     {"bundle", "dataset"},
     {"preparation", "conversion", "evaluation"},
-    {"training", "invariance", "attention_analysis", "embedding", "function", "scoring"},
+    {"training", "invariance", "attention_analysis", "embedding", "function", "contacts", "scoring"},
     {"cli"},
     {"__init__", "__main__"},
 ]

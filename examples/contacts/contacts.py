@@ -1,0 +1,245 @@
+"""Do attention maps hold contacts? ESM's contact head on frozen encoders, with coordinates given and withheld.
+
+    python examples/contacts/contacts.py            (2.6 minutes of CPU time)
+    python examples/contacts/contacts.py --quick    (a third of the updates, a quarter of the chains)
+
+Trains one head on CHECKPOINT with coordinates given, one with coordinates withheld, and one on the model without
+coordinates beside it, with `Trainer`; measures precision on held-out chains. OUTPUT gets report.md, precision.csv,
+results.json, contacts.png and the three checkpoints, of which `coordformer contacts` predicts.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainingArguments
+
+import coordformer
+from coordformer import CoordformerForContactPrediction, CoordformerProcessor
+from coordformer.batches import ChainBatches, fetch_rows
+from coordformer.contacts import (
+    CUTS,
+    RANGES,
+    ContactCollator,
+    chain_labels,
+    describe_precision,
+    freeze_encoder,
+    measure_precision,
+    plot_contacts,
+    precision_at,
+    predict_chain,
+)
+from coordformer.data_collator import CoordformerDataCollator
+from coordformer.dataset import load_rows
+
+CHAINS = Path(__file__).resolve().parents[1] / "data" / "chains.parquet"
+# Of a head: the checkpoint it is trained on, and whether coordinates are withheld while it is.
+HEADS = {
+    "given": ("with coordinates", 0.0),
+    "withheld": ("with coordinates", 1.0),
+    "without": ("without coordinates", 0.0),
+}
+# What is measured, in the order of the tables: the head, and whether coordinates are withheld from it.
+RUNS = {
+    "coordinates given": ("given", False),
+    "coordinates withheld": ("withheld", True),
+    "model without coordinates": ("without", False),
+    "head of `given`, coordinates withheld": ("given", True),
+}
+
+
+def train_head(checkpoint: Path, output: Path, drop_coords: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a contact head on a masked language model, the encoder frozen; with --finetune both after that."""
+    processor = CoordformerProcessor.from_pretrained(checkpoint)
+    model = CoordformerForContactPrediction.from_pretrained(checkpoint)
+    rows = load_rows(options.data, "train")
+    batches = ChainBatches(rows, token_budget=options.token_budget, packing=False, max_length=256)
+    collator = CoordformerDataCollator(
+        processor.tokenizer, atoms=model.config.coordinate_atoms, drop_coords=drop_coords, max_length=256
+    )
+    freeze_encoder(model)
+    losses = []
+    # Weights of the head have to reach some tens, as maps are near zero; those of an encoder are where they belong.
+    for learning_rate in (1.0, 1e-4) if options.finetune else (1.0,):
+        arguments = TrainingArguments(
+            str(output),
+            max_steps=options.steps,
+            per_device_train_batch_size=1,  # of ChainBatches, whose items are batches
+            learning_rate=learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=options.steps // 10,
+            weight_decay=0.0,
+            logging_steps=max(1, options.steps // 20),
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=options.quiet,
+            seed=options.seed,
+        )
+        trainer = Trainer(model, arguments, train_dataset=batches, data_collator=ContactCollator(collator))
+        trainer.train()
+        losses += [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        model.requires_grad_(True)
+    trainer.save_model(str(output))
+    processor.save_pretrained(output)
+    return {"checkpoint": checkpoint.name, "drop_coords": drop_coords, "losses": losses}
+
+
+def baselines(rows: Any) -> dict[str, np.ndarray]:
+    """Precisions without a model, (chains, ranges, cuts): a random order, the nearest in sequence first, the best."""
+    table: dict[str, list] = {"random": [], "nearest in sequence": [], "best possible": []}
+    for number in range(len(rows)):
+        labels = chain_labels(fetch_rows(rows, [number])[0])
+        place = np.arange(len(labels))
+        separation = place - place[:, None]
+        shares = []
+        for least, most in RANGES.values():
+            known = labels[(separation >= least) & (separation <= most) & (labels >= 0)]
+            shares.append([known.mean() if known.size else math.nan] * len(CUTS))
+        table["random"].append(shares)
+        for name, scores in (("nearest in sequence", -np.abs(separation)), ("best possible", labels)):
+            table[name].append([list(cuts.values()) for cuts in precision_at(scores, labels).values()])
+    return {name: np.array(values) for name, values in table.items()}
+
+
+def intervals(precisions: np.ndarray, samples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Means over chains and 95 % intervals of a bootstrap over them: (chains, ...) -> (3, ...); NaN does not count."""
+    weights = np.random.default_rng(seed).multinomial(len(precisions), [1 / len(precisions)] * len(precisions), samples)
+    known = ~np.isnan(precisions)
+    sums = np.tensordot(weights, np.where(known, precisions, 0.0), axes=1)
+    drawn = sums / np.tensordot(weights, known.astype(float), axes=1)
+    return np.stack([np.nanmean(precisions, axis=0), *np.percentile(drawn, [2.5, 97.5], axis=0)])
+
+
+def describe(results: dict[str, Any], table: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(row["run"] for row in table))
+    lines = [
+        "# Contacts from attention",
+        "",
+        f"`{results['command']}`: {results['cpu_seconds'] / 60:.1f} minutes of CPU time, {results['steps']} updates of "
+        f"each head, {results['chains']:,} held-out chains with {results['residues']:,} residues. Precision in %, the "
+        "mean over chains; in parentheses 95 % intervals of a bootstrap over chains.",
+        "",
+        f"| range | first | {' | '.join(names)} |",
+        "| --- " * (len(names) + 2) + "|",
+    ]
+    for name, (least, most) in RANGES.items():
+        for cut in CUTS:
+            cells = []
+            for run in names:
+                row = next(r for r in table if (r["run"], r["range"], r["cut"]) == (run, name, cut))
+                text = f"{100 * row['precision']:.1f}"
+                if run in RUNS:
+                    text += f" ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+                cells.append(text)
+            ends = f"{least} to {most}" if math.isfinite(most) else f"from {least}"
+            lines.append(f"| {name} ({ends}) | {cut} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "![A held-out chain](contacts.png)", "", results["figure"], ""])
+
+
+def main() -> None:
+    start = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", type=Path, default=Path("demo_output/with_coordinates"))
+    parser.add_argument(
+        "--without",
+        type=Path,
+        help="the model without coordinates (default: without_coordinates beside the checkpoint)",
+    )
+    parser.add_argument("--data", default=CHAINS, help="chains with the splits train and valid")
+    parser.add_argument("--output", type=Path, default=Path("contacts_output"), metavar="FOLDER")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each head (default: %(default)s)")
+    parser.add_argument("--chains", type=int, default=400, help="held-out chains to measure on (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="100 updates, 100 chains")
+    parser.add_argument("--finetune", action="store_true", help="then train encoder and head as many updates more")
+    parser.add_argument("--token_budget", type=int, default=2048, help="tokens of a batch (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    options = parser.parse_args()
+    if options.quick:
+        options.steps, options.chains = 100, 100
+    folders = {
+        "with coordinates": options.checkpoint,
+        "without coordinates": options.without or options.checkpoint.parent / "without_coordinates",
+    }
+    for name, folder in folders.items():
+        if not (folder / "config.json").exists():
+            parser.error(f"{folder} holds no model {name}; run `make demo`, or name one")
+    options.output.mkdir(parents=True, exist_ok=True)
+
+    training, models = {}, {}
+    for name, (model, drop_coords) in HEADS.items():
+        output = options.output / f"head_{name}"
+        training[name] = train_head(folders[model], output, drop_coords, options)
+        models[name] = CoordformerForContactPrediction.from_pretrained(output).to(
+            "cuda" if torch.cuda.is_available() else "cpu"
+        )
+    processor = CoordformerProcessor.from_pretrained(options.checkpoint)
+
+    rows = load_rows(options.data, "valid")
+    rows = rows.select(range(min(options.chains, len(rows))))
+    measured = baselines(rows)
+    for run, (head, without_coords) in RUNS.items():
+        measured[run] = measure_precision(
+            models[head], rows, processor, without_coords=without_coords, progress=not options.quiet
+        )
+    table = [
+        {"run": run, "range": name, "cut": cut, "precision": mean[i, j], "low": low[i, j], "high": high[i, j]}
+        for run, precisions in measured.items()
+        for mean, low, high in [intervals(precisions)]
+        for i, name in enumerate(RANGES)
+        for j, cut in enumerate(CUTS)
+    ]
+    with open(options.output / "precision.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in table)
+
+    # No choice by eye: the chain whose precision is the median.
+    chosen = measured["coordinates given"][:, -1, 0]
+    number = int(np.argsort(np.where(np.isnan(chosen), np.inf, chosen))[np.isfinite(chosen).sum() // 2])
+    chain = fetch_rows(rows, [number])[0]
+    labels = chain_labels(chain)
+    maps = {}
+    for run in ("coordinates given", "coordinates withheld"):
+        head, without_coords = RUNS[run]
+        probabilities = predict_chain(models[head], processor, chain, without_coords=without_coords)
+        title = f"{chain['id']}, {run}\nprecision at L: {describe_precision(precision_at(probabilities, labels))}"
+        maps[title] = probabilities
+    plot_contacts(maps, labels, options.output / "contacts.png")
+
+    results = {
+        "command": " ".join(["python examples/contacts/contacts.py", *sys.argv[1:]]),
+        "seconds": round(time.monotonic() - start),
+        "cpu_seconds": round(time.process_time()),
+        "cores": os.cpu_count(),
+        "versions": {
+            "coordformer": coordformer.__version__, "torch": torch.__version__, "python": platform.python_version()
+        },
+        "steps": options.steps,
+        "token_budget": options.token_budget,
+        "seed": options.seed,
+        "finetune": options.finetune,
+        "data": Path(options.data).name,
+        "chains": len(rows),
+        "residues": int(np.sum(rows["length"][:])),
+        "heads": training,
+        "figure": f"{chain['id']}: of the held-out chains the one whose long-range precision at L is the median.",
+    }  # fmt: skip
+    (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    report = describe(results, table)
+    (options.output / "report.md").write_text(report, encoding="utf-8")
+    print(report)
+
+
+if __name__ == "__main__":
+    main()
