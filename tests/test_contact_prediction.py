@@ -1,7 +1,10 @@
 """Labels, batches, precision and files of contacts; the head itself is in test_contacts.py."""
 
+import csv
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +28,9 @@ from coordformer.contacts import (
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
 from coordformer.evaluation import load_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "contacts"))
+import contacts as example
 
 STRUCTURE = STRUCTURES / "1orc.pdb.gz"
 
@@ -337,3 +343,38 @@ def test_bad_input_is_named(checkpoint, tmp_path, capsys):
     (tmp_path / "same.fasta").write_text(">a/b\nMKV\n>a_b\nMKV\n")
     seen = message(checkpoint, tmp_path / "same.fasta", "--output", tmp_path / "out")
     assert "same.fasta: ids of chains differ in / and _ alone" in seen
+
+
+# The example
+
+
+def run_example(tmp_path, monkeypatch, *options) -> str:
+    """Run examples/contacts on two small models; its report."""
+    for name, kind in (("with_coordinates", "linear"), ("without_coordinates", "none")):
+        save(CoordformerForMaskedLM(make_config(coordinate_embedding=kind)), tmp_path / name)
+    output = tmp_path / "output"
+    monkeypatch.setattr(sys, "argv", ["contacts.py", str(tmp_path / "with_coordinates"), "--output", str(output),
+                                      "--quiet", *options])  # fmt: skip
+    example.main()
+    return (output / "report.md").read_text()
+
+
+def test_two_steps_of_the_example(tmp_path, monkeypatch):
+    report = run_example(tmp_path, monkeypatch, "--steps", "2", "--chains", "3", "--finetune")
+    assert "3 held-out chains" in report and "| long (from 24) | L/5 |" in report
+    with open(tmp_path / "output" / "precision.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 7 * 9 and all(0 <= float(row["precision"]) <= 1 for row in table)
+    heads = json.loads((tmp_path / "output" / "results.json").read_text())["heads"]
+    assert heads["withheld"]["drop_coords"] == 1.0 and len(heads["given"]["losses"]) == 4  # two of each stage
+    given, start = (
+        CoordformerForContactPrediction.from_pretrained(tmp_path / name).coordformer
+        for name in ("output/head_given", "with_coordinates")
+    )
+    assert not torch.equal(given.coordinate_embedding.weight, start.coordinate_embedding.weight)
+
+
+@pytest.mark.slow
+def test_the_quick_example(tmp_path, monkeypatch):
+    report = run_example(tmp_path, monkeypatch, "--quick")
+    assert "100 updates of each head, 100 held-out chains" in report

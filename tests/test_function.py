@@ -496,6 +496,19 @@ def test_the_example_runs_reports_and_goes_on(files, tmp_path, monkeypatch, caps
         example.main()
 
 
+@pytest.mark.slow
+def test_the_quick_example_in_every_way(files, tmp_path, monkeypatch):
+    options = ["--data", files / "chains.parquet", "--annotations", files / "annot.tsv", "--quick", "--epochs", "2"]
+    options += ["--splits", *(files / f"{split}.txt" for split in example.SPLITS), "--checkpoint", files / "linear"]
+    options += ["--tune", "full", "frozen", "lora", "--seeds", "2", "--output", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["function.py", *map(str, options)])
+    example.main()
+    report = (tmp_path / "report.md").read_text()
+    for tune in ("full", "frozen", "lora"):
+        assert f"| {tune} | all (" in report
+    assert main(["annotate", str(tmp_path / "lora_with_coordinates_1"), str(STRUCTURES / "1orc.pdb.gz")]) == 0
+
+
 def test_a_planted_difference_is_found():
     rng = np.random.default_rng(0)
     labels = label_matrix(rng.integers(8, size=(30, 3)), 8)
