@@ -189,10 +189,12 @@ def _embed(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from .evaluation import load_checkpoint
+    from .evaluation import coordinates_given, load_checkpoint
     from .scoring import plot_scan, read_mutants, scan_chain, score_mutants, spearman, write_scan, write_scores
     from .structure import read_proteins
 
+    if arguments.output.is_file():
+        raise ValueError(f"--output is {arguments.output}, which is a file; give a folder.")
     given, measured = arguments.mutants, None
     if given is not None and len(given) == 1 and given[0].lower().endswith(".csv"):
         given, measured = read_mutants(given[0])
@@ -210,10 +212,15 @@ def _score(arguments: argparse.Namespace) -> None:
         "progress": not arguments.quiet,
     }
     summary: dict[str, Any] = {
+        "checkpoint": Path(arguments.checkpoint).name,
         "chain": chain.id,
         "residues": len(chain),
-        "observed": 0 if arguments.without_coords else int(chain.observed.any(axis=1).sum()),
+        "observed": int(chain.observed.any(axis=1).sum()),
+        "coordinates": coordinates_given(model, chain, arguments.without_coords),
         "method": arguments.method,
+        "first": arguments.first,
+        "window": arguments.window,
+        "dtype": arguments.dtype,
     }
     if arguments.scan:
         table = scan_chain(model, processor, chain, arguments.method, **options)
@@ -227,7 +234,9 @@ def _score(arguments: argparse.Namespace) -> None:
         if measured is not None:
             correlation = spearman(scores, measured)
             summary["spearman"] = correlation if correlation == correlation else None  # NaN is no JSON
-    print(json.dumps(summary))
+    text = json.dumps(summary)
+    (arguments.output / "score.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
@@ -480,7 +489,8 @@ def build_parser() -> argparse.ArgumentParser:
         "score",
         help="effects of substitutions in a protein",
         description="Log-likelihood ratios of mutants and wild type: scores.csv of given mutants (with Spearman's "
-        "correlation where the file has DMS_score), or scan.csv and scan.png of all substitutions.",
+        "correlation where the file has DMS_score), or scan.csv and scan.png of all substitutions; and score.json, the "
+        "settings.",
     )
     score.add_argument("checkpoint", help="folder or Hub name")
     score.add_argument("protein", metavar="PROTEIN", help="structure file (mmCIF, PDB), or FASTA file")
@@ -498,7 +508,13 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     score.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="gets scores.csv, or the scan")
-    score.add_argument("--first", type=int, default=1, help="position of the chain's first residue in the mutants")
+    score.add_argument(
+        "--first",
+        type=int,
+        default=1,
+        help="position of the sequence's first residue in the mutants (default: %(default)s); the sequence is the "
+        "deposited one, with residues that were not observed, and the file's own residue numbers are not read",
+    )
     score.add_argument("--without_coords", action="store_true", help="withhold all coordinates")
     score.add_argument("--min_plddt", type=float, help="residues of predicted structures below it are not observed")
     score.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -529,8 +545,9 @@ def build_parser() -> argparse.ArgumentParser:
         "contacts",
         help="predict the contacts of a protein's chains",
         description="Probability that two residues are in contact (C-alphas less than 8 Å apart), from the attention "
-        "of a checkpoint with a contact head: for each chain ID.npz, ID.tsv and ID.png. Where coordinates are given, "
-        "the true contacts follow from the model's input: its precision is no prediction.",
+        "of a checkpoint with a contact head: for each chain ID.npz, ID.tsv and ID.png, and contacts.json. Residues "
+        "are counted from 1 on the deposited sequence. Where coordinates are given, the true contacts follow from the "
+        "model's input: its precision is no prediction.",
     )
     contacts.add_argument("checkpoint", help="folder or Hub name, with a contact head")
     contacts.add_argument("protein", help="structure file (mmCIF, PDB) or FASTA file, plain or gzipped")

@@ -5,6 +5,7 @@ Two residues are in contact if their C-alphas are less than 8 Å apart and they 
 much of the geometry is left in its attention maps. With coordinates withheld it says how well contacts are predicted.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from . import figures
 from .batches import fetch_rows
 from .data_collator import CoordformerDataCollator
-from .evaluation import coordinates_of, load_checkpoint, longest_window, window_starts
+from .evaluation import coordinates_given, load_checkpoint, longest_window, window_starts
 from .files import write_atomically
 from .modeling_coordformer import IGNORED_LABEL, CoordformerForContactPrediction
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
@@ -157,18 +158,18 @@ def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
     """Share of contacts among the highest-scoring pairs of a chain.
 
     By sequence separation (`short`: 6 to 11, `medium`: 12 to 23, `long`: from 24) of the best L, L/2 and L/5 pairs,
-    rounded down but at least one, where L is the number of residues, observed or not. Pairs without a label do not
-    compete. Where a range has fewer pairs than that, all of them count, as in CASP, which divides by the number of
-    predictions; ESM's published evaluation divides by L/k all the same. Where contacts are fewer, even a perfect
+    rounded down but at least one, where L is the number of residues, observed or not. Pairs without a label or a score
+    do not compete. Where a range has fewer pairs than that, all of them count, as in CASP, which divides by the number
+    of predictions; ESM's published evaluation divides by L/k all the same. Where contacts are fewer, even a perfect
     prediction stays below 1: `precision_at(labels, labels)` says how far.
 
     Args:
-        scores: probabilities or logits (residues, residues), an array or a tensor on the CPU; the upper triangle is
-            read. NaN ranks last, and of equal ones first the pair that comes first in the chain.
+        scores: probabilities or logits (residues, residues), an array or a tensor on the CPU, NaN where there is none;
+            the upper triangle is read. Of equal ones first ranks the pair that comes first in the chain.
         labels: (residues, residues), 1, 0, or negative where unknown.
 
     Returns:
-        Precision by range and cut; NaN in a range without a known pair.
+        Precision by range and cut; NaN in a range without a pair that competes.
     """
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if scores.shape != labels.shape or scores.shape != 2 * scores.shape[:1]:
@@ -176,7 +177,7 @@ def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
             f"`scores` has shape {scores.shape} and `labels` {labels.shape}; both have to be (residues, residues)."
         )
     first, second = np.triu_indices(len(labels), MIN_SEPARATION)
-    known = labels[first, second] >= 0
+    known = (labels[first, second] >= 0) & ~np.isnan(scores[first, second])
     first, second = first[known], second[known]
     precision = {}
     for name, (least, most) in RANGES.items():
@@ -290,9 +291,9 @@ def write_contacts(
         progress: show a progress bar.
 
     Returns:
-        `checkpoint`, `protein`, `dtype` and `chains`: of each its `id`, `residues`, `coordinates` (what the model got
-        of them), `contacts` (known pairs; None without structure) and `precision` as of `precision_at`, None where it
-        is not defined.
+        What is also in `contacts.json`: `checkpoint`, `protein`, `dtype`, `window` and `chains`, of each its `id`,
+        `residues`, `coordinates` (see `coordinates_given`), `contacts` (known pairs; None without structure) and
+        `precision` as of `precision_at`, None where it is not defined.
 
     Raises:
         ValueError: the checkpoint has no contact head, or an input is unusable.
@@ -312,18 +313,16 @@ def write_contacts(
     if len(set(stems)) < len(stems):
         raise ValueError(f"{protein}: ids of chains differ in / and _ alone; files are named by them, rename one.")
     output.mkdir(parents=True, exist_ok=True)
-    reads = coordinates_of(model) != "none"
     reports = []
     for stem, chain in zip(stems, tqdm(chains, unit="chain", disable=not progress), strict=True):
         probabilities = predict_chain(model, processor, chain, without_coords=without_coords, window=window)
         labels = chain_labels(chain)
         precision = precision_at(probabilities, labels)
         known = bool((labels >= 0).any())
-        given = "unknown" if not chain.observed.any() else "withheld" if without_coords else "given"
         report = {
             "id": chain.id,
             "residues": len(chain),
-            "coordinates": given if reads else "not read",
+            "coordinates": coordinates_given(model, chain, without_coords),
             "contacts": int((labels == 1).sum()) // 2 if known else None,
             # JSON has no NaN.
             "precision": {
@@ -336,11 +335,15 @@ def write_contacts(
             title += f"\nprecision at L: {describe_precision(precision)}"
         _write_chain(output / stem, chain.sequence, probabilities, labels, title)
         reports.append(report)
-    return {"checkpoint": Path(checkpoint).name, "protein": Path(protein).name, "dtype": dtype, "chains": reports}
+    summary = {"checkpoint": Path(checkpoint).name, "protein": Path(protein).name, "dtype": dtype, "window": window}
+    summary |= {"chains": reports}
+    text = json.dumps(summary, indent=2) + "\n"
+    write_atomically(output / "contacts.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return summary
 
 
 def describe_precision(precision: Mapping[str, Mapping[str, float]]) -> str:
-    """`short 0.31, medium 0.22, long 0.10` at L; a range without a known pair has a dash."""
+    """`short 0.31, medium 0.22, long 0.10` at L; a range without one has a dash."""
     values = ((name, cuts["L"]) for name, cuts in precision.items())
     return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values)
 

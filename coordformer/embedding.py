@@ -160,6 +160,8 @@ def embed(
         if number < least:
             raise ValueError(f"`{name}` is {number}; it must be at least {least}.")
     output = Path(output)
+    if output.is_file():
+        raise ValueError(f"`output` is {output}, which is a file; give a folder.")
     files = _list_files(inputs) if inputs else {}
     rows = None if data is None else open_chains(data, split)
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
@@ -241,7 +243,8 @@ def _read_files(
                     continue
                 for chain in chains:
                     if chain.id in sources:
-                        rejects.append((name, chain.id, f"a chain of {sources[chain.id]} has this id, too; rename one"))
+                        reason = f"a chain of {sources[chain.id]} has this id, too; embed it into a folder of its own"
+                        rejects.append((name, chain.id, reason))
                         continue
                     sources[chain.id] = name
                     rows.append(chain_to_row(chain, source=name))
@@ -266,25 +269,35 @@ def _digest_weights(model: PreTrainedModel) -> str:
 
 
 def _digest_files(files: Mapping[str, Path]) -> str:
-    names = [[name, path.stat().st_size] for name, path in files.items()]
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    """Of names and contents: a file that was edited may be as long as before."""
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        with open(path, "rb") as file:
+            digest.update(json.dumps([name, hashlib.file_digest(file, "sha256").hexdigest()]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _digest_rows(rows: Any) -> str:
-    """Of ids and lengths; all ids are different."""
+    """Of ids, which have to be different, sequences and coordinates."""
     ids = list(map(str, rows["id"][:]))
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
         raise ValueError(
             f"{len(twice)} ids of the data set stand for several chains, such as {twice[0]}; give each chain its own."
         )
-    return hashlib.sha256(json.dumps([ids, read_lengths(rows).tolist()]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(ids).encode())
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        for row in fetch_rows(rows, range(start, min(start + ROWS_AT_ONCE, len(rows)))):
+            digest.update(str(row["sequence"]).encode())
+            digest.update(np.asarray(row["coords"], dtype=np.float32).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _begin(output: Path, plan: Mapping[str, Any]) -> None:
     """Refuse a folder that holds other embeddings; write the plan of new ones."""
     path = output / PLAN
-    if path.exists():
+    # A plan alone is of a run that found nothing to embed.
+    if path.exists() and ((output / CHAINS).exists() or list(output.glob("shard-*"))):
         before = json.loads(path.read_text(encoding="utf-8"))
         # The same weights may lie elsewhere by now.
         changed = [
@@ -299,7 +312,7 @@ def _begin(output: Path, plan: Mapping[str, Any]) -> None:
         for leftover in output.glob("*.tmp"):
             leftover.unlink()
         return
-    if list(output.glob("shard-*")):
+    if not path.exists() and list(output.glob("shard-*")):
         raise ValueError(f"{output} holds shards without {PLAN}. Choose another output folder, or delete them.")
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plan, indent=2) + "\n"

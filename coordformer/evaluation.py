@@ -22,7 +22,7 @@ from .geometry import rotations_from_normals
 from .metrics import bootstrap, count_predictions, summarise
 from .modeling_coordformer import IGNORED_LABEL
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor
-from .structure import AMINO_ACIDS
+from .structure import AMINO_ACIDS, Chain
 
 
 def open_chains(path: str | Path, split: str | None = None) -> Any:
@@ -277,6 +277,13 @@ def coordinates_of(model: PreTrainedModel) -> str:
     """How a model takes coordinates, in a word or two; `none` if it does not."""
     ways = [model.config.coordinate_embedding] if model.config.coordinate_embedding != "none" else []
     return " and ".join(ways + ["distance bias"] * bool(model.config.distance_bias)) or "none"
+
+
+def coordinates_given(model: PreTrainedModel, chain: Chain, without_coords: bool) -> str:
+    """What a model gets of a chain's coordinates: `given`, `withheld`, `unknown` (none is observed) or `not read`."""
+    if coordinates_of(model) == "none":
+        return "not read"
+    return "unknown" if not chain.observed.any() else "withheld" if without_coords else "given"
 
 
 def load_checkpoint(

@@ -239,6 +239,8 @@ def scan_chain(
         (L, 20), float64, nats, in the order of `AMINO_ACIDS`: 0 for the wild type, NaN for residues X.
     """
     known = [index for index, letter in enumerate(chain.sequence) if letter in AMINO_ACIDS]
+    if not known:
+        raise ValueError(f"Chain {chain.id} has no residue that is known, only X; there is nothing to substitute.")
     scores = score_mutants(
         model,
         processor,
@@ -279,15 +281,20 @@ def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None]:
         FileNotFoundError: no such file.
         ValueError: there is no column `mutant`, no row, or a measurement that is no number.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if "mutant" not in columns:
-            raise ValueError(f"{path} has the columns {', '.join(columns) or '(none)'}; the column mutant is needed.")
-        rows = list(reader)
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 ({error}); convert it.") from error
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    columns = reader.fieldnames or []
+    if "mutant" not in columns:
+        raise ValueError(f"{path} has the columns {', '.join(columns) or '(none)'}; the column mutant is needed.")
+    rows = list(reader)
     if not rows:
         raise ValueError(f"{path} has no mutants; give a row for each.")
     mutants = [(row["mutant"] or "").strip() for row in rows]
+    if "" in mutants:
+        raise ValueError(f"{path}, row {mutants.index('') + 1}: the column mutant is empty; give one, or no row.")
     if "DMS_score" not in columns:
         return mutants, None
     measured = np.full(len(rows), np.nan)

@@ -255,7 +255,13 @@ def read_chains(
             )
     if min_plddt is not None:
         _hide_below(chains, min_plddt, path)
-    return [chain for chain in chains if chain.observed.any()]
+    kept = [chain for chain in chains if chain.observed.any()]
+    if chains and not kept:
+        raise StructureError(
+            f"{path}: no residue is observed"
+            + ("" if min_plddt is None else f" that reaches min_plddt={min_plddt:g}; lower it, or leave it out")
+        )
+    return kept
 
 
 def read_sequences(path: str | os.PathLike[str], atoms: Sequence[str] = ("CA",)) -> list[Chain]:
@@ -312,7 +318,9 @@ def read_proteins(
         return chains
     wanted = [chain_ids] if isinstance(chain_ids, str) else list(chain_ids)
     if absent := set(wanted) - {chain.id for chain in chains}:
-        raise StructureError(f"{path}: no sequence {', '.join(sorted(absent))}")
+        raise StructureError(
+            f"{path}: no sequence {', '.join(sorted(absent))}; the file has {', '.join(chain.id for chain in chains)}"
+        )
     return [chain for chain in chains if chain.id in wanted]
 
 
@@ -784,7 +792,7 @@ def _parse_pdb(data: bytes) -> _Parsed:
 
 def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
-        raise StructureError(f"{path}: a folder; list its files with find_structures")
+        raise StructureError(f"{path}: a folder; give its files one by one")
     if path.stat().st_size > MAX_BYTES:
         raise StructureError(f"{path}: larger than {MAX_BYTES} bytes; split the file")
     return path.read_bytes()

@@ -163,7 +163,7 @@ def test_precision_by_hand():
     labels[0, 6] = -100  # drops out: (1, 8), (1, 9), (1, 10) and the first of the equal ones remain
     assert precision_at(scores, labels)["short"] == {"L": 2 / 9, "L/2": 0.4, "L/5": 0.5}
     scores[0, 8] = np.nan
-    assert precision_at(scores, labels)["short"]["L/5"] == 0.0
+    assert precision_at(scores, labels)["short"] == {"L": 1 / 8, "L/2": 0.2, "L/5": 0.0}  # does not compete
 
 
 def test_perfect_predictions_reach_one_where_contacts_suffice():
@@ -262,11 +262,14 @@ def test_training_a_frozen_encoder(tmp_path, rows):
 # The command
 
 
-def test_the_command_writes_three_files(checkpoint, tmp_path, capsys):
+def test_the_command_writes_three_files_and_a_summary(checkpoint, tmp_path, capsys):
     assert main(["contacts", str(checkpoint), str(STRUCTURE), "--output", str(tmp_path / "out"), "--quiet"]) == 0
-    report = json.loads(capsys.readouterr().out)["chains"]
+    summary = json.loads(capsys.readouterr().out)
+    assert summary == json.loads((tmp_path / "out" / "contacts.json").read_text())
+    report = summary["chains"]
     assert [each["id"] for each in report] == ["1ORC_A"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1ORC_A.npz", "1ORC_A.png", "1ORC_A.tsv"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["1ORC_A.npz", "1ORC_A.png", "1ORC_A.tsv", "contacts.json"]
 
     chain = read_chains(STRUCTURE)[0]
     model, processor = load_checkpoint(checkpoint, any_head=True)
@@ -325,7 +328,7 @@ def test_the_command_without_structure(checkpoint, tmp_path, capsys):
 def test_the_command_without_matplotlib(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("coordformer.figures.new_figure", lambda size, path: None)
     assert main(["contacts", str(checkpoint), str(STRUCTURE), "--output", str(tmp_path), "--quiet"]) == 0
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz", ".tsv"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npz", ".tsv"]
 
 
 def test_bad_input_is_named(checkpoint, tmp_path, capsys):

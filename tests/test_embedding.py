@@ -17,7 +17,7 @@ from conftest import CHAINS, STRUCTURES, make_model
 from safetensors import safe_open
 from transformers import set_seed
 
-from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chains
+from coordformer import CoordformerForMaskedLM, CoordformerProcessor, embedding, read_chains
 from coordformer.batches import fetch_rows
 from coordformer.bundle import write_bundle
 from coordformer.cli import main
@@ -244,20 +244,39 @@ def test_a_killed_run_goes_on(checkpoint, file_format, tmp_path):
     assert contents[0] == contents[1] and len(contents[0]) == 81
 
 
-def test_files_that_a_run_was_begun_with_are_not_read_again(checkpoint, tmp_path):
+def test_files_that_a_run_was_begun_with_are_not_read_again(checkpoint, tmp_path, monkeypatch):
     """The chains of all shards are those that were read at first, and other files are refused."""
     shutil.copy(STRUCTURES / "1BD2.cif.gz", tmp_path / "structures.cif.gz")
     options = {"inputs": [tmp_path / "structures.cif.gz"], "chains_per_shard": 2}
     quietly(checkpoint, tmp_path / "out", **options)
     _, expected = load_embeddings(tmp_path / "out")
-    size = (tmp_path / "structures.cif.gz").stat().st_size
-    (tmp_path / "structures.cif.gz").write_bytes(bytes(size))
     (tmp_path / "out" / "shard-00001-of-00003.parquet").unlink()
+    monkeypatch.setattr(embedding, "read_proteins", None)
     quietly(checkpoint, tmp_path / "out", **options)
     np.testing.assert_array_equal(load_embeddings(tmp_path / "out")[1], expected)
-    (tmp_path / "structures.cif.gz").write_bytes(bytes(size + 1))
+    size = (tmp_path / "structures.cif.gz").stat().st_size
+    (tmp_path / "structures.cif.gz").write_bytes(bytes(size))  # as long as before
     with pytest.raises(ValueError, match="holds other embeddings \\(chains: '[0-9a-f]{16}' -> '[0-9a-f]{16}'\\)"):
         quietly(checkpoint, tmp_path / "out", **options)
+
+
+def test_other_coordinates_of_the_same_chains_are_refused(checkpoint, tmp_path):
+    rows = load_rows(CHAINS, "valid").select(range(3))
+    rows.to_parquet(tmp_path / "chains.parquet")
+    quietly(checkpoint, tmp_path / "out", data=tmp_path / "chains.parquet")
+    moved = rows.map(lambda row: {"coords": [*row["coords"][:-1], row["coords"][-1] + 1]})
+    moved.to_parquet(tmp_path / "chains.parquet")
+    with pytest.raises(ValueError, match="holds other embeddings \\(chains: "):
+        quietly(checkpoint, tmp_path / "out", data=tmp_path / "chains.parquet")
+
+
+def test_a_folder_in_which_nothing_was_embedded_can_be_used_again(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="No chain could be read"):
+        quietly(checkpoint, tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"], chain_ids=["Z"])
+    assert quietly(checkpoint, tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"], chain_ids=["C"])["chains"] == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file, which is a file; give a folder"):
+        quietly(checkpoint, tmp_path / "file", inputs=[STRUCTURES / "1BD2.cif.gz"])
 
 
 def test_other_embeddings_in_the_same_folder_are_refused(checkpoint, tmp_path):

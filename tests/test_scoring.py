@@ -298,6 +298,8 @@ def test_scores_are_read_back(tmp_path):
     np.testing.assert_array_equal(measured, [0.1 + 0.2, np.nan])
     path.write_text("\ufeffmutant\nA24G\n", encoding="utf-8")  # as a spreadsheet writes it
     assert read_mutants(path) == (["A24G"], None)
+    path.write_text("mutant, DMS_score\r\nA24G, 2\r\n")
+    assert read_mutants(path) == (["A24G"], np.array([2.0]))
 
 
 def test_a_heat_map_wraps(tmp_path, chain):
@@ -344,6 +346,7 @@ def test_command_scores_given_mutants(checkpoint, tmp_path, capsys, chain):
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected, atol=1e-4)
     assert summary["spearman"] == pytest.approx(spearman(expected[:3], np.array([1.5, -2, 0.5])))
     assert (summary["chain"], summary["residues"], summary["observed"], summary["mutants"]) == ("1ORC_A", 71, 64, 4)
+    assert summary["coordinates"] == "given" and summary == json.loads((tmp_path / "out" / "score.json").read_text())
 
     # Mutants as words, another numbering, another method, coordinates withheld: as of the sequence alone.
     fasta = tmp_path / "cro.fasta"
@@ -351,6 +354,8 @@ def test_command_scores_given_mutants(checkpoint, tmp_path, capsys, chain):
     options = ["--mutants", "T16W", "--first", 11, "--method", "wild_type_marginal"]
     assert run(checkpoint, structure, *options, "--without_coords", "--output", tmp_path / "one") == 0
     assert run(checkpoint, fasta, *options, "--output", tmp_path / "two") == 0
+    given = [json.loads((tmp_path / name / "score.json").read_text())["coordinates"] for name in ("one", "two")]
+    assert given == ["withheld", "unknown"]
     one, two = ((tmp_path / name / "scores.csv").read_text() for name in ("one", "two"))
     assert one == two and one.startswith("mutant,score\nT16W,")
     assert "spearman" not in json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -378,6 +383,9 @@ def test_command_scans_a_chain_of_a_file(checkpoint, tmp_path, capsys):
         (["1orc.pdb.gz", "--mutants", "other.csv"], "other.csv has the columns variant, DMS_score; the column mutant"),
         (["1orc.pdb.gz", "--mutants", "odd.csv"], "odd.csv: DMS_score of M1A is 'high'; give a number"),
         (["1orc.pdb.gz", "--mutants", "absent.csv"], "absent.csv"),
+        (["1orc.pdb.gz", "--mutants", "gap.csv"], "gap.csv, row 2: the column mutant is empty"),
+        (["1orc.pdb.gz", "--mutants", "latin.csv"], "latin.csv is no UTF-8 ("),
+        (["unknown.fasta", "--scan"], "Chain x has no residue that is known, only X"),
         (["1BD2.cif.gz", "--scan"], "1BD2.cif.gz has the chains 1BD2_A, 1BD2_B, 1BD2_C, 1BD2_D, 1BD2_E; choose one"),
         (["1BD2.cif.gz", "--scan", "--chains", "Z"], "no protein chain Z"),
         (["1orc.pdb.gz", "--scan", "--window", "1"], "`window` is 1; it must be at least 2"),
@@ -387,11 +395,12 @@ def test_command_scans_a_chain_of_a_file(checkpoint, tmp_path, capsys):
 def test_command_line_says_what_is_wrong_in_one_line(checkpoint, tmp_path, capsys, options, message):
     for name, text in (
         ("empty.csv", "mutant,DMS_score\n"), ("nothing.csv", ""), ("other.csv", "variant,DMS_score\nM1A,1\n"),
-        ("odd.csv", "mutant,DMS_score\nM1A,high\n"),
+        ("odd.csv", "mutant,DMS_score\nM1A,high\n"), ("gap.csv", "mutant,DMS_score\nM1A,1\n,\n"),
+        ("latin.csv", "mutant,note\nM1A,\u00e4\n"), ("unknown.fasta", ">x\nXXX\n"),
     ):  # fmt: skip
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="latin-1")
     options = [STRUCTURES / each if each.endswith(".gz") else each for each in options]
-    options = [tmp_path / each if str(each).endswith(".csv") else each for each in options]
+    options = [tmp_path / each if str(each).endswith((".csv", ".fasta")) else each for each in options]
     assert run(checkpoint, *options, "--output", tmp_path / "out") == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]
     assert len(lines) == 1 and message in lines[0], lines

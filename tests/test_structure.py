@@ -549,7 +549,8 @@ def test_min_plddt_hides_residues_of_predicted_models(read):
     assert (chain.sequence, x_of(chain)) == ("AGS", [None, 7.6, 11.4])
     assert np.isnan(chain.b_factor).tolist() == [True, False, False]
     assert read("EXPDTA    THEORETICAL MODEL\n" + text, min_plddt=70)[0].observed.sum() == 2
-    assert read(text, min_plddt=95) == []
+    with pytest.raises(StructureError, match=r"no residue is observed that reaches min_plddt=95; lower it"):
+        read(text, min_plddt=95)
 
 
 def test_min_plddt_refuses_experiments_and_other_scales(read):
@@ -707,7 +708,7 @@ def test_atoms_must_be_different_names(atoms):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_chains(tmp_path / "absent.pdb")
-    with pytest.raises(StructureError, match="find_structures"):
+    with pytest.raises(StructureError, match="a folder; give its files one by one"):
         read_chains(tmp_path)
 
 
