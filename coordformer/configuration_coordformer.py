@@ -5,7 +5,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import EsmConfig
 from transformers.activations import ACT2FN
 
-COORDINATE_EMBEDDINGS = ("linear", "quadratic", "polynomial", "fourier", "none")
+COORDINATE_EMBEDDINGS = ("linear", "quadratic", "none")
 COORDINATE_INITS = ("normal", "gaussian")
 POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
 LM_HEADS = ("esm", "linear")
@@ -21,8 +21,7 @@ class CoordformerConfig(EsmConfig):
     Args:
         coordinate_embedding (`str`, defaults to `"linear"`):
             What the coordinates are lifted to before the linear embedding: `"linear"` (x; the paper's, section 2),
-            `"quadratic"` (x and |x|^2), `"polynomial"` (all monomials to degree 2), `"fourier"` (x, and sines and
-            cosines of each coordinate) or `"none"` (no embedding; without `distance_bias` the model without structure).
+            `"quadratic"` (x and |x|^2) or `"none"` (no embedding; without `distance_bias` the model without structure).
         coordinate_init (`str`, defaults to `"normal"`):
             How a new model starts: `"normal"`, as every weight, or `"gaussian"`: each head of the first layer attends
             with a Gaussian of distance from the start, of widths that spread over the heads; needs the `"quadratic"`

@@ -37,7 +37,6 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_coordformer import CoordformerConfig
 
 IGNORED_LABEL = -100  # Transformers' convention, in every head; Trainer counts what differs from it
-OCTAVES = 5  # of the Fourier lift
 SEGMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # Transformers' names
 
 
@@ -273,10 +272,9 @@ class CoordinateEmbedding(nn.Linear):
     """
 
     def __init__(self, config: CoordformerConfig):
-        dim = config.coordinate_dim
         self.lift = config.coordinate_embedding
-        further = {"linear": 0, "quadratic": 1, "polynomial": dim * (dim + 1) // 2, "fourier": 2 * OCTAVES * dim}
-        features = len(config.coordinate_atoms) * (dim + further[self.lift] + 1)
+        functions = config.coordinate_dim + (self.lift == "quadratic")
+        features = len(config.coordinate_atoms) * (functions + 1)
         super().__init__(features, config.hidden_size, dtype=torch.float32)
         self.scale = float(config.coordinate_scale)
 
@@ -284,13 +282,6 @@ class CoordinateEmbedding(nn.Linear):
         """The functions of scaled coordinates (..., D) that are embedded, the coordinates first: (..., functions)."""
         if self.lift == "quadratic":
             return torch.cat([x, x.square().sum(dim=-1, keepdim=True)], dim=-1)
-        if self.lift == "polynomial":
-            first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-            return torch.cat([x, x[..., first] * x[..., second]], dim=-1)
-        if self.lift == "fourier":
-            # Wavelengths from 4 scales downwards, each half of the one before.
-            angles = (x.unsqueeze(-1) * (torch.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=x.device))).flatten(-2)
-            return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
         return x
 
     def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:  # type: ignore[override]

@@ -68,7 +68,7 @@ class ModelArguments:
     lm_head: str = field(default="esm", metadata={"help": "esm, or linear (the paper's)."})
     coordinate_embedding: str = field(
         default="linear",
-        metadata={"help": "linear (the paper's), quadratic, polynomial, fourier, or none: a model without structure."},
+        metadata={"help": "linear (the paper's), quadratic (and |x|^2), or none: a model without structure."},
     )
     coordinate_init: str = field(
         default="normal", metadata={"help": "normal, or gaussian: the first layer starts as Gaussians of distance."}

@@ -27,8 +27,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"coordinate_embedding": "none"},
     "linear": {"coordinate_embedding": "linear"},
     "quadratic": {"coordinate_embedding": "quadratic"},
-    "polynomial": {"coordinate_embedding": "polynomial"},
-    "fourier": {"coordinate_embedding": "fourier"},
     "distance bias": {"coordinate_embedding": "none", "distance_bias": 32},
 }
 

@@ -31,8 +31,6 @@ VARIANTS = {
     "linear, scale 16 (paper)": {"coordinate_embedding": "linear", "coordinate_scale": 16},
     "linear": {"coordinate_embedding": "linear", "coordinate_scale": 100},
     "quadratic": {"coordinate_embedding": "quadratic", "coordinate_scale": 100},
-    "polynomial": {"coordinate_embedding": "polynomial", "coordinate_scale": 100},
-    "fourier": {"coordinate_embedding": "fourier", "coordinate_scale": 100},
     "distance bias": {"coordinate_embedding": "none", "distance_bias": 32, "coordinate_scale": 175},
     "quadratic, Gaussian start": {
         "coordinate_embedding": "quadratic",

@@ -32,8 +32,6 @@ VARIANTS = {
     "none": ["--coordinate_embedding", "none"],
     "linear": ["--coordinate_embedding", "linear"],
     "quadratic": ["--coordinate_embedding", "quadratic"],
-    "polynomial": ["--coordinate_embedding", "polynomial"],
-    "fourier": ["--coordinate_embedding", "fourier"],
     "distance bias": ["--coordinate_embedding", "none", "--distance_bias", "32"],
     "linear + distance bias": ["--coordinate_embedding", "linear", "--distance_bias", "32"],
     "quadratic, Gaussian start": ["--coordinate_embedding", "quadratic", "--coordinate_init", "gaussian"],
