@@ -272,23 +272,18 @@ class CoordinateEmbedding(nn.Linear):
     """
 
     def __init__(self, config: CoordformerConfig):
-        self.lift = config.coordinate_embedding
-        functions = config.coordinate_dim + (self.lift == "quadratic")
-        features = len(config.coordinate_atoms) * (functions + 1)
+        self.quadratic = config.coordinate_embedding == "quadratic"
+        features = len(config.coordinate_atoms) * (config.coordinate_dim + self.quadratic + 1)
         super().__init__(features, config.hidden_size, dtype=torch.float32)
         self.scale = float(config.coordinate_scale)
 
-    def lifted(self, x: torch.Tensor) -> torch.Tensor:
-        """The functions of scaled coordinates (..., D) that are embedded, the coordinates first: (..., functions)."""
-        if self.lift == "quadratic":
-            return torch.cat([x, x.square().sum(dim=-1, keepdim=True)], dim=-1)
-        return x
-
     def forward(self, coords: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Embed centred `coords` (batch, sequence, atoms, D), Å, zero where not `observed` (batch, sequence, atoms)."""
-        functions = self.lifted(coords / self.scale).masked_fill(~observed.unsqueeze(-1), 0.0)
-        missing = (~observed).unsqueeze(-1).to(functions.dtype)
-        features = torch.cat([functions, missing], dim=-1).flatten(-2)
+        x = coords / self.scale
+        if self.quadratic:
+            x = torch.cat([x, x.square().sum(dim=-1, keepdim=True)], dim=-1)
+        missing = ~observed.unsqueeze(-1)
+        features = torch.cat([x.masked_fill(missing, 0.0), missing.to(x.dtype)], dim=-1).flatten(-2)
         # Sharded or mixed-precision training may hand over low-precision weights and an autocast context.
         with maybe_autocast(features.device.type, enabled=False):
             return nn.functional.linear(features, self.weight.float(), self.bias.float())
