@@ -319,7 +319,7 @@ def train_stack(
                 detached, buffers, turn, subtract_max, train_targets[:, index], train[index]
             )
             for name, weight in weights.items():
-                weight.grad = gradients[name]
+                weight.grad = gradients[name].contiguous()  # the fused optimizer does not look at strides
             done += 1
             optimizer.param_groups[0]["lr"] = learning_rate(done, config.hidden_size, warmup)
             optimizer.step()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from coordformer import point_clouds
+from coordformer import CoordformerConfig, point_clouds
 from coordformer.point_clouds import (
     Member,
     PointCloudAttention,
@@ -143,10 +143,10 @@ SPLIT = (STRUCTURES[:160], STRUCTURES[160:])
 SHORT = {"updates": 30, "warmup": 20, "validate_every": 10}
 
 
-def train_alone(member: Member, updates: int) -> list[float]:
+def train_alone(member: Member, updates: int, config: CoordformerConfig = CONFIG) -> list[float]:
     """The same by torch's own autograd on one model, written independently of the stack."""
     torch.manual_seed(member.seed)
-    model = PointCloudAttention(CONFIG, 8)
+    model = PointCloudAttention(config, 8)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     losses = []
     for update in range(updates):
@@ -177,6 +177,16 @@ def test_a_stack_trains_each_model_as_if_alone():
             # Adam's first updates go by the sign of a gradient, so that rounding is felt.
             assert entry["train"][number] == pytest.approx(sum(losses[start : start + 10]) / 10, rel=1e-2)
     assert history[-1]["train"][0] < 0.7 * history[0]["train"][0]  # it learns
+
+
+def test_a_stack_with_distance_biases_trains_each_model_as_if_alone():
+    config = point_cloud_config(16, 2, coordinate_embedding="none", distance_bias=8, coordinate_scale=175)
+    history = train_stack(config, 8, [Member(), Member(exponent=0.5)], *SPLIT, **SHORT)
+    for number, member in enumerate((Member(), Member(exponent=0.5))):
+        losses = train_alone(member, 30, config)
+        assert [entry["train"][number] for entry in history] == pytest.approx(
+            [sum(losses[start : start + 10]) / 10 for start in (0, 10, 20)], rel=1e-2
+        )
 
 
 def test_dimensions_beyond_a_members_own_do_not_matter():
