@@ -35,7 +35,7 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
-@pytest.mark.parametrize("example", ["contacts", "function", "molecules", "point_clouds"])
+@pytest.mark.parametrize("example", ["contacts", "embeddings", "function", "molecules", "point_clouds"])
 def test_tables_of_an_example_are_the_measured_ones(example):
     """The README of an example has the tables of the report that its script wrote."""
     folder = ROOT / "examples" / example

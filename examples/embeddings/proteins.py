@@ -33,7 +33,6 @@ VARIANTS = {
     "linear": ["--coordinate_embedding", "linear"],
     "quadratic": ["--coordinate_embedding", "quadratic"],
     "distance bias": ["--coordinate_embedding", "none", "--distance_bias", "32"],
-    "linear + distance bias": ["--coordinate_embedding", "linear", "--distance_bias", "32"],
     "quadratic, Gaussian start": ["--coordinate_embedding", "quadratic", "--coordinate_init", "gaussian"],
 }
 
