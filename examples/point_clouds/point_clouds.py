@@ -102,7 +102,8 @@ def run(stack: Stack, output: Path, updates: int, warmup: int, device: str) -> N
         updates=updates,
         warmup=warmup,
         batch_size=min(16, train),
-        validate_every=max(updates // stack.validations, 1),
+        # A shorter run is validated as often, not as many times: on 8,000 structures that would take longer than it.
+        validate_every=max(round(stack.updates * PAPER_UPDATES), updates) // stack.validations,
         state=output / f"{stack.name}.pt",
         device=device,
     )
