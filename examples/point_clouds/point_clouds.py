@@ -1,6 +1,6 @@
 """Simulated points: which functions of distance attention learns, and in how many dimensions (paper, section 1).
 
-    python examples/point_clouds/point_clouds.py --quick      (a tenth of the updates)
+    python examples/point_clouds/point_clouds.py --quick      (a fifteenth of the updates)
     python examples/point_clouds/point_clouds.py              (the published number of updates)
     python examples/point_clouds/point_clouds.py --epochs 200 (200 epochs of the full split; for a GPU)
 
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="work in progress (default: runs/point_clouds, or ..._quick)")
     parser.add_argument("--results", type=Path, help="default: results beside this file, or OUTPUT with other updates")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--quick", action="store_true", help="a tenth of the updates")
+    length.add_argument("--quick", action="store_true", help="a fifteenth of the updates")
     length.add_argument("--epochs", type=int, help="epochs of the full split instead of 12,600 updates")
     parser.add_argument("--only", nargs="+", metavar="STACK", help="names of stacks, such as exponents")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
@@ -327,7 +327,7 @@ def main() -> None:
         stacks = [stack for stack in stacks if stack.name in arguments.only]
     updates, warmup, name = PAPER_UPDATES, WARMUP, "point_clouds"
     if arguments.quick:
-        updates, warmup, name = PAPER_UPDATES // 10, WARMUP // 10, "point_clouds_quick"
+        updates, warmup, name = PAPER_UPDATES // 15, WARMUP // 15, "point_clouds_quick"
         stacks = [stack for stack in stacks if not stack.name.startswith("augmentation")]
     elif arguments.epochs is not None:
         if arguments.epochs < 1:
