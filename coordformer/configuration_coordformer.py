@@ -5,7 +5,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import EsmConfig
 from transformers.activations import ACT2FN
 
-COORDINATE_EMBEDDINGS = ("linear", "quadratic", "none")
+COORDINATE_EMBEDDINGS = ("linear", "quadratic", "local", "none")
 COORDINATE_INITS = ("normal", "gaussian")
 POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
 LM_HEADS = ("esm", "linear")
@@ -21,7 +21,9 @@ class CoordformerConfig(EsmConfig):
     Args:
         coordinate_embedding (`str`, defaults to `"linear"`):
             What the coordinates are lifted to before the linear embedding: `"linear"` (x; the paper's, section 2),
-            `"quadratic"` (x and |x|^2) or `"none"` (no embedding; without `distance_bias` the model without structure).
+            `"quadratic"` (x and |x|^2), `"local"` (those of the neighbours along the chain, in the residue's own frame;
+            invariant) or `"none"` (no embedding; without `distance_bias` and `attention_points` the model without
+            structure).
         coordinate_init (`str`, defaults to `"normal"`):
             How a new model starts: `"normal"`, as every weight, or `"gaussian"`: each head of the first layer attends
             with a Gaussian of distance from the start, of widths that spread over the heads; needs the `"quadratic"`
@@ -29,6 +31,10 @@ class CoordformerConfig(EsmConfig):
         distance_bias (`int`, defaults to 0):
             Number of distances between which each head's additive attention bias, a function of |xi - xj| that is the
             same in all layers, is linear; 0: no bias. Time and memory grow with the square of the length.
+        attention_points (`int`, defaults to 0):
+            Number of points in space with which each head attends beside its queries, keys and values, in the frames of
+            the residues (invariant point attention); 0: none. Time grows with the square of the length, memory with the
+            length.
         coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
             The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
         coordinate_dim (`int`, defaults to 3):
@@ -80,6 +86,7 @@ class CoordformerConfig(EsmConfig):
     coordinate_scale: int | float = 16
     coordinate_init: str = "normal"
     distance_bias: int = 0
+    attention_points: int = 0
     hidden_act: str = "gelu"
     lm_head: str = "esm"
     sequence_encoder: EsmConfig | dict | None = None
@@ -144,6 +151,18 @@ class CoordformerConfig(EsmConfig):
             )
         if self.distance_bias < 0 or self.distance_bias == 1:
             raise ValueError(f"`distance_bias` is {self.distance_bias}; give at least 2 values, or 0 for no bias.")
+        if self.attention_points < 0:
+            raise ValueError(f"`attention_points` is {self.attention_points}; give a number of points, or 0 for none.")
+        if (self.attention_points or self.coordinate_embedding == "local") and self.coordinate_dim != 3:
+            raise ValueError(
+                "Residues have frames in three dimensions alone: with `attention_points` or `coordinate_embedding` "
+                f'"local", `coordinate_dim` must be 3, not {self.coordinate_dim}.'
+            )
+        if self.coordinate_embedding == "local" and self.position_embedding_type == "none":
+            raise ValueError(
+                '`coordinate_embedding="local"` reads the neighbours along the chain, which `position_embedding_type='
+                '"none"` leaves without an order.'
+            )
         if not self.coordinate_atoms or len(set(self.coordinate_atoms)) != len(self.coordinate_atoms):
             raise ValueError(
                 f"`coordinate_atoms` is {self.coordinate_atoms}; name each atom once, for example ('N', 'CA', 'C')."

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, EsmModel, PreTrainedModel
 
 from .configuration_coordformer import CoordformerConfig
-from .modeling_coordformer import CoordformerForMaskedLM, sinusoidal_positions
+from .modeling_coordformer import CoordformerForMaskedLM, PointAttention, sinusoidal_positions
 from .point_clouds import PointCloudAttention
 from .processing_coordformer import VOCABULARY
 
@@ -114,6 +114,14 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias."]
     if not any(name.startswith("lm_head.") for name in weights):
         new.append("lm_head.")
+    points = {name: module for name, module in model.named_modules() if isinstance(module, PointAttention)}
+    esm_has = ("query", "key", "value")
+    new += [
+        f"{name}.{part}"
+        for name, module in points.items()
+        for part in module.state_dict()
+        if part.partition(".")[0] not in esm_has
+    ]
     lost = unexpected + [name for name in missing if not name.startswith(tuple(new))]
     if lost:
         raise ValueError(
@@ -122,6 +130,13 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     if model.coordformer.coordinate_embedding is not None:
         for parameter in model.coordformer.coordinate_embedding.parameters():
             torch.nn.init.zeros_(parameter)
+    for module in points.values():
+        # Points that are seen from everywhere alike, and not read yet.
+        torch.nn.init.zeros_(module.read_points.weight)
+        torch.nn.init.zeros_(module.read_points.bias)
+        torch.nn.init.zeros_(module.missing)
+        with torch.no_grad():
+            module.log_sigma.copy_(module.log_sigmas(1e4, 1e4))
     model.to(dtype=source.dtype)  # type: ignore[call-arg]
     return model.eval()
 

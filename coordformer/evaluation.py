@@ -276,7 +276,8 @@ def summarise_draws(counts: np.ndarray, letters: Mapping[str, int]) -> dict[str,
 def coordinates_of(model: PreTrainedModel) -> str:
     """How a model takes coordinates, in a word or two; `none` if it does not."""
     ways = [model.config.coordinate_embedding] if model.config.coordinate_embedding != "none" else []
-    return " and ".join(ways + ["distance bias"] * bool(model.config.distance_bias)) or "none"
+    ways += ["distance bias"] * bool(model.config.distance_bias) + ["points"] * bool(model.config.attention_points)
+    return " and ".join(ways) or "none"
 
 
 def coordinates_given(model: PreTrainedModel, chain: Chain, without_coords: bool) -> str:

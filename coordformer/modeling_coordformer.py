@@ -31,6 +31,8 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.esm.modeling_esm import EsmSelfAttention, apply_rotary_pos_emb, eager_attention_forward
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import maybe_autocast
 
@@ -268,12 +270,14 @@ AttentionMaskInterface.register("contacts", sdpa_mask)
 class CoordinateEmbedding(nn.Linear):
     """Linear embedding of centred coordinates and a missing flag per atom (paper, section 2).
 
-    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å.
+    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å. If local, the atoms are those
+    of `neighbours_in_frames`.
     """
 
     def __init__(self, config: CoordformerConfig):
         self.quadratic = config.coordinate_embedding == "quadratic"
-        features = len(config.coordinate_atoms) * (config.coordinate_dim + self.quadratic + 1)
+        atoms = len(config.coordinate_atoms) * (len(NEIGHBOURS) if config.coordinate_embedding == "local" else 1)
+        features = atoms * (config.coordinate_dim + self.quadratic + 1)
         super().__init__(features, config.hidden_size, dtype=torch.float32)
         self.scale = float(config.coordinate_scale)
 
@@ -287,6 +291,181 @@ class CoordinateEmbedding(nn.Linear):
         # Sharded or mixed-precision training may hand over low-precision weights and an autocast context.
         with maybe_autocast(features.device.type, enabled=False):
             return nn.functional.linear(features, self.weight.float(), self.bias.float())
+
+
+# Along the chain, of a residue whose coordinates are embedded locally: two turns of a helix.
+NEIGHBOURS = range(-4, 5)
+
+
+def shift_residues(
+    values: torch.Tensor, offset: int, position_ids: torch.Tensor, runs: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What (batch, sequence, ...) holds `offset` residues further on, and whether that is a residue of the segment."""
+    positions = position_ids.expand(values.shape[:2])
+    there = positions.roll(-offset, 1) - positions == offset
+    if runs is not None:
+        there = there & (runs.roll(-offset, 1) == runs)
+    return values.roll(-offset, 1), there
+
+
+def residue_frames(
+    coords: torch.Tensor,
+    observed: torch.Tensor,
+    position_ids: torch.Tensor,
+    runs: torch.Tensor | None,
+    atoms: Sequence[str],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where a residue is and how it is turned, from its N, CA and C, or else from its CA and those beside it.
+
+    The first axis points from one neighbour to the other, the third is normal to the plane of the three.
+
+    Args:
+        coords: (batch, sequence, atoms, 3).
+        observed: (batch, sequence, atoms).
+        position_ids: (batch or 1, sequence); neighbours differ by 1.
+        runs: segments, see `segment_runs`.
+        atoms: their names; without a CA the first of them stands for it.
+
+    Returns:
+        Origins (batch, sequence, 3), in the unit of `coords`; axes (batch, sequence, 3, 3), in columns, zero where they
+        are not known; and where the origin is observed, (batch, sequence).
+    """
+    place = {name: number for number, name in enumerate(atoms)}
+    centre = place.get("CA", 0)
+    origins, seen = coords[:, :, centre], observed[:, :, centre]
+    if {"N", "CA", "C"} <= place.keys():
+        before, after = coords[:, :, place["N"]], coords[:, :, place["C"]]
+        known = observed[:, :, [place["N"], centre, place["C"]]].all(dim=-1)
+    else:
+        known = seen
+        neighbours = []
+        for offset in (-1, 1):
+            shifted, there = shift_residues(torch.cat((origins, seen.unsqueeze(-1)), -1), offset, position_ids, runs)
+            known = known & there & shifted[..., 3].bool()
+            neighbours.append(shifted[..., :3])
+        before, after = neighbours
+    before, after = before - origins, after - origins
+    first = nn.functional.normalize(after - before, dim=-1)
+    third = nn.functional.normalize(torch.linalg.cross(before, after), dim=-1)
+    axes = torch.stack((first, torch.linalg.cross(third, first), third), dim=-1)
+    return origins, axes.masked_fill(~known[..., None, None], 0.0), seen
+
+
+def neighbours_in_frames(
+    coords: torch.Tensor,
+    observed: torch.Tensor,
+    frames: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    position_ids: torch.Tensor,
+    runs: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The atoms of the residues `NEIGHBOURS` away, in each residue's own frame: invariant to rotations.
+
+    Args as of `residue_frames`, whose result `frames` is. Returns coordinates (batch, sequence, neighbours x atoms, 3)
+    and which are known, without the last axis.
+    """
+    origins, axes, _ = frames
+    framed = axes.any(dim=-1).any(dim=-1, keepdim=True)
+    local, known = [], []
+    for offset in NEIGHBOURS:
+        shifted, there = shift_residues(coords, offset, position_ids, runs)
+        local.append((shifted - origins.unsqueeze(2)) @ axes)
+        known.append(observed.roll(-offset, 1) & there.unsqueeze(-1) & framed)
+    return torch.cat(local, dim=2), torch.cat(known, dim=2)
+
+
+class PointAttention(EsmSelfAttention):
+    """ESM's self-attention, in which each head also attends with points: Jumper et al. 2021, algorithm 22.
+
+    Every residue makes query, key and value points in its own frame. A head adds to its logits
+    -sum_p |q_ip - k_jp|^2 / (2 P sigma^2), distances in space, and reads the mean of the value points in the frame of
+    the residue that asks, with their norms. Nothing depends on the frame of the chain, and mirror images differ.
+
+    -|q - k|^2 / 2 = q.k - |k|^2 / 2 - |q|^2 / 2 is a product of 3 P + 2 features, as in the paper's section 2, so that any
+    attention kernel computes it and no pair is kept. Where coordinates are missing, a key has a constant in place of its
+    distance, and a query none.
+    """
+
+    # Rates of learning are those of weights, which move by thousandths; sigma has to move by factors.
+    gain = 8.0
+
+    def __init__(self, config: CoordformerConfig, layer_idx: int):
+        super().__init__(config, layer_idx=layer_idx)
+        width, heads = config.hidden_size, config.num_attention_heads
+        self.points = config.attention_points
+        self.query_points = nn.Linear(width, heads * self.points * 3)
+        self.key_points = nn.Linear(width, heads * self.points * 3)
+        self.value_points = nn.Linear(width, heads * self.points * 3)
+        self.read_points = nn.Linear(heads * (self.points * 4 + 1), width)
+        self.log_sigma = nn.Parameter(torch.empty(heads))
+        self.missing = nn.Parameter(torch.empty(heads))
+
+    def log_sigmas(self, first: float, last: float) -> torch.Tensor:
+        """Values of `log_sigma` for widths from `first` to `last`, Å, over the heads."""
+        sigmas = torch.logspace(math.log10(first), math.log10(last), self.num_attention_heads)
+        return (sigmas / self.config.coordinate_scale).log() / self.gain
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: torch.Tensor | None = None,
+        *,
+        frames: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
+        query = self.query(hidden_states).view(shape).transpose(1, 2) * self.attention_head_size**-0.5
+        key = self.key(hidden_states).view(shape).transpose(1, 2)
+        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        if self.position_embedding_type == "rotary":
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        # Squares of coordinates cancel in the product: 16 bits would leave nothing of near distances.
+        with maybe_autocast(hidden_states.device.type, enabled=False):
+            query, key, value = self._add_points(hidden_states, query.float(), key.float(), value.float(), frames)
+            if torch.is_tensor(attention_mask) and attention_mask.is_floating_point():
+                attention_mask = attention_mask.float()
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+            dropout = self.dropout if self.training else 0.0
+            output, weights = attend(
+                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+            value, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
+            points = self._points_read(points, frames)
+        value = value.flatten(2).to(hidden_states.dtype)
+        return value + self.read_points(points.to(hidden_states.dtype)), weights
+
+    def _add_points(self, hidden_states, query, key, value, frames):
+        """Queries, keys and values (batch, heads, sequence, features) with features of their points behind."""
+        origins, axes, observed = frames
+        batch, length, _ = hidden_states.shape
+        seen = observed[:, None, :, None]
+
+        def placed(layer: nn.Linear) -> torch.Tensor:
+            points = layer(hidden_states).float().view(batch, length, -1, 3)
+            points = points @ axes.transpose(-1, -2) + origins.unsqueeze(2)
+            return points.view(batch, length, self.num_attention_heads, -1).transpose(1, 2) * seen
+
+        strength = (-2 * self.gain * self.log_sigma.float()).exp().view(-1, 1, 1) / self.points
+        asking, asked, read = placed(self.query_points), placed(self.key_points), placed(self.value_points)
+        of_query = -0.5 * strength * asking.square().sum(dim=-1, keepdim=True)
+        of_key = -0.5 * strength * asked.square().sum(dim=-1, keepdim=True)
+        of_key = torch.where(seen, of_key, self.missing.float().view(-1, 1, 1))
+        ones = seen.to(query.dtype).expand_as(of_key)
+        query = torch.cat((query, strength * asking, ones, of_query), dim=-1)
+        key = torch.cat((key, asked, of_key, ones), dim=-1)
+        # The second one makes values as wide as keys, which kernels want.
+        return query, key, torch.cat((value, read, ones, ones), dim=-1)
+
+    def _points_read(self, points, frames):
+        """Mean value points (batch, sequence, heads, features) in the residue's frame, with norms and their share."""
+        origins, axes, observed = frames
+        batch, length, heads, _ = points.shape
+        points, share = points[..., : 3 * self.points], points[..., 3 * self.points : 3 * self.points + 1]
+        points = points.reshape(batch, length, heads * self.points, 3)
+        points = points - (share * origins.unsqueeze(2)).repeat_interleave(self.points, dim=2)
+        norms = (points.square().sum(dim=-1) + 1e-6).sqrt()
+        local = (points @ axes).flatten(2)
+        return torch.cat((local, norms, share.flatten(2)), dim=-1) * observed.unsqueeze(-1)
 
 
 class DistanceBias(nn.Linear):
@@ -406,6 +585,9 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DistanceBias):
             init.zeros_(module.weight)
+        elif isinstance(module, PointAttention):
+            init.copy_(module.log_sigma, module.log_sigmas(3.0, 48.0))
+            init.constant_(module.missing, -1.0)
         elif isinstance(module, ContactHead):
             init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
@@ -502,8 +684,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
         self.contact_head = None
         if config.contact_head:
             self.contact_head = ContactHead(config)
-        for layer in self.esm.encoder.layer:
+        for number, layer in enumerate(self.esm.encoder.layer):
             layer.intermediate = FeedForwardInput(config)
+            if config.attention_points:
+                layer.attention.self = PointAttention(config, number)
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
         self.distance_bias = DistanceBias(config) if config.distance_bias else None
         self.sequence_encoder = self.connector = None
@@ -567,6 +751,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
             self.sequence_encoder.eval()
         return self
 
+    @property
+    def reads_coordinates(self) -> bool:
+        """Whether anything in the model depends on `coords`."""
+        config = self.config
+        return config.coordinate_embedding != "none" or bool(config.distance_bias or config.attention_points)
+
     def get_input_embeddings(self):
         return (self.sequence_encoder or self.esm).get_input_embeddings()
 
@@ -628,7 +818,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 **bounds,
             )
         bias = None
-        if self.coordinate_embedding is not None or self.distance_bias is not None:
+        if self.reads_coordinates:
             placed, observed = self._place_coordinates(
                 coords, coords_mask, input_ids, attention_mask, shape, device, runs
             )
@@ -636,8 +826,22 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 numbers = None if runs is None else segment_numbers(runs, attention_mask)
                 self._check_rotations(rotations, shape, numbers)
                 placed = rotate_coordinates(placed, rotations, numbers)
+            local = self.config.coordinate_embedding == "local"
+            if local or self.config.attention_points:
+                frames = residue_frames(placed, observed, position_ids, runs, self.config.coordinate_atoms)
             if self.coordinate_embedding is not None:
-                embeddings = (embeddings + self.coordinate_embedding(placed, observed)).to(embeddings.dtype)
+                lifted = (
+                    neighbours_in_frames(placed, observed, frames, position_ids, runs) if local else (placed, observed)
+                )
+                embeddings = (embeddings + self.coordinate_embedding(*lifted)).to(embeddings.dtype)
+            if self.config.attention_points:
+                if "flash" in self.config._attn_implementation:
+                    raise ValueError(
+                        "`config.attention_points` needs products in float32, which attn_implementation="
+                        f"{self.config._attn_implementation!r} does not have; choose 'sdpa'."
+                    )
+                origins, axes, seen = frames
+                kwargs["frames"] = (origins / self.config.coordinate_scale, axes, seen)
             if self.distance_bias is not None:
                 bias = self.distance_bias(placed, observed).to(embeddings.dtype)
         embeddings = self._add_positions(embeddings, position_ids)

@@ -68,7 +68,9 @@ class ModelArguments:
     lm_head: str = field(default="esm", metadata={"help": "esm, or linear (the paper's)."})
     coordinate_embedding: str = field(
         default="linear",
-        metadata={"help": "linear (the paper's), quadratic (and |x|^2), or none: a model without structure."},
+        metadata={
+            "help": "linear (the paper's), quadratic (and |x|^2), local (neighbours in the residue's frame) or none."
+        },
     )
     coordinate_init: str = field(
         default="normal", metadata={"help": "normal, or gaussian: the first layer starts as Gaussians of distance."}
@@ -76,6 +78,9 @@ class ModelArguments:
     distance_bias: int = field(
         default=0,
         metadata={"help": "Values of a learned function of distance, added to attention; its batches are padded."},
+    )
+    attention_points: int = field(
+        default=0, metadata={"help": "Points in space with which each head attends; its batches are padded."}
     )
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
@@ -196,6 +201,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     coordinates = {
         "coordinate_embedding": arguments.coordinate_embedding,
         "distance_bias": arguments.distance_bias,
+        "attention_points": arguments.attention_points,
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
