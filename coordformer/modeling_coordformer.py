@@ -270,8 +270,8 @@ AttentionMaskInterface.register("contacts", sdpa_mask)
 class CoordinateEmbedding(nn.Linear):
     """Linear embedding of centred coordinates and a missing flag per atom (paper, section 2).
 
-    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å. If local, the atoms are those
-    of `neighbours_in_frames`.
+    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å. If local, the atoms are
+    those of `neighbours_in_frames`.
     """
 
     def __init__(self, config: CoordformerConfig):
@@ -368,7 +368,8 @@ def neighbours_in_frames(
     local, known = [], []
     for offset in NEIGHBOURS:
         shifted, there = shift_residues(coords, offset, position_ids, runs)
-        local.append((shifted - origins.unsqueeze(2)) @ axes)
+        # No `matmul`, as in `rotate_coordinates`.
+        local.append(((shifted - origins.unsqueeze(2)).unsqueeze(-1) * axes.unsqueeze(2)).sum(dim=-2))
         known.append(observed.roll(-offset, 1) & there.unsqueeze(-1) & framed)
     return torch.cat(local, dim=2), torch.cat(known, dim=2)
 
@@ -380,9 +381,9 @@ class PointAttention(EsmSelfAttention):
     -sum_p |q_ip - k_jp|^2 / (2 P sigma^2), distances in space, and reads the mean of the value points in the frame of
     the residue that asks, with their norms. Nothing depends on the frame of the chain, and mirror images differ.
 
-    -|q - k|^2 / 2 = q.k - |k|^2 / 2 - |q|^2 / 2 is a product of 3 P + 2 features, as in the paper's section 2, so that any
-    attention kernel computes it and no pair is kept. Where coordinates are missing, a key has a constant in place of its
-    distance, and a query none.
+    -|q - k|^2 / 2 = q.k - |k|^2 / 2 - |q|^2 / 2 is a product of 3 P + 2 features, as in the paper's section 2, so that
+    any attention kernel computes it and no pair is kept. Where coordinates are missing, a key has a constant in place
+    of its distance, and a query none.
     """
 
     # Rates of learning are those of weights, which move by thousandths; sigma has to move by factors.
@@ -408,7 +409,7 @@ class PointAttention(EsmSelfAttention):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        position_embeddings: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         *,
         frames: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         **kwargs,
@@ -417,7 +418,7 @@ class PointAttention(EsmSelfAttention):
         query = self.query(hidden_states).view(shape).transpose(1, 2) * self.attention_head_size**-0.5
         key = self.key(hidden_states).view(shape).transpose(1, 2)
         value = self.value(hidden_states).view(shape).transpose(1, 2)
-        if self.position_embedding_type == "rotary":
+        if position_embeddings is not None and self.position_embedding_type == "rotary":
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         # Squares of coordinates cancel in the product: 16 bits would leave nothing of near distances.
         with maybe_autocast(hidden_states.device.type, enabled=False):
@@ -541,6 +542,26 @@ class FeedForwardInput(nn.Module):
         return self.activation(self.dense(hidden_states))
 
 
+class CoordformerEncoder(EsmModel):
+    """ESM's encoder with any activation, with points in its attention, and without poolers and heads."""
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__(config, add_pooling_layer=False)
+        # That of ESM needs all attention maps at once.
+        self.contact_head = None  # type: ignore[assignment]
+        for number, layer in enumerate(self.encoder.layer):
+            layer.intermediate = FeedForwardInput(config)
+            if config.attention_points:
+                layer.attention.self = PointAttention(config, number)  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, PointAttention):
+            init.copy_(module.log_sigma, module.log_sigmas(3.0, 48.0))
+            init.constant_(module.missing, -1.0)
+
+
 def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
     """Fixed positions of Vaswani et al. 2017, section 3.5: (batch, sequence) -> (batch, sequence, hidden)."""
     # Rounded as in the authors' table: another order of these operations is felt 1,000 residues on.
@@ -585,9 +606,6 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DistanceBias):
             init.zeros_(module.weight)
-        elif isinstance(module, PointAttention):
-            init.copy_(module.log_sigma, module.log_sigmas(3.0, 48.0))
-            init.constant_(module.missing, -1.0)
         elif isinstance(module, ContactHead):
             init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
@@ -678,16 +696,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     def __init__(self, config: CoordformerConfig):
         super().__init__(config)
-        self.esm = EsmModel(config, add_pooling_layer=False)
-        # That of ESM needs all attention maps at once.
-        self.esm.contact_head = None  # type: ignore[assignment]
+        self.esm = CoordformerEncoder(config)
         self.contact_head = None
         if config.contact_head:
             self.contact_head = ContactHead(config)
-        for number, layer in enumerate(self.esm.encoder.layer):
-            layer.intermediate = FeedForwardInput(config)
-            if config.attention_points:
-                layer.attention.self = PointAttention(config, number)
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
         self.distance_bias = DistanceBias(config) if config.distance_bias else None
         self.sequence_encoder = self.connector = None

