@@ -42,6 +42,14 @@ VARIANTS = {
     "Gaussian start": {"coordinate_embedding": "quadratic", "coordinate_init": "gaussian"},
     "distance bias": {"coordinate_embedding": "none", "distance_bias": 8},
     "both, two atoms": {"distance_bias": 5, "coordinate_atoms": ("N", "CA")},
+    "local": {"coordinate_embedding": "local"},
+    "points": {"coordinate_embedding": "none", "attention_points": 3},
+    "local and points, backbone": {
+        "coordinate_embedding": "local",
+        "attention_points": 2,
+        "coordinate_atoms": ("N", "CA", "C"),
+    },
+    "points without positions": {"attention_points": 2, "position_embedding_type": "none"},
     "behind ESM-2": {"sequence_encoder": ESM_2, "lm_head": "linear"},
 }
 
@@ -769,6 +777,12 @@ def test_dropout_of_attention_is_not_ignored_by_varlen():
         ),
         ({"sequence_encoder": ESM_2}, '`lm_head` must be "linear".*not .esm. and .normal.'),
         ({"distance_bias": 1}, "`distance_bias` is 1; give at least 2 values, or 0 for no bias"),
+        ({"attention_points": -1}, "`attention_points` is -1; give a number of points, or 0 for none"),
+        ({"attention_points": 2, "coordinate_dim": 2}, "`coordinate_dim` must be 3, not 2"),
+        (
+            {"coordinate_embedding": "local", "position_embedding_type": "none"},
+            "reads the neighbours along the chain",
+        ),
         ({"is_decoder": True}, "is an encoder"),
         ({"coordinate_dim": "three"}, "coordinate_dim"),
     ],

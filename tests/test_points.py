@@ -1,0 +1,220 @@
+"""Frames of residues, neighbours embedded in them, and attention with points: invariant, and what their formulas say."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import STRUCTURES, make_config, make_model, outputs_of, pad_rows, random_chain
+from transformers import EsmConfig, EsmForMaskedLM
+
+from coordformer import CoordformerProcessor, from_esm, read_chains
+from coordformer.geometry import rotations_from_normals
+from coordformer.modeling_coordformer import NEIGHBOURS, PointAttention, neighbours_in_frames, residue_frames
+
+WAYS = {
+    "local": {"coordinate_embedding": "local"},
+    "points": {"coordinate_embedding": "none", "attention_points": 3},
+    "both": {"coordinate_embedding": "local", "attention_points": 3},
+    "both, backbone": {"coordinate_embedding": "local", "attention_points": 2, "coordinate_atoms": ("N", "CA", "C")},
+}
+
+
+def random_rotation() -> torch.Tensor:
+    return rotations_from_normals(torch.randn(1, 3, 3, dtype=torch.float64))[0].float()
+
+
+def chain_of(points: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coordinates, what is observed, and positions of one chain of C-alphas (residues, 3), Å."""
+    coords = torch.tensor(points, dtype=torch.float32)[None, :, None]
+    observed = ~coords.isnan().any(dim=-1)
+    return coords.nan_to_num(), observed, torch.arange(len(points))[None]
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_is_computed_by_hand():
+    coords, observed, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
+    origins, axes, seen = residue_frames(coords, observed, positions, None, ["CA"])
+    assert seen.all() and torch.equal(origins[0], coords[0, :, 0])
+    # Of residue 1: (-3, 0, 0) and (0, 4, 0) to its neighbours, (3, 4, 0) between them.
+    expected = torch.tensor([[0.6, 0.8, 0.0], [-0.8, 0.6, 0.0], [0.0, 0.0, -1.0]]).T
+    expected[:, 1] = torch.linalg.cross(expected[:, 2], expected[:, 0])
+    torch.testing.assert_close(axes[0, 1], expected)
+    assert not axes[0, [0, 3]].any(), "the ends have one neighbour"
+
+
+def test_axes_are_rotations():
+    coords, observed, positions = chain_of(np.random.default_rng(0).normal(size=(30, 3)).cumsum(axis=0))
+    axes = residue_frames(coords, observed, positions, None, ["CA"])[1][0, 1:-1]
+    torch.testing.assert_close(axes.transpose(1, 2) @ axes, torch.eye(3).expand(28, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(axes), torch.ones(28))
+
+
+def test_frames_end_at_gaps_breaks_and_segments():
+    points = np.random.default_rng(0).normal(size=(12, 3)).cumsum(axis=0)
+    points[5] = np.nan
+    coords, observed, positions = chain_of(points)
+    framed = residue_frames(coords, observed, positions, None, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    assert framed.tolist() == [0 < i < 11 and i not in (4, 5, 6) for i in range(12)]
+    positions = positions + 20 * (positions >= 8)  # the chains of a complex
+    framed = residue_frames(coords, observed, positions, None, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    assert framed.tolist() == [0 < i < 11 and i not in (4, 5, 6, 7, 8) for i in range(12)]
+    runs = torch.tensor([[0] * 3 + [1] * 9])
+    positions = torch.arange(12)[None]
+    framed = residue_frames(coords, observed, positions, runs, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    assert framed.tolist() == [0 < i < 11 and i not in (2, 3, 4, 5, 6) for i in range(12)]
+
+
+def test_backbone_atoms_need_no_neighbours():
+    atoms = torch.randn(1, 5, 3, 3)
+    observed = torch.ones(1, 5, 3, dtype=torch.bool)
+    observed[0, 2, 0] = False  # without its N
+    origins, axes, seen = residue_frames(atoms, observed, torch.arange(5)[None], None, ["N", "CA", "C"])
+    assert torch.equal(origins, atoms[:, :, 1]) and seen.all()
+    assert axes.any(dim=-1).any(dim=-1)[0].tolist() == [True, True, False, True, True]
+
+
+def test_neighbours_of_an_ideal_helix_look_the_same_from_each_residue():
+    """3.6 residues a turn, 1.5 Å of rise; also the chirality is seen: the left-handed helix looks otherwise."""
+    turn = 2 * np.pi / 3.6 * np.arange(20)
+    views = []
+    for hand in (1, -1):
+        points = np.stack((2.3 * np.cos(turn), hand * 2.3 * np.sin(turn), 1.5 * np.arange(20)), axis=1)
+        coords, observed, positions = chain_of(points @ random_rotation().numpy() + 20)
+        frames = residue_frames(coords, observed, positions, None, ["CA"])
+        local, known = neighbours_in_frames(coords, observed, frames, positions, None)
+        assert local.shape == (1, 20, len(NEIGHBOURS), 3)
+        assert known[0, 4:-4].all() and not known[0, 0].any() and known[0, 2].tolist() == [False] * 2 + [True] * 7
+        torch.testing.assert_close(local[0, 4:-4], local[0, 4:5].expand(12, -1, -1), atol=1e-4, rtol=0)
+        views.append(local[0, 10])
+    assert (views[0] - views[1]).abs().max() > 1
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", WAYS.values(), ids=WAYS)
+def test_rotations_and_translations_change_nothing_and_mirrors_do(fields):
+    model = make_model(**fields)
+    atoms = len(model.config.coordinate_atoms)
+    batch = pad_rows([random_chain(30, atoms), random_chain(17, atoms)])
+    before = outputs_of(model, batch)
+    turned = batch | {"coords": batch["coords"] @ random_rotation() + torch.tensor([50.0, -20.0, 7.0])}
+    mirrored = batch | {"coords": -batch["coords"]}
+    real = batch["attention_mask"].bool()
+    assert (outputs_of(model, turned) - before)[real].abs().max() < 2e-3 * before.std()
+    assert (outputs_of(model, mirrored) - before)[real].abs().max() > 0.1 * before.std()
+
+
+def attend_one_by_one(module: PointAttention, hidden, frames) -> torch.Tensor:
+    """Jumper et al. 2021, algorithm 22, residue by residue and head by head, without pair representation."""
+    origins, axes, seen = (each[0] for each in frames)
+    hidden = hidden[0]
+    length, heads = len(hidden), module.num_attention_heads
+    query, key, value = (layer(hidden).view(length, heads, -1) for layer in (module.query, module.key, module.value))
+    points = [
+        torch.einsum("lij,lhpj->lhpi", axes, layer(hidden).view(length, heads, module.points, 3))
+        + origins[:, None, None]
+        for layer in (module.query_points, module.key_points, module.value_points)
+    ]
+    sigma = (module.gain * module.log_sigma).exp()
+    outputs, features = [], []
+    for i in range(length):
+        row, read = [], []
+        for head in range(heads):
+            logits = key[:, head] @ query[i, head] / query.shape[-1] ** 0.5
+            if seen[i]:
+                squares = (points[0][i, head] - points[1][:, head]).square().sum(dim=(-2, -1))
+                near = -squares / (2 * module.points * sigma[head] ** 2)
+                logits = logits + torch.where(seen, near, module.missing[head])
+            weights = logits.softmax(dim=0)
+            row.append(weights @ value[:, head])
+            found = torch.einsum("j,jpc->pc", weights * seen, points[2][:, head] - origins[i])
+            read.append((found @ axes[i], found.norm(dim=-1), (weights * seen).sum()))
+        outputs.append(torch.cat(row))
+        parts = [torch.cat([each.reshape(-1) for each in column]) for column in zip(*[
+            (local, norms, share) for local, norms, share in read], strict=True)]  # fmt: skip
+        features.append(torch.cat(parts) * seen[i])
+    return torch.stack(outputs) + module.read_points(torch.stack(features))
+
+
+def test_point_attention_is_that_of_the_formula():
+    config = make_config(attention_points=3, position_embedding_type="none")
+    config._attn_implementation = "sdpa"
+    module = PointAttention(config, 0)
+    torch.nn.init.uniform_(module.log_sigma, -0.1, 0.1)
+    torch.nn.init.normal_(module.missing)
+    coords, observed, positions = chain_of(np.random.default_rng(1).normal(size=(15, 3)).cumsum(axis=0) / 4)
+    observed[0, 6:8] = False
+    frames = residue_frames(coords.masked_fill(~observed[..., None], 0.0), observed, positions, None, ["CA"])
+    hidden = torch.randn(1, 15, config.hidden_size)
+    output = module(hidden, frames=frames)[0]
+    torch.testing.assert_close(output[0], attend_one_by_one(module, hidden, frames), atol=2e-4, rtol=1e-4)
+
+
+def test_an_attention_head_sees_nearness_in_space():
+    """With no content in its queries, a narrow head attends to the residue whose key point is nearest."""
+    config = make_config(attention_points=1, position_embedding_type="none")
+    config._attn_implementation = "eager"
+    module = PointAttention(config, 0)
+    for name, parameter in module.named_parameters():
+        torch.nn.init.zeros_(parameter) if "read" not in name else None
+    torch.nn.init.constant_(module.log_sigma, np.log(1 / 16) / module.gain)
+    points = np.random.default_rng(2).uniform(0, 3, size=(20, 3))
+    coords, observed, positions = chain_of(points)
+    weights = module(torch.randn(1, 20, 48), frames=residue_frames(coords, observed, positions, None, ["CA"]))[1][0]
+    squares = ((points[:, None] - points[None]) ** 2).sum(axis=-1)
+    expected = torch.softmax(torch.tensor(-squares / 2 * 256, dtype=torch.float32), dim=-1)
+    for head in weights:
+        torch.testing.assert_close(head, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_points_keep_float32_beside_bfloat16(how):
+    """Products of coordinates in bfloat16 would lose what is near: of 100 Å squared, 64 Å^2."""
+    model = make_model(coordinate_embedding="none", attention_points=3)
+    batch = pad_rows([random_chain(120)])
+    batch["coords"] = batch["coords"] * 3  # a chain of some 100 Å
+    expected = outputs_of(model, batch)
+    if how == "weights":
+        model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        output = outputs_of(model, batch).float()
+    assert (output - expected).abs().mean() < 0.03 * expected.std()
+
+
+def test_flash_attention_with_points_is_refused():
+    model = make_model(attention_points=2)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="`config.attention_points` needs products in float32"):
+        model(**random_chain(5))
+
+
+def test_points_added_to_esm_change_nothing_at_first():
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    esm = EsmForMaskedLM(
+        EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", **shape)
+    ).eval()
+    model = from_esm(esm, attention_points=4, coordinate_embedding="local")
+    chain = read_chains(STRUCTURES / "1orc.pdb.gz")[0]
+    batch = CoordformerProcessor()(chain.sequence, coords=chain.coords)
+    expected = esm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    for name, parameter in model.named_parameters():
+        if "read_points" in name:
+            assert parameter.grad.any(), name
+
+
+def test_contacts_of_a_model_with_points_are_those_of_its_maps():
+    model = make_model(attention_points=2, contact_head=True)
+    head = model.coordformer.contact_head
+    torch.nn.init.normal_(head.weight)
+    row = random_chain(12)
+    predicted = model.predict_contacts(**row)
+    model.set_attn_implementation("eager")
+    maps = torch.cat(model(**row, output_attentions=True).attentions, dim=1)[:, :, 1:-1, 1:-1]
+    maps = maps + maps.transpose(-1, -2)
+    product = maps.sum(-1, keepdim=True) * maps.sum(-2, keepdim=True) / maps.sum((-1, -2), keepdim=True)
+    logits = ((maps - product) * head.weight.view(1, -1, 1, 1)).sum(dim=1) + head.bias
+    torch.testing.assert_close(predicted, logits.sigmoid(), atol=1e-5, rtol=0)
