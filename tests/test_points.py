@@ -1,4 +1,4 @@
-"""Frames of residues, neighbours embedded in them, and attention with points: invariant, and what their formulas say."""
+"""Frames of residues, neighbours embedded in them, and attention with points: by hand, by formula, by symmetry."""
 
 import numpy as np
 import pytest
