@@ -3,9 +3,9 @@
     apt install mmseqs2
     python examples/inverse_folding/relatives.py --data CHAINS.parquet
 
---results gets relatives.csv: for each held-out chain the training chain that shares most residues with it, if one is 30 %
-identical or more where they align (e-value at most 0.001), with that identity and the share of the held-out chain that
-is aligned.
+--results gets relatives.csv: for each held-out chain the training chain that shares most residues with it, if one is
+30 % identical or more where they align (e-value at most 0.001), with that identity and the share of the held-out chain
+that is aligned.
 """
 
 import argparse
