@@ -1,6 +1,7 @@
 """Structure as an input of protein language models: coordinates in an ESM-style encoder, for Hugging Face Transformers.
 
-`import coordformer` registers the config, the models, the tokenizer and the processor with the Auto classes.
+`import coordformer` registers the config, the models, the tokenizer and the processor with the Auto classes, and the
+tasks of its pipelines.
 """
 
 from transformers import (
@@ -13,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_coordformer import CoordformerConfig
 from .conversion import from_esm, from_paper_state_dict
@@ -23,6 +25,11 @@ from .modeling_coordformer import (
     CoordformerForTokenClassification,
     CoordformerModel,
     CoordformerPreTrainedModel,
+)
+from .pipeline_coordformer import (
+    ProteinContactPredictionPipeline,
+    ProteinFeatureExtractionPipeline,
+    ProteinFillMaskPipeline,
 )
 from .processing_coordformer import CoordformerProcessor, build_tokenizer
 from .structure import Chain, StructureError, read_chains, read_proteins
@@ -36,6 +43,9 @@ AutoModelForSequenceClassification.register(CoordformerConfig, CoordformerForSeq
 AutoModelForTokenClassification.register(CoordformerConfig, CoordformerForTokenClassification, exist_ok=True)
 AutoTokenizer.register(CoordformerConfig, fast_tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)
 AutoProcessor.register(CoordformerConfig, CoordformerProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline("protein-fill-mask", ProteinFillMaskPipeline, AutoModelForMaskedLM)
+PIPELINE_REGISTRY.register_pipeline("protein-feature-extraction", ProteinFeatureExtractionPipeline, AutoModel)
+PIPELINE_REGISTRY.register_pipeline("protein-contact-prediction", ProteinContactPredictionPipeline, AutoModel)
 
 __all__ = [
     "Chain",
@@ -47,6 +57,9 @@ __all__ = [
     "CoordformerModel",
     "CoordformerPreTrainedModel",
     "CoordformerProcessor",
+    "ProteinContactPredictionPipeline",
+    "ProteinFeatureExtractionPipeline",
+    "ProteinFillMaskPipeline",
     "StructureError",
     "build_tokenizer",
     "from_esm",

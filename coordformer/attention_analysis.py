@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from . import figures
 from .batches import fetch_rows, read_lengths
-from .evaluation import chain_generator, load_checkpoint, longest_window, open_chains
-from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
+from .evaluation import chain_generator, load_checkpoint, open_chains
+from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays, longest_window
 from .secondary_structure import assign_structure
 from .structure import AMINO_ACIDS
 

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel
 from . import figures
 from .batches import fetch_rows
 from .data_collator import CoordformerDataCollator
-from .evaluation import coordinates_given, load_checkpoint, longest_window, window_starts
+from .evaluation import coordinates_given, load_checkpoint
 from .files import write_atomically
 from .modeling_coordformer import IGNORED_LABEL, CoordformerForContactPrediction
-from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
+from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays, longest_window, window_starts
 from .structure import Chain, read_proteins
 
 CONTACT = 8.0  # Å

@@ -21,7 +21,7 @@ from .data_collator import PROTOCOLS, CoordformerDataCollator
 from .geometry import rotations_from_normals
 from .metrics import bootstrap, count_predictions, summarise
 from .modeling_coordformer import IGNORED_LABEL
-from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor
+from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, longest_window, window_starts
 from .structure import AMINO_ACIDS, Chain
 
 
@@ -37,18 +37,6 @@ def open_chains(path: str | Path, split: str | None = None) -> Any:
 def letter_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Token ids of the 20 amino acids by letter."""
     return {letter: tokenizer.get_vocab()[letter] for letter in AMINO_ACIDS}
-
-
-def window_starts(length: int, window: int) -> list[int]:
-    """First residues of windows that cover a chain and overlap by half; the last one ends with the chain."""
-    return [*range(0, max(length - window, 0), max(window // 2, 1)), max(length - window, 0)]
-
-
-def longest_window(model: PreTrainedModel, window: int) -> int:
-    """Residues of a window of at most `window` that the model has positions for."""
-    if model.config.position_embedding_type != "absolute":
-        return window
-    return min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
 
 
 def chain_generator(name: str, *numbers: int) -> np.random.Generator:

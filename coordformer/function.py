@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedModel
 
 from .data_collator import CoordformerDataCollator
-from .evaluation import load_checkpoint, longest_window, window_starts
+from .evaluation import load_checkpoint
 from .modeling_coordformer import IGNORED_LABEL, CoordformerForSequenceClassification
-from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays
+from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays, longest_window, window_starts
 from .structure import Chain, read_proteins
 
 # ---------------------------------------------------------------------------------------------------------------------

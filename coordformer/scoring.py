@@ -19,10 +19,10 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .evaluation import letter_ids, longest_window
+from .evaluation import letter_ids
 from .figures import new_figure
 from .files import write_atomically
-from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor
+from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, longest_window, window_around
 from .structure import AMINO_ACIDS, Chain
 
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
@@ -72,15 +72,6 @@ def parse_mutant(mutant: str, sequence: str, first: int = 1) -> list[tuple[int, 
             raise ValueError(f"Mutant {mutant}: position {position} is substituted twice; keep one of them.")
         substitutions[index] = letter
     return list(substitutions.items())
-
-
-def window_around(indices: np.ndarray, length: int, window: int) -> np.ndarray:
-    """First residues of the windows in which the residues at `indices` lie as near the middle as can be.
-
-    >>> window_around(np.arange(7), length=7, window=3)
-    array([0, 0, 1, 2, 3, 4, 4])
-    """
-    return np.clip(indices - window // 2, 0, max(length - window, 0))
 
 
 @torch.no_grad()

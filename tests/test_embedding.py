@@ -23,7 +23,7 @@ from coordformer.bundle import write_bundle
 from coordformer.cli import main
 from coordformer.dataset import load_rows
 from coordformer.embedding import embed, embed_chains, load_embeddings
-from coordformer.evaluation import window_starts
+from coordformer.processing_coordformer import window_starts
 
 PROCESSOR = CoordformerProcessor()
 

@@ -19,7 +19,7 @@ FLOORS = [
     },
     {"modeling_coordformer", "structure"},
     {"processing_coordformer", "fetch", "proteinnet"},
-    {"data_collator", "batches", "metrics", "point_clouds"},
+    {"data_collator", "batches", "metrics", "point_clouds", "pipeline_coordformer"},
     {"bundle", "dataset"},
     {"preparation", "conversion", "evaluation"},
     {"training", "invariance", "attention_analysis", "embedding", "function", "contacts", "scoring"},
@@ -27,7 +27,13 @@ FLOORS = [
     {"__init__", "__main__"},
 ]
 # Copied flat beside a checkpoint: with torch, transformers (and what it brings) and each other they must run.
-HUB_FILES = {"configuration_coordformer", "modeling_coordformer", "processing_coordformer", "structure"}
+HUB_FILES = {
+    "configuration_coordformer",
+    "modeling_coordformer",
+    "pipeline_coordformer",
+    "processing_coordformer",
+    "structure",
+}
 HUB_IMPORTS = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}
 
 

@@ -19,6 +19,7 @@ from conftest import STRUCTURES, make_config, make_model
 from coordformer import CoordformerProcessor
 from coordformer.cli import main
 from coordformer.evaluation import letter_ids
+from coordformer.processing_coordformer import window_around
 from coordformer.scoring import (
     METHODS,
     log_probabilities,
@@ -28,7 +29,6 @@ from coordformer.scoring import (
     scan_chain,
     score_mutants,
     spearman,
-    window_around,
     write_scan,
     write_scores,
 )

@@ -24,8 +24,9 @@ from coordformer.batches import ChainBatches
 from coordformer.cli import main
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
-from coordformer.evaluation import count_chains, evaluate, predict_logits, summarise_draws, window_starts
+from coordformer.evaluation import count_chains, evaluate, predict_logits, summarise_draws
 from coordformer.metrics import summarise
+from coordformer.processing_coordformer import window_starts
 from coordformer.training import build_model, last_whole_checkpoint, parse_arguments, train
 
 TOKENIZER = CoordformerProcessor().tokenizer
