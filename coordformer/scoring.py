@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .evaluation import letter_ids, longest_window
-from .figures import new_figure
-from .files import write_atomically
+from .figures import new_figure, save_figure
+from .files import write_text
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor
 from .structure import AMINO_ACIDS, Chain
 
@@ -316,7 +316,7 @@ def write_scores(path: Path, mutants: Sequence[str], scores: np.ndarray, measure
         if measured is not None:
             cells.append("" if np.isnan(measured[number]) else repr(float(measured[number])))
         lines.append(",".join(cells))
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def write_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1) -> None:
@@ -324,7 +324,7 @@ def write_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1) -> 
     lines = [",".join(["position", "wild_type", *AMINO_ACIDS])]
     for position, (letter, scores) in enumerate(zip(sequence, table, strict=True), first):
         lines.append(",".join([str(position), letter, *("" if np.isnan(x) else f"{x:.6g}" for x in scores)]))
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def plot_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1, title: str = "") -> None:
@@ -360,4 +360,4 @@ def plot_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1, titl
     panels[-1].set_xlabel("wild type (dots), position above")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), extend="both", label="log-likelihood ratio (nats)")
     figure.suptitle(title)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+    save_figure(figure, path)

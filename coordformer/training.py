@@ -32,7 +32,7 @@ from .conversion import behind_esm, from_esm
 from .data_collator import CoordformerDataCollator
 from .evaluation import letter_ids, open_chains
 from .figures import plot_losses, write_log
-from .files import write_atomically
+from .files import write_text
 from .metrics import count_predictions, summarise
 from .modeling_coordformer import CoordformerForMaskedLM
 from .processing_coordformer import CoordformerProcessor, chain_arrays
@@ -248,7 +248,7 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
     settings = json.loads(json.dumps(settings))
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(settings, indent=2) + "\n"))
+        write_text(path, json.dumps(settings, indent=2) + "\n")
         return
     before = json.loads(path.read_text())
     # The same data may lie elsewhere by now; its size stands for it.
@@ -427,7 +427,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     if args.should_save:
         write_log(trainer.state.log_history, output / "log.csv")
         plot_losses({output.name: trainer.state.log_history}, output / "loss.png")
-        (output / "train.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(output / "train.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
