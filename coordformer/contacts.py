@@ -341,10 +341,10 @@ def write_contacts(
     return summary
 
 
-def describe_precision(precision: Mapping[str, Mapping[str, float]]) -> str:
+def describe_precision(precision: Mapping[str, Mapping[str, float | None]]) -> str:
     """`short 0.31, medium 0.22, long 0.10` at L; a range without one has a dash."""
-    values = ((name, cuts["L"]) for name, cuts in precision.items())
-    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values)
+    values = {name: math.nan if cuts["L"] is None else cuts["L"] for name, cuts in precision.items()}
+    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values.items())
 
 
 def _write_chain(stem: Path, sequence: str, probabilities: np.ndarray, labels: np.ndarray, title: str) -> None:

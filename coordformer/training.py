@@ -141,7 +141,12 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         ValueError: the preset is no mapping or has a key that is no option.
     """
     kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
-    parser = HfArgumentParser(kinds, prog="coordformer train")
+    parser = HfArgumentParser(
+        kinds,
+        prog="coordformer train",
+        description="Train a masked language model: coordformer train [PRESET.yaml] [OPTION ...]. Options override "
+        "those of the preset. Run it again to go on after a stop. As all verbs it also takes --json and --quiet.",
+    )
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     defaults: dict[str, Any] = {
         "report_to": "tensorboard" if tensorboard else "none",
@@ -216,7 +221,12 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         model = from_esm(arguments.init_from, **coordinates)
         model.set_attn_implementation(attn_implementation)
         return model
-    model = AutoModelForMaskedLM.from_pretrained(arguments.init_from, attn_implementation=attn_implementation)
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(arguments.init_from, attn_implementation=attn_implementation)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights in {arguments.init_from} are damaged or cut off ({error}); copy them again."
+        ) from error
     for name, value in coordinates.items():
         if getattr(model.config, name) != value:
             raise ValueError(

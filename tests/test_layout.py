@@ -53,7 +53,7 @@ def test_imports_go_down_only(floor):
     below = set().union(*FLOORS[:floor])
     for name in FLOORS[floor]:
         own, others, _ = imports_of(name)
-        assert own <= below | ({"__version__"} if name == "cli" else set()), name
+        assert own <= below, name
         assert "coordformer" not in others, name
 
 
