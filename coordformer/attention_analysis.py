@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from . import figures
 from .batches import fetch_rows, read_lengths
 from .evaluation import chain_generator, load_checkpoint, open_chains
+from .files import write_text
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays, longest_window
 from .secondary_structure import assign_structure
 from .structure import AMINO_ACIDS
@@ -564,7 +565,7 @@ def plot_profiles(tables: Mapping[str, Sequence[Mapping[str, Any]]], path: str |
     figure.legend(lines, labels, loc="outside upper right", ncols=len(labels), fontsize=8)
     panels[-1, 0].set(xlabel="distance between C-alphas (Å)", xlim=(0, DISTANCE_EDGES[-1]), xticks=DISTANCE_EDGES[::4])
     panels[-1, 1].set(xlabel="sequence separation, key - query (residues)", xticks=SEPARATIONS[::5])
-    figure.savefig(path, dpi=150)
+    figures.save_figure(figure, path)
 
 
 def plot_atlas(heads: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -600,7 +601,7 @@ def plot_atlas(heads: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         axes.set(xticks=range(1, shape[1] + 1, 1 + shape[1] // 12), yticks=range(1, shape[0] + 1, 1 + shape[0] // 20))
         figure.colorbar(image, ax=axes)
     panels[0].set_ylabel("layer")
-    figure.savefig(path, dpi=150)
+    figures.save_figure(figure, path)
 
 
 def plot_residue_pairs(pairs: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -632,7 +633,7 @@ def plot_residue_pairs(pairs: Sequence[Mapping[str, Any]], path: str | Path) -> 
         figure.colorbar(image, ax=axes, label="log2 of attention / mean")
     for axes in panels.flat[len(layers) :]:
         axes.remove()
-    figure.savefig(path, dpi=150)
+    figures.save_figure(figure, path)
 
 
 def draw_figures(tables: Mapping[str, Sequence[Mapping[str, Any]]], output: str | Path) -> None:
@@ -729,7 +730,7 @@ def analyse_attention(
         "best_heads": choose_heads(tables["heads"]),
     }
     output.mkdir(parents=True, exist_ok=True)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_tables(tables, output)
     draw_figures(tables, output)
     return summary

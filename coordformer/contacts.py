@@ -21,7 +21,7 @@ from . import figures
 from .batches import fetch_rows
 from .data_collator import CoordformerDataCollator
 from .evaluation import coordinates_given, load_checkpoint
-from .files import write_atomically
+from .files import write_atomically, write_text
 from .modeling_coordformer import IGNORED_LABEL, CoordformerForContactPrediction
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, chain_arrays, longest_window, window_starts
 from .structure import Chain, read_proteins
@@ -260,7 +260,7 @@ def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str 
         axes.set(xlabel="residue", ylabel="residue")
         axes.set_title(f"{title}\nabove: predicted, below: {below}", fontsize=9)
         figure.colorbar(image, ax=axes, extend="max", label="predicted probability of contact", shrink=0.8)
-    write_atomically(Path(path), lambda file: figure.savefig(file, dpi=150, format="png"))
+    figures.save_figure(figure, path)
 
 
 def write_contacts(
@@ -337,15 +337,14 @@ def write_contacts(
         reports.append(report)
     summary = {"checkpoint": Path(checkpoint).name, "protein": Path(protein).name, "dtype": dtype, "window": window}
     summary |= {"chains": reports}
-    text = json.dumps(summary, indent=2) + "\n"
-    write_atomically(output / "contacts.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(output / "contacts.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def describe_precision(precision: Mapping[str, Mapping[str, float]]) -> str:
+def describe_precision(precision: Mapping[str, Mapping[str, float | None]]) -> str:
     """`short 0.31, medium 0.22, long 0.10` at L; a range without one has a dash."""
-    values = ((name, cuts["L"]) for name, cuts in precision.items())
-    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values)
+    values = {name: math.nan if cuts["L"] is None else cuts["L"] for name, cuts in precision.items()}
+    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values.items())
 
 
 def _write_chain(stem: Path, sequence: str, probabilities: np.ndarray, labels: np.ndarray, title: str) -> None:

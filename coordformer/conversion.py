@@ -80,8 +80,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     """
     source = name_or_path_or_model
     if not isinstance(source, PreTrainedModel):
-        _check_esm(source)
-        source = EsmForMaskedLM.from_pretrained(source)
+        source = _load_esm(source)
     if not isinstance(source, (EsmForMaskedLM, EsmModel)):
         raise ValueError(f"{type(source).__name__} cannot be converted; give an EsmForMaskedLM or an EsmModel.")
     _check_fields(overrides)
@@ -152,9 +151,8 @@ def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fi
     Raises:
         ValueError: the checkpoint is no ESM-2 or lacks weights, or a field is unusable.
     """
-    _check_esm(name_or_path)
     _check_fields(fields)
-    loaded: Any = EsmForMaskedLM.from_pretrained(name_or_path, output_loading_info=True)
+    loaded: Any = _load_esm(name_or_path, output_loading_info=True)
     esm, info = loaded[0].esm, loaded[1]
     unused = ("lm_head.", "esm.contact_head.")
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unused)):
@@ -171,10 +169,14 @@ def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fi
     return model.eval()
 
 
-def _check_esm(name_or_path: str | Path) -> None:
+def _load_esm(name_or_path: str | Path, **options: Any) -> Any:
     kind = AutoConfig.from_pretrained(name_or_path).model_type
     if kind != "esm":
         raise ValueError(f"{name_or_path} holds a {kind} model; give an ESM-2 checkpoint.")
+    try:
+        return EsmForMaskedLM.from_pretrained(name_or_path, **options)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {name_or_path} are damaged or cut off ({error}); get them again.") from error
 
 
 def _check_fields(overrides: Iterable[str]) -> None:

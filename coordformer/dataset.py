@@ -121,7 +121,7 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
 def read_footer(file: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(file)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} is not a readable Parquet file ({error}); prepare it again.") from error
 
 
@@ -137,7 +137,7 @@ def read_compact(path: str | Path) -> pa.Table:
     Raises:
         ValueError: a column is missing, or coordinates and sequence of a chain differ in length.
     """
-    table = pq.read_table(path)
+    table = _read_table(Path(path))
     if missing := {"id", "sequence", "ca_x", "ca_y", "ca_z"} - set(table.column_names):
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of the compact layout.")
     if table["sequence"].null_count:
@@ -294,7 +294,7 @@ class ShardBatches(torch.utils.data.Dataset):
         return 1 - self.tokens / total
 
 
-def _read_table(file: Path, columns: list[str]) -> pa.Table:
+def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         return pq.read_table(file, columns=columns)
     except (pa.ArrowException, OSError) as error:

@@ -25,7 +25,7 @@ from .batches import fetch_rows, padded_slots, read_lengths, token_lengths
 from .data_collator import CoordformerDataCollator
 from .dataset import SCHEMA, chain_to_row
 from .evaluation import load_checkpoint, open_chains, predict_in_windows
-from .files import write_atomically
+from .files import write_atomically, write_text
 from .preparation import ROWS_AT_ONCE, Reject, write_rejects
 from .structure import SUFFIXES, Chain, find_structures, read_proteins
 
@@ -315,8 +315,7 @@ def _begin(output: Path, plan: Mapping[str, Any]) -> None:
     if not path.exists() and list(output.glob("shard-*")):
         raise ValueError(f"{output} holds shards without {PLAN}. Choose another output folder, or delete them.")
     output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(plan, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(plan, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .files import write_atomically, write_text
+
 logger = logging.getLogger(__name__)
 
 
@@ -17,7 +19,7 @@ def write_log(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         for name, value in entry.items():
             if name != "step" and isinstance(value, (int, float)):
                 lines.append(f"{entry['step']},{name},{value!r}")
-    Path(path).write_text("\n".join(lines) + "\n")
+    write_text(Path(path), "\n".join(lines) + "\n")
 
 
 def new_figure(size: tuple[float, float], path: str | Path) -> Any:
@@ -28,6 +30,11 @@ def new_figure(size: tuple[float, float], path: str | Path) -> Any:
         logger.warning('%s was not drawn: pip install "coordformer[figures]"', path)
         return None
     return Figure(figsize=size, layout="constrained")
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG, atomically."""
+    write_atomically(Path(path), lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
 def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
@@ -48,7 +55,7 @@ def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Path) -> None:
@@ -66,4 +73,4 @@ def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Pat
     axes.set(xlabel="residue", ylabel="recovered when masked (%)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

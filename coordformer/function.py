@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data_collator import CoordformerDataCollator
@@ -341,17 +342,19 @@ def predict_probabilities(
     model: PreTrainedModel,
     processor: CoordformerProcessor,
     chains: Sequence[Chain | Mapping[str, Any]],
+    *,
+    progress: bool = False,
     **options: Any,
 ) -> np.ndarray:
     """Probability of each term for each chain, (chains, terms), float32; of a long chain the mean over its windows.
 
-    Arguments and errors as of `window_batches`.
+    Further arguments and errors as of `window_batches`; `progress` shows a progress bar.
     """
     model.eval()
     config: Any = model.config
     total = np.zeros((len(chains), config.num_labels), dtype=np.float32)
     windows = np.zeros((len(chains), 1), dtype=np.float32)
-    for numbers, batch in window_batches(model, processor, chains, **options):
+    for numbers, batch in tqdm(window_batches(model, processor, chains, **options), unit="batch", disable=not progress):
         np.add.at(total, numbers, model(**batch).logits.float().sigmoid().cpu().numpy())
         np.add.at(windows, numbers, 1)
     return total / windows
@@ -369,6 +372,7 @@ def annotate(
     dtype: str = "float32",
     token_budget: int = 8192,
     window: int = 1024,
+    progress: bool = True,
 ) -> dict[str, list[dict[str, Any]]]:
     """The terms that a classifier gives the chains of a structure or FASTA file.
 
@@ -383,6 +387,7 @@ def annotate(
         dtype: of the weights, `float32` or `bfloat16`.
         token_budget: tokens of a batch.
         window: of longer chains the mean over windows of this many residues is taken.
+        progress: show a progress bar.
 
     Returns:
         For each chain its terms, the most probable first: `term`, `name` and `probability`. Of a label in
@@ -405,7 +410,13 @@ def annotate(
         )
     chains = read_proteins(protein, config.coordinate_atoms, min_plddt, chain_ids)
     probabilities = predict_probabilities(
-        model, processor, chains, without_coords=without_coords, token_budget=token_budget, window=window
+        model,
+        processor,
+        chains,
+        without_coords=without_coords,
+        token_budget=token_budget,
+        window=window,
+        progress=progress,
     )
     labels = [config.id2label[number].partition(" ") for number in range(config.num_labels)]
     return {

@@ -28,7 +28,8 @@ from .evaluation import (
     open_chains,
     predict_logits,
 )
-from .figures import new_figure
+from .figures import new_figure, save_figure
+from .files import write_text
 from .metrics import CORRECT, COUNT, bootstrap, count_predictions, summarise
 from .modeling_coordformer import IGNORED_LABEL
 
@@ -403,9 +404,9 @@ def write_report(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(points)
-    (folder / "invariance.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "invariance.json", json.dumps(summary, indent=2) + "\n")
     plot_invariance(summary, points, folder / "invariance.png")
-    (folder / "report.md").write_text(describe(summary, points), encoding="utf-8")
+    write_text(folder / "report.md", describe(summary, points))
 
 
 def describe(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
@@ -554,4 +555,4 @@ def plot_invariance(summary: Mapping[str, Any], points: Sequence[Mapping[str, An
     panels[2, 0].legend()
     of_split = "" if summary["split"] is None else f", {summary['split']}"
     figure.suptitle(f"{names['checkpoint']}: {summary['chains']:,} chains of {summary['data']}{of_split}")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from .clustering import assign_splits, cluster_sequences, find_mmseqs
 from .dataset import SCHEMA, chain_to_row, read_footer
-from .files import write_atomically
+from .files import write_atomically, write_text
 from .structure import MAX_BYTES, SUFFIXES, Chain, find_structures, has_suffix, read_chains
 
 ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -419,7 +419,7 @@ def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
     """Write what was left out, a line for each file or chain, with the reason."""
     lines = ["file\tchain\treason"]
     lines += ["\t".join(" ".join(str(value).split()) for value in reject) for reject in rejects]
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 class _ShardWriter:
@@ -506,9 +506,9 @@ def write_datasheet(
             for path in sorted((output / DATA).glob("*.parquet"))
         },
     }
-    write_atomically(output / "README.md", lambda path: path.write_text(_readme(sheet), encoding="utf-8"))
+    write_text(output / "README.md", _readme(sheet))
     text = json.dumps(sheet, indent=2) + "\n"
-    write_atomically(output / "datasheet.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(output / "datasheet.json", text)
     return dict(json.loads(text))
 
 
@@ -708,5 +708,5 @@ def begin(output: Path, job: str) -> bool:
         raise other
     else:
         reading.mkdir(parents=True, exist_ok=True)
-        write_atomically(reading / JOB, lambda path: path.write_text(json.dumps(job), encoding="utf-8"))
+        write_text(reading / JOB, json.dumps(job))
     return True

@@ -7,6 +7,7 @@ of the substituted residues too.
 
 import csv
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,11 +20,11 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .evaluation import letter_ids
-from .figures import new_figure
-from .files import write_atomically
+from .evaluation import coordinates_given, letter_ids, load_checkpoint
+from .figures import new_figure, save_figure
+from .files import write_text
 from .processing_coordformer import SPECIAL_TOKENS, CoordformerProcessor, longest_window, window_around
-from .structure import AMINO_ACIDS, Chain
+from .structure import AMINO_ACIDS, Chain, read_proteins
 
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
 PLOTTED_LETTERS = "AVILMFYWGPCSTNQDEHKR"  # by kind: aliphatic, aromatic, G and P, polar, charged
@@ -48,6 +49,10 @@ def parse_mutant(mutant: str, sequence: str, first: int = 1) -> list[tuple[int, 
     >>> parse_mutant("K2R:V3A", "MKV")
     [(1, 'R'), (2, 'A')]
     """
+    fix = (
+        f"positions count the deposited sequence from {first}, not a file's own residue numbers: set `first` (--first) "
+        "to the position of its first residue in the mutants, or give the chain that they are of"
+    )
     substitutions: dict[int, str] = {}
     for text in mutant.split(":"):
         match = re.fullmatch(r"([A-Z])(-?\d+)([A-Z])", text.strip())
@@ -60,13 +65,11 @@ def parse_mutant(mutant: str, sequence: str, first: int = 1) -> list[tuple[int, 
         if not 0 <= index < len(sequence):
             raise ValueError(
                 f"Mutant {mutant}: the chain has no position {position}, its residues are {first} to "
-                f"{first + len(sequence) - 1}; give the chain that the mutants are of, or `first`, the number of its "
-                "first residue."
+                f"{first + len(sequence) - 1}; {fix}."
             )
         if sequence[index] != wild_type:
             raise ValueError(
-                f"Mutant {mutant}: position {position} of the chain is {sequence[index]}, not {wild_type}; give the "
-                "chain that the mutants are of, or `first`, the number of its first residue."
+                f"Mutant {mutant}: position {position} of the chain is {sequence[index]}, not {wild_type}; {fix}."
             )
         if index in substitutions:
             raise ValueError(f"Mutant {mutant}: position {position} is substituted twice; keep one of them.")
@@ -257,7 +260,7 @@ def spearman(scores: np.ndarray, measured: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files
+# Files and the command
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -307,7 +310,7 @@ def write_scores(path: Path, mutants: Sequence[str], scores: np.ndarray, measure
         if measured is not None:
             cells.append("" if np.isnan(measured[number]) else repr(float(measured[number])))
         lines.append(",".join(cells))
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def write_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1) -> None:
@@ -315,7 +318,7 @@ def write_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1) -> 
     lines = [",".join(["position", "wild_type", *AMINO_ACIDS])]
     for position, (letter, scores) in enumerate(zip(sequence, table, strict=True), first):
         lines.append(",".join([str(position), letter, *("" if np.isnan(x) else f"{x:.6g}" for x in scores)]))
-    write_atomically(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def plot_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1, title: str = "") -> None:
@@ -351,4 +354,87 @@ def plot_scan(path: Path, table: np.ndarray, sequence: str, first: int = 1, titl
     panels[-1].set_xlabel("wild type (dots), position above")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), extend="both", label="log-likelihood ratio (nats)")
     figure.suptitle(title)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+    save_figure(figure, path)
+
+
+def score_protein(
+    checkpoint: str | Path,
+    protein: str | Path,
+    output: str | Path,
+    *,
+    mutants: Sequence[str] | None = None,
+    method: str = "masked_marginal",
+    first: int = 1,
+    chain_ids: Sequence[str] | None = None,
+    min_plddt: float | None = None,
+    without_coords: bool = False,
+    dtype: str = "float32",
+    token_budget: int = 8192,
+    window: int = 1024,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score mutants of the protein in a file, or all substitutions of one of its residues.
+
+    Writes into the folder `output` scores.csv (see `write_scores`), or scan.csv and scan.png.
+
+    Args:
+        checkpoint: folder or Hub name of a masked-LM Coordformer.
+        protein: structure or FASTA file.
+        output: folder.
+        mutants: as `parse_mutant` takes them, or the name of one CSV file, see `read_mutants`; None: all substitutions.
+        method, first, without_coords, token_budget, window: as of `score_mutants`.
+        chain_ids, min_plddt: as of `structure.read_proteins`; one chain is scored.
+        dtype: of the weights.
+        progress: show a progress bar.
+
+    Returns:
+        What is also in `score.json`: `checkpoint`, `chain`, `residues`, `observed`, `coordinates` (see
+        `coordinates_given`), `method`, `first`, `window`, `dtype`; of given mutants their number, `mutants`, and where
+        they were measured `spearman`, None where it is not defined.
+
+    Raises:
+        ValueError: the file has several chains, or an input is unusable.
+    """
+    output = Path(output)
+    if output.is_file():
+        raise ValueError(f"`output` is {output}, which is a file; give a folder.")
+    measured = None
+    if mutants is not None and len(mutants) == 1 and mutants[0].lower().endswith(".csv"):
+        mutants, measured = read_mutants(mutants[0])
+    model, processor = load_checkpoint(checkpoint, dtype)
+    chains = read_proteins(protein, processor.coordinate_atoms, min_plddt, chain_ids)
+    if len(chains) != 1:
+        names = ", ".join(chain.id for chain in chains)
+        raise ValueError(f"{protein} has the chains {names or '(none)'}; choose one with `chain_ids` (--chains).")
+    chain = chains[0]
+    output.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {
+        "without_coords": without_coords,
+        "window": window,
+        "token_budget": token_budget,
+        "progress": progress,
+    }
+    summary: dict[str, Any] = {
+        "checkpoint": Path(checkpoint).name,
+        "chain": chain.id,
+        "residues": len(chain),
+        "observed": int(chain.observed.any(axis=1).sum()),
+        "coordinates": coordinates_given(model, chain, without_coords),
+        "method": method,
+        "first": first,
+        "window": window,
+        "dtype": dtype,
+    }
+    if mutants is None:
+        table = scan_chain(model, processor, chain, method, **options)
+        write_scan(output / "scan.csv", table, chain.sequence, first)
+        plot_scan(output / "scan.png", table, chain.sequence, first, f"{chain.id}, {method.replace('_', ' ')}")
+    else:
+        scores = score_mutants(model, processor, chain, mutants, method, first=first, **options)
+        write_scores(output / "scores.csv", mutants, scores, measured)
+        summary["mutants"] = len(mutants)
+        if measured is not None:
+            correlation = spearman(scores, measured)
+            summary["spearman"] = None if math.isnan(correlation) else correlation  # JSON has no NaN
+    write_text(output / "score.json", json.dumps(summary) + "\n")
+    return summary

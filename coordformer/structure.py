@@ -49,6 +49,7 @@ _FORCE_FIELD_PARENTS = {
     "LYN": "K",
 }
 
+_BARE_SEQUENCE = re.compile(rb"[A-Za-z\s]+\*?\s*")
 _MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*data_", re.IGNORECASE)
 _PDB_ATOM = re.compile(rb"^(?:ATOM  |HETATM)", re.MULTILINE)
 # gemmi reads 0.0 from a coordinate field without a number, so such a line must be found before.
@@ -188,7 +189,9 @@ def read_chains(
     Args:
         path: the file. The entry in the ids is `_entry.id` or that of HEADER, else the file's name without suffixes.
         atoms: names of the atoms to read.
-        min_plddt: atoms of residues with a lower pLDDT (B-factor column) become unobserved. Only for predicted models.
+        min_plddt: atoms of residues with a lower pLDDT (B-factor column) become unobserved. Only for predicted models:
+            a file that states neither an experimental method nor a resolution, and has no value above 100, counts as
+            one.
         chain_ids: read only these: ids (`1A8O_A`) or author's chain names (`A`).
         problems: if given, a chain that cannot be read is appended here as `(id, reason)` and the others are returned;
             if None, the first such chain raises.
@@ -211,23 +214,39 @@ def read_chains(
         ...     print(chain.id, len(chain), chain.observed.sum())
         1A8O_A 70 70
     """
+    path = Path(path)
+    content = _decompressed(_read_bytes(path) if data is None else data, path)
+    return _chains_of(content, path, atoms, min_plddt, chain_ids, problems)
+
+
+def _chains_of(
+    content: bytes,
+    path: Path,
+    atoms: Sequence[str],
+    min_plddt: float | None,
+    chain_ids: str | Iterable[str] | None,
+    problems: list[tuple[str, str]] | None = None,
+) -> list[Chain]:
+    """`read_chains` of a decompressed file."""
     if gemmi is None:
         raise ImportError("reading structure files needs gemmi: pip install gemmi")
     if isinstance(chain_ids, str):
         chain_ids = [chain_ids]
     if isinstance(atoms, str) or not atoms or len(set(atoms)) < len(atoms):
         raise ValueError(f"atoms={atoms!r}: give a tuple of different atom names, such as ('CA',)")
-    path = Path(path)
     try:
-        model = _Model(_decompressed(_read_bytes(path) if data is None else data, path), path, tuple(atoms))
+        model = _Model(content, path, tuple(atoms))
         polymers = list(model.polymers())
     except UnicodeDecodeError as error:
         raise StructureError(f"{path}: a name in it is not UTF-8 ({error}); convert the file") from error
 
-    experimental = model.method is not None and "THEORETICAL" not in model.method.upper()
-    if min_plddt is not None and experimental:
+    if model.method is None:  # of a predicted model there is no resolution either
+        experiment = None if model.resolution is None else f"{model.resolution:g} Å"
+    else:
+        experiment = None if "THEORETICAL" in model.method.upper() else model.method
+    if min_plddt is not None and experiment is not None:
         raise ValueError(
-            f"{path}: min_plddt={min_plddt} needs a predicted model, but the file is experimental ({model.method}) and "
+            f"{path}: min_plddt={min_plddt} needs a predicted model, but the file is experimental ({experiment}) and "
             "has B-factors, not pLDDT; leave min_plddt out"
         )
     if not polymers:
@@ -274,13 +293,20 @@ def read_sequences(path: str | os.PathLike[str], atoms: Sequence[str] = ("CA",))
         FileNotFoundError: no such file.
         StructureError: the file is no FASTA, a sequence is empty or has another letter, or two have the same id.
     """
+    path = Path(path)
+    return _sequences_of(_decompressed(_read_bytes(path), path), path, atoms)
+
+
+def _sequences_of(content: bytes, path: Path, atoms: Sequence[str]) -> list[Chain]:
+    """`read_sequences` of a decompressed file."""
     if gemmi is None:
         raise ImportError("reading sequence files needs gemmi: pip install gemmi")
-    path = Path(path)
     try:
-        entries = gemmi.read_pir_or_fasta(_decompressed(_read_bytes(path), path).decode())
+        entries = gemmi.read_pir_or_fasta(content.decode())
     except (RuntimeError, UnicodeDecodeError) as error:
-        raise StructureError(f"{path}: no FASTA file ({error})") from error
+        raise StructureError(
+            f"{path}: no FASTA file ({error}); give a line >NAME and below it the letters of residues"
+        ) from error
     chains: dict[str, Chain] = {}
     for number, entry in enumerate(entries, 1):
         name = (entry.header.split() or [f"sequence_{number}"])[0]
@@ -308,12 +334,14 @@ def read_proteins(
         ValueError: `min_plddt` with a FASTA file, `chain_ids` that it does not have, and what the two readers raise.
     """
     path = Path(path)
-    data = _read_bytes(path)
-    if not _decompressed(data, path).lstrip().startswith(b">"):
-        return read_chains(path, atoms, min_plddt, chain_ids, data=data)
+    content = _decompressed(_read_bytes(path), path)
+    if _BARE_SEQUENCE.fullmatch(content):
+        raise StructureError(f"{path}: a sequence without a name; put a line >NAME above it")
+    if not content.lstrip().startswith(b">"):
+        return _chains_of(content, path, atoms, min_plddt, chain_ids)
     if min_plddt is not None:
         raise ValueError(f"{path}: min_plddt={min_plddt} needs a predicted structure, but this is a FASTA file")
-    chains = read_sequences(path, atoms)
+    chains = _sequences_of(content, path, atoms)
     if chain_ids is None:
         return chains
     wanted = [chain_ids] if isinstance(chain_ids, str) else list(chain_ids)
@@ -691,6 +719,11 @@ def _hide_below(chains: list[Chain], min_plddt: float, path: Path) -> None:
         raise ValueError(
             f"{path}: min_plddt={min_plddt}, but the highest value in the file is {highest:g}; use the file's scale "
             "(0 to 100 or 0 to 1), or leave min_plddt out if it carries no pLDDT"
+        )
+    if highest > 100:
+        raise ValueError(
+            f"{path}: min_plddt={min_plddt}, but the highest value in the file is {highest:g}, so these are B-factors "
+            "and no pLDDT; leave min_plddt out"
         )
     for chain in chains:
         low = chain.b_factor < min_plddt

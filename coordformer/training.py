@@ -32,7 +32,7 @@ from .conversion import behind_esm, from_esm
 from .data_collator import CoordformerDataCollator
 from .evaluation import letter_ids, open_chains
 from .figures import plot_losses, write_log
-from .files import write_atomically
+from .files import write_text
 from .metrics import count_predictions, summarise
 from .modeling_coordformer import CoordformerForMaskedLM
 from .processing_coordformer import CoordformerProcessor, chain_arrays
@@ -146,7 +146,12 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
         ValueError: the preset is no mapping or has a key that is no option.
     """
     kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
-    parser = HfArgumentParser(kinds, prog="coordformer train")
+    parser = HfArgumentParser(
+        kinds,
+        prog="coordformer train",
+        description="Train a masked language model: coordformer train [PRESET.yaml] [OPTION ...]. Options override "
+        "those of the preset. Run it again to go on after a stop. As all verbs it also takes --json and --quiet.",
+    )
     tensorboard = importlib.util.find_spec("tensorboard") is not None
     defaults: dict[str, Any] = {
         "report_to": "tensorboard" if tensorboard else "none",
@@ -222,7 +227,12 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         model = from_esm(arguments.init_from, **coordinates)
         model.set_attn_implementation(attn_implementation)
         return model
-    model = AutoModelForMaskedLM.from_pretrained(arguments.init_from, attn_implementation=attn_implementation)
+    try:
+        model = AutoModelForMaskedLM.from_pretrained(arguments.init_from, attn_implementation=attn_implementation)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights in {arguments.init_from} are damaged or cut off ({error}); copy them again."
+        ) from error
     for name, value in coordinates.items():
         if getattr(model.config, name) != value:
             raise ValueError(
@@ -254,7 +264,7 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
     settings = json.loads(json.dumps(settings))
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(settings, indent=2) + "\n"))
+        write_text(path, json.dumps(settings, indent=2) + "\n")
         return
     before = json.loads(path.read_text())
     # The same data may lie elsewhere by now; its size stands for it.
@@ -433,7 +443,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     if args.should_save:
         write_log(trainer.state.log_history, output / "log.csv")
         plot_losses({output.name: trainer.state.log_history}, output / "loss.png")
-        (output / "train.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_text(output / "train.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 

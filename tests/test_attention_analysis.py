@@ -29,11 +29,11 @@ from coordformer.attention_analysis import (
     write_tables,
 )
 from coordformer.bundle import write_bundle
-from coordformer.cli import main
 from coordformer.dataset import load_rows
 from coordformer.evaluation import chain_generator, load_checkpoint, open_chains
 from coordformer.processing_coordformer import chain_arrays
 from coordformer.secondary_structure import assign_structure
+from coordformer_command import main
 
 PROCESSOR = CoordformerProcessor()
 # Made with biotite 1.6.0, `annotate_sse`: a is H, b is E. On 956 chains with 212,995 residues no letter differed.
@@ -395,7 +395,7 @@ def folder(tmp_path_factory, rows):
 
 def test_command(folder, tmp_path, capsys, few_draws):
     command = ["attention", str(folder / "masked_lm"), "--data", str(folder / "chains.parquet"), "--split", "valid"]
-    assert main([*command, "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    assert main([*command, "--output", str(tmp_path / "out"), "--quiet", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["chains"], summary["with_ss8"], summary["reads_coordinates"]) == (8, 4, True)

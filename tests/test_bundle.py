@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 
 from coordformer.batches import ChainBatches, fetch_rows
 from coordformer.bundle import ChainBundle, write_bundle
-from coordformer.cli import main
 from coordformer.dataset import load_rows
 from coordformer.training import parse_arguments, train
+from coordformer_command import main
 
 TINY = """\
 hidden_size: 16
@@ -124,7 +124,7 @@ def test_a_full_disk_leaves_no_bundle(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    assert main(["bundle", str(CHAINS), str(tmp_path / "a.safetensors"), "--split", "valid", "--quiet"]) == 0
+    assert main(["bundle", str(CHAINS), str(tmp_path / "a.safetensors"), "--split", "valid", "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["chains"] == 400
     assert main(["bundle", str(tmp_path), str(tmp_path / "b.safetensors")]) == 1
     assert "No Parquet file" in capsys.readouterr().err and not (tmp_path / "b.safetensors").exists()
@@ -175,10 +175,10 @@ def test_a_bare_machine_trains_from_a_bundle(bare_python, bundle, tmp_path):
         [bare_python, "-c", look % names], capture_output=True, text=True, check=True, env=environment
     )
     assert found.stdout.strip() == "['torch', 'transformers', 'accelerate']"
-    command = [bare_python, "-m", "coordformer", "train", str(tmp_path / "tiny.yaml"), "--output_dir"]
+    command = [bare_python, "-m", "coordformer", "train", str(tmp_path / "tiny.yaml"), "--json", "--output_dir"]
     done = subprocess.run([*command, str(tmp_path / "bare")], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    summary = json.loads(done.stdout[done.stdout.index('{\n  "steps"') :])
+    summary = json.loads(done.stdout)
     assert summary["steps"] == 4 and summary["valid"]["eval_perplexity"] > 1
 
     threads = torch.get_num_threads()

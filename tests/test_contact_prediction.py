@@ -14,7 +14,6 @@ from transformers import Trainer, TrainingArguments
 
 from coordformer import CoordformerForContactPrediction, CoordformerForMaskedLM, CoordformerProcessor, read_chains
 from coordformer.batches import ChainBatches, fetch_rows
-from coordformer.cli import main
 from coordformer.contacts import (
     CUTS,
     RANGES,
@@ -28,6 +27,7 @@ from coordformer.contacts import (
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
 from coordformer.evaluation import load_checkpoint
+from coordformer_command import main
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "contacts"))
 import contacts as example
@@ -263,7 +263,9 @@ def test_training_a_frozen_encoder(tmp_path, rows):
 
 
 def test_the_command_writes_three_files_and_a_summary(checkpoint, tmp_path, capsys):
-    assert main(["contacts", str(checkpoint), str(STRUCTURE), "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    assert (
+        main(["contacts", str(checkpoint), str(STRUCTURE), "--output", str(tmp_path / "out"), "--quiet", "--json"]) == 0
+    )
     summary = json.loads(capsys.readouterr().out)
     assert summary == json.loads((tmp_path / "out" / "contacts.json").read_text())
     report = summary["chains"]
@@ -299,7 +301,7 @@ def test_the_command_writes_three_files_and_a_summary(checkpoint, tmp_path, caps
 
 
 def test_the_command_withholds_coordinates_and_keeps_the_truth(checkpoint, tmp_path, capsys):
-    options = ["--without_coords", "--output", str(tmp_path), "--quiet"]
+    options = ["--without_coords", "--output", str(tmp_path), "--quiet", "--json"]
     assert main(["contacts", str(checkpoint), str(STRUCTURE), *options]) == 0
     (report,) = json.loads(capsys.readouterr().out)["chains"]
     model, processor = load_checkpoint(checkpoint, any_head=True)
@@ -311,7 +313,7 @@ def test_the_command_withholds_coordinates_and_keeps_the_truth(checkpoint, tmp_p
 def test_the_command_without_structure(checkpoint, tmp_path, capsys):
     """Short sequences, too: of the second no pair is asked for."""
     (tmp_path / "two.fasta").write_text(f">sp/P1.2 first\n{'MKVLAGHDEW' * 3}\n>tiny\nMKV\n")
-    options = ["--output", str(tmp_path / "out"), "--quiet"]
+    options = ["--output", str(tmp_path / "out"), "--quiet", "--json"]
     assert main(["contacts", str(checkpoint), str(tmp_path / "two.fasta"), *options]) == 0
     first, tiny = json.loads(capsys.readouterr().out)["chains"]
     assert (first["id"], first["coordinates"], first["contacts"]) == ("sp/P1.2", "unknown", None)

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from coordformer import CoordformerForTokenClassification
-from coordformer.cli import main
 from coordformer.conversion import behind_esm, from_esm, from_paper_state_dict, read_state_dict
 from coordformer.dataset import load_rows
 from coordformer.point_clouds import PointCloudAttention, make_structures
+from coordformer_command import main
 
 
 def make_esm(cls=EsmForMaskedLM, **fields):
@@ -440,7 +440,7 @@ def test_command_makes_a_folder_of_the_pretrained_model(suffix, tmp_path, capsys
     published = shake(PublishedModel())
     source, output = tmp_path / f"weights.{suffix}", tmp_path / "new" / "model"
     (torch.save if suffix == "pt" else save_file)(published.state_dict(), source)
-    assert main(["convert", str(source), str(output), "--kind", "pretrained"]) == 0
+    assert main(["convert", str(source), str(output), "--kind", "pretrained", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "CoordformerForMaskedLM"
     model, processor = AutoModelForMaskedLM.from_pretrained(output), AutoProcessor.from_pretrained(output)
     batch = processor(chains=list(load_rows(CHAINS, "valid").select(range(2))))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import STRUCTURES, make_rows
+from conftest import CHAINS, STRUCTURES, make_rows
 
 from coordformer import read_chains
 from coordformer.batches import ChainBatches, fetch_rows
@@ -89,6 +89,19 @@ def test_bad_data_is_named(tmp_path):
         load_rows(path, "test")
     with pytest.raises(ValueError, match="chain 2XYZ_B: 1 values in ca_y for 2 residues"):
         read_compact(write_compact(tmp_path / "short.parquet", ca_y=[[1, 2, 3], [1]]))
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [(100_000, "damaged.parquet cannot be read .*copy or prepare it again"), (-600, "is not a readable Parquet file")],
+)
+def test_a_damaged_file_is_named(tmp_path, place, message):
+    """In the columns, and in the schema."""
+    content = bytearray(CHAINS.read_bytes())
+    content[place : place + 300] = b"U" * 300
+    (tmp_path / "damaged.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_rows(tmp_path / "damaged.parquet")
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------

@@ -20,10 +20,10 @@ from transformers import set_seed
 from coordformer import CoordformerForMaskedLM, CoordformerProcessor, embedding, read_chains
 from coordformer.batches import fetch_rows
 from coordformer.bundle import write_bundle
-from coordformer.cli import main
 from coordformer.dataset import load_rows
 from coordformer.embedding import embed, embed_chains, load_embeddings
 from coordformer.processing_coordformer import window_starts
+from coordformer_command import main
 
 PROCESSOR = CoordformerProcessor()
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_read_is_listed_and_costs_nothing_else(checkpoint, tmp_pa
     (inputs / "more" / "broken.cif").write_text("data_broken\n")
     (inputs / "more" / "a.fasta").write_text(">one\nMKV\n>1A8O_A\nMKV\n")
     (inputs / "more" / "b.FAA").write_text(">two\nMK1V\n")
-    command = ["embed", str(checkpoint), str(inputs), "--output", str(tmp_path / "out"), "--quiet"]
+    command = ["embed", str(checkpoint), str(inputs), "--output", str(tmp_path / "out"), "--quiet", "--json"]
     assert main(command) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["chains"] == 7 and json.loads(printed.out)["rejected"] == 5

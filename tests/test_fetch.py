@@ -15,9 +15,9 @@ import pytest
 from conftest import STRUCTURES
 
 from coordformer import read_chains
-from coordformer.cli import main
 from coordformer.dataset import load_rows
 from coordformer.fetch import fetch, parse_ids
+from coordformer_command import main
 
 ENTRY = (STRUCTURES / "1A8O.cif.gz").read_bytes()
 MODEL = gzip.decompress(ENTRY)  # AlphaFold DB serves its files plain
@@ -467,7 +467,7 @@ def test_prepare_fetches_what_it_reads(server, tmp_path, capsys):
     serve_entries(server, "1A8O")
     serve_models(server, "P12345", model(server, "P12345"))
     urls = ["--rcsb_url", f"{server.url}/files", "--alphafold_url", f"{server.url}/api"]
-    command = ["prepare", "--output", str(tmp_path / "out"), "--workers", "1", "--quiet", *urls, "--fetch"]
+    command = ["prepare", "--output", str(tmp_path / "out"), "--workers", "1", "--quiet", "--json", *urls, "--fetch"]
     assert main([*command, "1A8O", "P12345", "9XYZ"]) == 1  # before anything is read
     assert "1 of the ids could not be fetched; the first: 9XYZ" in capsys.readouterr().err
     assert main([*command, "1A8O", "P12345", "9XYZ", "--allow_missing"]) == 0

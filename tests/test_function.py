@@ -11,7 +11,6 @@ from conftest import CHAINS, STRUCTURES, make_model, make_rows
 
 from coordformer import CoordformerForSequenceClassification, CoordformerProcessor, read_chains
 from coordformer.batches import ChainBatches, fetch_rows
-from coordformer.cli import main
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
 from coordformer.evaluation import load_checkpoint
@@ -30,6 +29,7 @@ from coordformer.function import (
     read_split,
     score_terms,
 )
+from coordformer_command import main
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "function"))
 import function as example

@@ -15,7 +15,6 @@ from conftest import CHAINS, make_config, make_model
 
 from coordformer import CoordformerProcessor
 from coordformer.bundle import write_bundle
-from coordformer.cli import main
 from coordformer.dataset import SCHEMA, load_rows
 from coordformer.evaluation import (
     count_chains,
@@ -36,6 +35,7 @@ from coordformer.invariance import (
     measure_invariance,
 )
 from coordformer.metrics import CORRECT, COUNT, NLL, summarise
+from coordformer_command import main
 
 TOKENIZER = CoordformerProcessor().tokenizer
 LETTERS = letter_ids(TOKENIZER)
@@ -373,7 +373,7 @@ def test_a_checkpoint_alone_has_no_gains_in_its_bins(checkpoints):
 
 def test_evaluate_averages_over_frames(checkpoints, capsys):
     command = ["evaluate", str(checkpoints / "linear"), "--data", str(checkpoints / "chains.parquet"),
-               "--protocols", "paper", "--draws", "1", "--quiet", "--num_rotations", "3"]  # fmt: skip
+               "--protocols", "paper", "--draws", "1", "--quiet", "--num_rotations", "3", "--json"]  # fmt: skip
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     from transformers import AutoModelForMaskedLM

@@ -22,7 +22,6 @@ import pytest
 from conftest import CHAINS, STRUCTURES
 
 from coordformer import preparation, read_chains
-from coordformer.cli import main
 from coordformer.dataset import SCHEMA, load_rows
 from coordformer.preparation import (
     FILES_PER_PART,
@@ -34,6 +33,7 @@ from coordformer.preparation import (
     prepare,
     read_part,
 )
+from coordformer_command import main
 
 NEEDS_MMSEQS = pytest.mark.skipif(shutil.which("mmseqs") is None, reason="needs the program mmseqs (MMseqs2)")
 
@@ -495,7 +495,7 @@ def test_command_line(tmp_path, capsys):
     folder = make_folder(tmp_path / "in")
     done = subprocess.run(
         [sys.executable, "-m", "coordformer", "prepare", str(folder), "--output", str(tmp_path / "out"),
-         "--atoms", "N,CA,C", "--workers", "2"],
+         "--atoms", "N,CA,C", "--workers", "2", "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout)["chains"] == 2 and "5/5" in done.stderr  # the bar goes to stderr

@@ -563,6 +563,12 @@ def test_min_plddt_refuses_experiments_and_other_scales(read):
         read(text, min_plddt=70)
     with pytest.raises(ValueError, match="highest value in the file is 50"):
         read(atom("ALA", "A", 1, b=50), min_plddt=0.7)
+    high = atom("ALA", "A", 1, b=50) + atom("GLY", "A", 2, b=100)
+    assert read(high, min_plddt=70)[0].observed.sum() == 1
+    with pytest.raises(ValueError, match="highest value in the file is 100.5, so these are B-factors and no pLDDT"):
+        read(high + atom("SER", "A", 3, b=100.5), min_plddt=70)
+    with pytest.raises(ValueError, match=r"the file is experimental \(1.8 Å\)"):
+        read("REMARK   2 RESOLUTION.    1.80 ANGSTROMS.\n" + high, min_plddt=70)
 
 
 # --- Chains that cannot be read ----------------------------------------------------------------------------------
@@ -837,3 +843,6 @@ def test_what_a_sequence_file_has_not(tmp_path):
         read_proteins(path, chain_ids=["one", "two"])
     with pytest.raises(ValueError, match="min_plddt=70 needs a predicted structure"):
         read_proteins(path, min_plddt=70)
+    path.write_text("MKVLAAG\nWYF*\n")
+    with pytest.raises(StructureError, match="one.fasta: a sequence without a name; put a line >NAME above it"):
+        read_proteins(path)

@@ -21,13 +21,13 @@ from transformers import AutoModelForMaskedLM, AutoProcessor, EsmConfig, EsmForM
 
 from coordformer import CoordformerProcessor
 from coordformer.batches import ChainBatches
-from coordformer.cli import main
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
 from coordformer.evaluation import count_chains, evaluate, predict_logits, summarise_draws
 from coordformer.metrics import summarise
 from coordformer.processing_coordformer import window_starts
 from coordformer.training import build_model, last_whole_checkpoint, parse_arguments, train
+from coordformer_command import main
 
 TOKENIZER = CoordformerProcessor().tokenizer
 TINY = """\
@@ -201,15 +201,18 @@ def test_an_interrupted_training_equals_an_uninterrupted_one(how, request, tmp_p
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+SMALL_ESM = {
+    "vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "hidden_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 48, "position_embedding_type": "rotary", "token_dropout": True,
+    "hidden_dropout_prob": 0.3,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def esm(tmp_path_factory):
     """A small ESM-2 with dropout in its config."""
     folder = tmp_path_factory.mktemp("esm")
-    config = EsmConfig(
-        vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=48, position_embedding_type="rotary", token_dropout=True, hidden_dropout_prob=0.3,
-    )  # fmt: skip
-    EsmForMaskedLM(config).save_pretrained(folder)
+    EsmForMaskedLM(EsmConfig(**SMALL_ESM)).save_pretrained(folder)
     return folder
 
 
@@ -535,14 +538,14 @@ def test_command_line(preset, tmp_path):
     output = tmp_path / "run"
     command = [sys.executable, "-m", "coordformer"]
     done = subprocess.run(
-        [*command, "train", str(preset), "--output_dir", str(output), "--max_steps", "2"],
+        [*command, "train", str(preset), "--output_dir", str(output), "--max_steps", "2", "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert json.loads(done.stdout[done.stdout.index("{\n") :])["steps"] == 2
+    assert json.loads(done.stdout)["steps"] == 2
     data = str(Path(preset).parent / "chains.parquet")
     done = subprocess.run(
         [*command, "evaluate", str(output), "--data", data, "--split", "valid", "--protocols", "masked15",
-         "--draws", "1", "--output", str(tmp_path / "report.json")],
+         "--draws", "1", "--output", str(tmp_path / "report.json"), "--json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout) == json.loads((tmp_path / "report.json").read_text())
@@ -558,11 +561,18 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
     make_model().save_pretrained(broken)
     CoordformerProcessor().save_pretrained(broken)
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:500])
+    cut = tmp_path / "cut"
+    EsmForMaskedLM(EsmConfig(**SMALL_ESM)).save_pretrained(cut)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:500])
     data = ["--data", str(Path(preset).parent / "chains.parquet")]
     for arguments, message in (
         (["train", "--output_dir", str(tmp_path / "x")], "--data is missing"),
         (["train", str(preset), "--hidden_size", "50", "--num_attention_heads", "3"], "must be a multiple"),
         (["train", str(tmp_path / "no.yaml")], "no.yaml"),
+        (["train", *data, "--init_from", str(broken)], "The weights in BROKEN are damaged or cut off"),
+        (["train", *data, "--init_from", str(cut)], "The weights in CUT are damaged or cut off"),
+        (["train", *data, "--sequence_encoder", str(cut), "--lm_head", "linear"], "The weights in CUT are damaged"),
+        (["convert", str(cut), str(tmp_path / "new"), "--kind", "esm"], "The weights in CUT are damaged or cut off"),
         (["evaluate", str(tmp_path / "nothing"), *data], "nothing"),
         (["evaluate", str(tmp_path / "esm"), *data], "esm cannot be loaded (it holds a esm model)"),
         (["evaluate", str(broken), *data], "broken cannot be loaded"),
@@ -574,4 +584,5 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
     ):
         assert main(arguments) == 1, arguments
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]
+        message = message.replace("BROKEN", str(broken)).replace("CUT", str(cut))
         assert len(lines) == 1 and message in lines[0], lines

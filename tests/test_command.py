@@ -1,0 +1,247 @@
+"""The command as a whole: verbs, options, exit codes, and what goes to which stream."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import CHAINS, STRUCTURES, make_model
+
+from coordformer import CoordformerProcessor, cli, scoring
+from coordformer.conversion import PAPER_KINDS
+from coordformer.data_collator import PROTOCOLS
+from coordformer.embedding import FORMATS, POOLINGS
+from coordformer_command import build_parser, main
+
+VERBS = ["prepare", "bundle", "train", "evaluate", "embed", "annotate", "contacts", "score", "attention", "invariance",
+         "convert", "export", "push"]  # fmt: skip
+STRUCTURE = str(STRUCTURES / "1orc.pdb.gz")
+ROOT = Path(__file__).parent.parent
+
+
+def parsers() -> dict:
+    (verbs,) = (action for action in build_parser()._actions if action.dest == "verb")
+    return verbs.choices
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_verbs_come_in_the_order_of_work(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert [word for word in listed if word in VERBS] == VERBS == list(parsers())
+    assert all(callable(getattr(cli, verb)) for verb in VERBS)
+
+
+def test_help_imports_nothing_that_takes_time():
+    program = (
+        "import sys\nfrom coordformer_command import main\n"
+        "for verb in sys.argv[1:]:\n"
+        "    try:\n        main([verb, '--help'])\n"
+        "    except SystemExit as ended:\n        assert ended.code == 0\n"
+        "print('imported:', {'coordformer', 'torch', 'transformers', 'numpy', 'gemmi', 'pyarrow'} & set(sys.modules))"
+    )
+    verbs = [verb for verb in VERBS if verb != "train"]
+    done = subprocess.run([sys.executable, "-c", program, *verbs], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("imported: set()\n"), done.stderr
+    assert done.stdout.count("usage: coordformer ") == len(verbs)
+
+
+def test_the_same_names_mean_the_same_everywhere():
+    options: dict[str, set] = {}
+    for verb, parser in parsers().items():
+        mine = {name: action for action in parser._actions for name in action.option_strings}
+        assert {"--json", "--quiet"} <= set(mine), verb
+        assert ("--output" in mine) or verb in ("bundle", "convert", "export", "push", "train"), verb
+        for name, action in mine.items():
+            how = (action.nargs, action.type, type(action).__name__, tuple(action.choices or ()))
+            # In a data set it is given by name, of files it may be in place of them.
+            options.setdefault(name, set()).add(how)
+    different = {name for name, ways in options.items() if len(ways) > 1}
+    assert different == set()
+
+
+def test_choices_are_those_of_the_package():
+    choices = {
+        (verb, action.dest): tuple(action.choices) for verb, parser in parsers().items() for action in parser._actions
+        if action.choices
+    }  # fmt: skip
+    assert choices["score", "method"] == scoring.METHODS and choices["evaluate", "protocols"] == tuple(PROTOCOLS)
+    assert set(choices["embed", "pooling"]) | {None} == set(POOLINGS) and choices["embed", "format"] == tuple(FORMATS)
+    assert set(choices["convert", "kind"]) == {*PAPER_KINDS, "esm"}
+
+
+def test_names_of_chains_do_not_swallow_a_file(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["embed", "checkpoint", "--output", "out", "--chains", "A", STRUCTURE])
+    assert f"--chains: {STRUCTURE} is a file, and no chain's name; give files before" in capsys.readouterr().err
+    parsed = build_parser().parse_args(["embed", "checkpoint", STRUCTURE, "--output", "out", "--chains", "A", "P1.2"])
+    assert parsed.chains == ["A", "P1.2"] and parsed.inputs == [STRUCTURE]
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "positional", "keywords"),
+    [
+        (
+            "export",
+            ["runs/demo", "out", "--evaluation", "a.json", "b.json", "--datasets", "PDB", "--no_check", "--quiet"],
+            ["runs/demo", Path("out")],
+            {"evaluations": [Path("a.json"), Path("b.json")], "license": "apache-2.0", "datasets": ["PDB"],
+             "base_model": None, "check": False, "progress": False},
+        ),
+        (
+            "push",
+            ["out", "me/model", "--revision", "v1", "--private", "--commit_message", "First", "--create_pr"],
+            [Path("out"), "me/model"],
+            {"revision": "v1", "private": True, "commit_message": "First", "create_pr": True, "progress": True},
+        ),
+    ],
+)  # fmt: skip
+def test_options_reach_what_does_the_work(monkeypatch, capsys, verb, words, positional, keywords):
+    def work(*arguments, **given):
+        assert list(arguments) == positional and given == keywords
+        return {"url": "https://huggingface.co/me/model"}
+
+    monkeypatch.setitem(sys.modules, f"coordformer.{verb}", types.SimpleNamespace(**{verb: work}))
+    monkeypatch.setattr(cli, "hide_progress_bars", lambda: None)
+    assert main([verb, *words]) == 0
+    assert (
+        capsys.readouterr().out
+        == {
+            "export": "out: not checked\n",
+            "push": "https://huggingface.co/me/model\n",
+        }[verb]
+    )
+
+
+# --- streams and exit codes ------------------------------------------------------------------------------------------
+
+
+def test_json_is_alone_on_stdout(monkeypatch, capsys):
+    def noisy(arguments):
+        print("a library that prints")
+        print("a note", file=sys.stderr)
+        return {"chains": 1}, "1 chain"
+
+    monkeypatch.setattr(cli, "bundle", noisy)
+    assert main(["bundle", "data", "out", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"chains": 1} and "a library that prints" in printed.err
+    assert main(["bundle", "data", "out"]) == 0
+    assert capsys.readouterr().out.endswith("\n1 chain\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("--data is\n  wrong; mend it"), 1, "coordformer: --data is wrong; mend it"),
+        (OSError(28, "No space left"), 1, "coordformer: [Errno 28] No space left"),
+        (ImportError("gemmi is missing"), 1, "coordformer: gemmi is missing"),
+        (KeyboardInterrupt(), 130, "coordformer: stopped"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, line):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "evaluate", fail)
+    monkeypatch.setattr(cli, "train", fail)
+    for command in (["evaluate", "checkpoint", "--data", "data", "--json"], ["train", "preset.yaml"]):
+        assert main(command) == code
+        printed = capsys.readouterr()
+        again = "; run the same command again to go on" * (code == 130 and command[0] == "train")
+        assert printed.out == "" and printed.err.strip() == line + again
+
+
+def test_an_unusable_command_line_exits_with_2(capsys):
+    for words, message in (
+        ([], "required: VERB"),
+        (["embedd"], "invalid choice: 'embedd'"),
+        (["evaluate", "checkpoint"], "required: --data"),
+        (["bundle", "data", "out", "--chians", "A"], "unrecognized arguments: --chians A"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for number in range(200):
+        shutil.copy(STRUCTURES / "1BD2.cif.gz", tmp_path / "in" / f"{number:03}.cif.gz")
+    command = [sys.executable, "-m", "coordformer", "prepare", str(tmp_path / "in"), "--output", str(tmp_path / "out"),
+               "--workers", "1", "--quiet", "--json"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = tmp_path / "out" / "reading" / "part-0000000.parquet"
+    while not first.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.strip() == "coordformer: stopped; run the same command again to go on"
+    assert first.exists() and main(command[3:]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 200
+
+
+# --- what is printed -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    make_model(contact_head=True).save_pretrained(folder / "model")
+    CoordformerProcessor().save_pretrained(folder / "model")
+    pq.write_table(pq.read_table(CHAINS).slice(0, 3), folder / "chains.parquet")
+    return folder
+
+
+def test_results_are_short_and_readable(folder, tmp_path, capsys):
+    def run(*words) -> list[str]:
+        assert main([*map(str, words), "--quiet"]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    model, data = folder / "model", folder / "chains.parquet"
+    report = tmp_path / "new" / "evaluation.json"
+    head, columns, line = run("evaluate", model, "--data", data, "--protocols", "masked15", "--output", report)
+    numbers = json.loads(report.read_text())
+    assert head.startswith("model on 3 chains with ") and head.endswith("; coordinates: linear; float32")
+    low, high = numbers["masked15"]["perplexity_interval"]
+    assert columns.split() == ["protocol", "perplexity", "recovery,", "%"]
+    assert line.startswith(f"masked15  {numbers['masked15']['perplexity']:.2f} ({low:.2f} to {high:.2f})")
+    assert f"  {100 * numbers['masked15']['recovery']:.1f} (" in line
+    assert (tmp_path / "new" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+    out = tmp_path / "out"
+    assert run("embed", model, STRUCTURE, "--output", out) == [f"1 chain with 71 residues in 1 shard: {out}"]
+    line, where = run("contacts", model, STRUCTURE, "--output", out)
+    assert line.startswith("1ORC_A: 71 residues, coordinates given; precision at L: short 0.")
+    assert where == f"maps, pairs and pictures: {out}"
+    (line,) = run("score", model, STRUCTURE, "--mutants", "M1A", "--output", out)
+    assert line == f"1ORC_A: 1 mutant of 71 residues by masked_marginal, coordinates given: {out}/scores.csv"
+    assays = tmp_path / "assay.csv"
+    assays.write_text("mutant,DMS_score\nM1A,1\nE2G,2\nQ3A,0\n")
+    _, line = run("score", model, STRUCTURE, "--mutants", assays, "--output", out)
+    assert line.startswith("Spearman's correlation with DMS_score: ")
+    (line,) = run("bundle", data, tmp_path / "a.safetensors")
+    assert line.startswith("3 chains with ") and line.endswith(f" MB: {tmp_path}/a.safetensors")
+    first, second = run("prepare", STRUCTURE, "--output", tmp_path / "data", "--workers", 1)
+    assert first == f"1 chain with 71 residues of 1 file: {tmp_path}/data"
+    assert second == "merged as duplicates: 0 chains; left out, as rejected.tsv says: 0 files or chains"
+    first, second = run("attention", model, "--data", data, "--output", out, "--window", 64)
+    assert first.endswith(f"residues: {out}") and second.count(".") == 3  # layer 1, layer 2, and of "layer.head"
+
+
+def test_quiet_leaves_stderr_empty(folder, tmp_path):
+    words = ["embed", str(folder / "model"), STRUCTURE, "--output", str(tmp_path), "--quiet", "--json"]
+    done = subprocess.run([sys.executable, "-m", "coordformer", *words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {"chains": 1, "residues": 71, "shards": 1, "rejected": 0}
