@@ -15,6 +15,7 @@ FLOORS = [
         "clustering",
         "masked_residues",
         "figures",
+        "push",
         "secondary_structure",
     },
     {"modeling_coordformer", "structure"},
