@@ -62,11 +62,12 @@ class Hub:
         self.lock = threading.RLock()
         self.requests, self.received, self.script, self.holding = [], [], {}, threading.Event()
         self.secret = secrets.token_bytes()
-        # Another server, as on the Hub: the client follows redirects within one as if there were none.
         self.servers = [Server(("127.0.0.1", port), Api), Server(("127.0.0.1", 0), Storage)]
         for server in self.servers:
             server.hub = self
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        # Hosts of two names, as on the Hub: what a redirect says of a file counts only where it leads to another one.
+        hosts = zip(("127.0.0.1", "localhost"), self.servers, strict=True)
+        self.url, self.storage_url = (f"http://{name}:{server.server_port}" for name, server in hosts)
         state = self.folder / "repos.json"
         self.repos = json.loads(state.read_text()) if state.exists() else {}
 
