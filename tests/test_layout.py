@@ -14,6 +14,7 @@ FLOORS = [
         "files",
         "clustering",
         "masked_residues",
+        "push",
         "secondary_structure",
     },
     {"modeling_coordformer", "structure", "figures"},
