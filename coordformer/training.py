@@ -96,6 +96,9 @@ class ModelArguments:
         default=False,
         metadata={"help": "torch.compile each layer; packed rows are then filled up to the token budget."},
     )
+    max_shard_size: str | None = field(
+        default=None, metadata={"help": "Largest file of the final weights, such as 15MB; default: one file."}
+    )
 
 
 @dataclass
@@ -210,7 +213,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
-        elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers")
+        elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size")
         shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere}
         try:
             if arguments.sequence_encoder is not None:
@@ -429,6 +432,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     else:
         _run(trainer, checkpoint, output)
     trainer.save_model()
+    if model_args.max_shard_size is not None:
+        weights = trainer.accelerator.get_state_dict(trainer.model)  # of all processes, which may hold parts of it
+        if args.should_save:
+            whole = trainer.accelerator.unwrap_model(trainer.model)
+            whole.save_pretrained(output, state_dict=weights, max_shard_size=model_args.max_shard_size)
     trainer.save_state()
 
     summary: dict[str, Any] = {
