@@ -333,7 +333,7 @@ def check_reload(folder: str | Path, model: PreTrainedModel, processor: Coordfor
         )
         if process.returncode:
             reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"The folder does not load without the package ({reason}); nothing was kept of it.")
+            raise ValueError(f"The folder does not load without the package ({reason}); check=False keeps it.")
         loaded = load_file(outputs)
 
     batch = processor(AMINO_ACIDS, coords=coords)
@@ -349,5 +349,5 @@ def check_reload(folder: str | Path, model: PreTrainedModel, processor: Coordfor
         except AssertionError as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"Loaded without the package, {name} is another one ({reason}); nothing was kept of the folder."
+                f"Loaded without the package, {name} differs ({reason}); check=False keeps the folder."
             ) from error

@@ -83,15 +83,16 @@ def chain() -> dict:
     return {"sequence": chain.sequence, "coords": chain.coords[:, 0].tolist()}
 
 
-def save(head: str, folder: Path, **fields):
-    """A new model with this head, and its processor."""
+def new_model(head: str, **fields):
     if head == "contacts":
-        model = CoordformerForContactPrediction(make_config(**fields)).eval()
-    else:
-        model = make_model(head, **fields)
+        return CoordformerForContactPrediction(make_config(**fields)).eval()
+    return make_model(head, **fields)
+
+
+def save(model, folder: Path) -> None:
+    """The model and its processor."""
     model.save_pretrained(folder)
     CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms).save_pretrained(folder)
-    return model
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,11 +121,11 @@ def test_requirements_are_those_of_the_package():
 @pytest.mark.parametrize("head", [*HEADS, "contacts"])
 def test_every_saved_folder_carries_the_code_for_all_heads(head, tmp_path):
     """Without `export`, too: as `Trainer` and `push_to_hub` save."""
-    model = make_model("masked_lm") if head == "contacts" else make_model(head)
+    model = new_model(head)
     model.config.auto_map = {"AutoModel": "someone/else--modeling_coordformer.CoordformerModel"}
-    model.save_pretrained(tmp_path)
-    CoordformerProcessor().save_pretrained(tmp_path)
+    save(model, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert {"AutoConfig", *reload_check.AUTO_MODELS} == AUTO_MAP.keys()
     processor = json.loads((tmp_path / "processor_config.json").read_text())
     assert processor["auto_map"] == {"AutoProcessor": "processing_coordformer.CoordformerProcessor"}
     assert {path.name for path in tmp_path.glob("*.py")} == CODE
@@ -135,7 +136,8 @@ def test_every_saved_folder_carries_the_code_for_all_heads(head, tmp_path):
 
 
 def test_a_bfloat16_folder_rounds_what_may_be_rounded(tmp_path):
-    model = save("masked_lm", tmp_path / "model", distance_bias=8)
+    model = new_model("masked_lm", distance_bias=8)
+    save(model, tmp_path / "model")
     export(tmp_path / "model", tmp_path / "low", dtype="bfloat16", check=False)
     export(tmp_path / "low", tmp_path / "again", check=False)
     for folder in ("low", "again"):
@@ -154,8 +156,7 @@ def test_a_bfloat16_folder_rounds_what_may_be_rounded(tmp_path):
 
 def test_names_of_classes_are_kept(tmp_path):
     model = make_model("multi_label", id2label={0: "1.1.1.1", 1: "2.7.11.1", 2: "3.4.21.4", 3: "4.2.1.1"})
-    model.save_pretrained(tmp_path / "model")
-    CoordformerProcessor().save_pretrained(tmp_path / "model")
+    save(model, tmp_path / "model")
     export(tmp_path / "model", tmp_path / "out", check=False)
     assert AutoConfig.from_pretrained(tmp_path / "out").id2label == model.config.id2label
     assert "| classes | 4: 1.1.1.1, 2.7.11.1, 3.4.21.4, 4.2.1.1 |" in (tmp_path / "out" / "README.md").read_text()
@@ -209,7 +210,7 @@ def test_the_card_tells_how_it_was_trained(exported, trained, tmp_path):
     ],
 )
 def test_the_card_of_each_head_runs_and_says_what_is_not_known(head, tag, tmp_path, monkeypatch, capsys):
-    save(head, tmp_path / "model", coordinate_atoms=("N", "CA", "C"))
+    save(new_model(head, coordinate_atoms=("N", "CA", "C")), tmp_path / "model")
     export(tmp_path / "model", tmp_path / "out", check=False)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.pipeline_tag == tag and card.data.eval_results is None and card.data.metrics is None
@@ -221,7 +222,7 @@ def test_the_card_of_each_head_runs_and_says_what_is_not_known(head, tag, tmp_pa
 
 
 def test_the_card_of_a_model_without_coordinates_promises_none(tmp_path):
-    save("masked_lm", tmp_path / "model", coordinate_embedding="none")
+    save(new_model("masked_lm", coordinate_embedding="none"), tmp_path / "model")
     export(tmp_path / "model", tmp_path / "out", check=False, license="cc-by-4.0")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "reads no structure" in text and "equivariant" not in text and "coords" not in text
@@ -256,7 +257,7 @@ def run_without_package(python, folder, output, chain, path="") -> None:
 def assert_same_without_package(folder, outputs, chain) -> None:
     """What `reload_check` made of the folder is what the package makes of it."""
     loaded = load_file(outputs)
-    batch = AutoProcessor.from_pretrained(folder)(**chain)
+    batch = AutoProcessor.from_pretrained(folder)(chain["sequence"], coords=chain["coords"])
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     expected = reload_check.predict(model, batch)
     pairs = [(loaded["AutoModelForMaskedLM.logits"], expected["logits"])]
@@ -281,7 +282,7 @@ def test_a_folder_that_computes_something_else_is_refused(exported):
     model = AutoModelForMaskedLM.from_pretrained(exported).eval()
     with torch.no_grad():
         model.lm_head.decoder.bias += 1e-3
-    with pytest.raises(ValueError, match="AutoModelForMaskedLM.logits is another one .*Greatest absolute difference"):
+    with pytest.raises(ValueError, match="AutoModelForMaskedLM.logits differs .*Greatest absolute difference"):
         check_reload(exported, model, CoordformerProcessor())
 
 
@@ -289,7 +290,7 @@ def test_a_failed_check_leaves_nothing(trained, tmp_path, monkeypatch):
     script = tmp_path / "check.py"
     script.write_text("raise ImportError('no module named x')")
     monkeypatch.setattr(reload_check, "__file__", str(script))
-    with pytest.raises(ValueError, match="does not load without the package .ImportError: no module named x.; nothing"):
+    with pytest.raises(ValueError, match="does not load without the package .ImportError: no module named x.; check"):
         export(trained / "tiny", tmp_path / "out" / "folder", progress=False)
     assert not list((tmp_path / "out").iterdir())
 
@@ -298,7 +299,7 @@ def test_a_failed_check_leaves_nothing(trained, tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("head", [*HEADS, "contacts"])
 def test_every_head_and_dtype_passes_the_check(head, dtype, tmp_path):
-    save(head, tmp_path / "model", coordinate_atoms=("N", "CA"), contact_head=True)
+    save(new_model(head, coordinate_atoms=("N", "CA"), contact_head=True), tmp_path / "model")
     assert export(tmp_path / "model", tmp_path / "out", dtype=dtype, progress=False)["checked"]
 
 
