@@ -10,6 +10,15 @@ COORDINATE_INITS = ("normal", "gaussian")
 POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
 LM_HEADS = ("esm", "linear")
 
+# Where the classes are in a saved folder, for `trust_remote_code=True`: any head can be put on any checkpoint.
+AUTO_MAP = {
+    "AutoConfig": "configuration_coordformer.CoordformerConfig",
+    "AutoModel": "modeling_coordformer.CoordformerModel",
+    "AutoModelForMaskedLM": "modeling_coordformer.CoordformerForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_coordformer.CoordformerForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_coordformer.CoordformerForTokenClassification",
+}
+
 
 @strict
 class CoordformerConfig(EsmConfig):
@@ -68,6 +77,7 @@ class CoordformerConfig(EsmConfig):
     """
 
     model_type = "coordformer"
+    _auto_class = "AutoConfig"  # Transformers saves the code beside it
 
     vocab_size: int = 33
     mask_token_id: int | None = 32
@@ -102,6 +112,11 @@ class CoordformerConfig(EsmConfig):
         if self.lm_head == "linear":
             self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        # Transformers maps the one class that is being saved, and keeps what a loaded config said of the others.
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def validate_architecture(self):
         """Part of `@strict` validation: called when a config is made."""

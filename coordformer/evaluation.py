@@ -296,7 +296,7 @@ def load_checkpoint(
             raise ValueError(f"it holds a {config.model_type} model")
         saved_as = (config.architectures or ["CoordformerModel"])[0]
         model, info = getattr(modeling_coordformer, saved_as if any_head else "CoordformerForMaskedLM").from_pretrained(
-            checkpoint, config=config, dtype=getattr(torch, dtype), output_loading_info=True
+            checkpoint, config=config, dtype=dtype, output_loading_info=True
         )
         if missing := sorted(info["missing_keys"]):
             kind = "whole model" if any_head else "masked language model"

@@ -579,6 +579,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     config: CoordformerConfig
     config_class = CoordformerConfig
     base_model_prefix = "coordformer"
+    _auto_class = "AutoModel"  # Transformers saves the code beside the weights; the config knows all classes
     supports_gradient_checkpointing = True
     _no_split_modules = ["EsmLayer"]
     _keep_in_fp32_modules_strict = ["coordinate_embedding", "distance_bias", "rotary_embeddings"]

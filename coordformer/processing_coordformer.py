@@ -146,6 +146,8 @@ class CoordformerProcessor(ProcessorMixin):
     (torch.Size([2, 5]), torch.Size([2, 5, 3]))
     """
 
+    _auto_class = "AutoProcessor"  # Transformers saves the code beside it
+
     def __init__(self, tokenizer=None, coordinate_atoms: Sequence[str] = ("CA",), coordinate_dim: int = 3, **kwargs):
         self.coordinate_atoms = (coordinate_atoms,) if isinstance(coordinate_atoms, str) else tuple(coordinate_atoms)
         self.coordinate_dim = coordinate_dim

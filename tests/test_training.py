@@ -311,6 +311,7 @@ def test_a_checkpoint_without_a_language_model_is_refused(tmp_path):
 def test_a_full_disk_is_said_and_costs_no_checkpoint(preset, tmp_path):
     """No file may grow beyond a limit between the first checkpoint's and the optimizer's size, as on a full disk."""
     command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir", str(tmp_path / "run")]
+    command += ["--hidden_size", "128"]  # weights of more than twice the size of the code that lies beside them
     subprocess.run([*command, "--max_steps", "3"], check=True, capture_output=True)
     size = (tmp_path / "run" / "checkpoint-3" / "model.safetensors").stat().st_size
 
