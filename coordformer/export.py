@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from . import reload_check
+from . import pipeline_coordformer, reload_check
 from .configuration_coordformer import AUTO_MAP
 from .data_collator import PROTOCOLS
 from .evaluation import coordinates_of, load_checkpoint
@@ -191,6 +191,7 @@ def make_card(
         parameters=model.num_parameters(),
         dtype=str(model.dtype).removeprefix("torch."),
         coordinates=coordinates_of(model),
+        invariant=model.config.coordinate_embedding in ("local", "none"),  # to rotations, whatever else it reads
         atoms=list(model.config.coordinate_atoms),
         labels=list((model.config.id2label or {}).values()) if classifies else [],
         base_model=base_model,
@@ -213,10 +214,11 @@ def find_template() -> Path:
 
 def read_licence() -> str:
     """The licence of the code, as it was installed with the package."""
-    text = importlib.metadata.distribution("coordformer").read_text("licenses/LICENSE")
-    if text is None:
-        raise FileNotFoundError("LICENSE was not installed with coordformer; install it again.")
-    return text
+    # A working tree may hold a second, older record of the installation, which has no licence.
+    for record in importlib.metadata.distributions(name="coordformer"):
+        if text := record.read_text("licenses/LICENSE"):
+            return text
+    raise FileNotFoundError("LICENSE was not installed with coordformer; install it again.")
 
 
 def requirements() -> str:
@@ -286,6 +288,11 @@ def export(
         # Each brings its code, and the map of Auto classes to it (`_auto_class`, `AUTO_MAP`).
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
+        # Only here: with `custom_pipelines` in its config a folder needs `trust_remote_code` for every pipeline.
+        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        config["custom_pipelines"] = pipeline_coordformer.CUSTOM_PIPELINES
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        shutil.copy(pipeline_coordformer.__file__, temporary)
         (temporary / "LICENSE").write_text(read_licence(), encoding="utf-8")
         (temporary / "requirements.txt").write_text(requirements(), encoding="utf-8")
         (temporary / "README.md").write_text(f"{card}\n", encoding="utf-8")

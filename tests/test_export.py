@@ -23,11 +23,13 @@ from coordformer.configuration_coordformer import AUTO_MAP
 from coordformer.dataset import load_rows
 from coordformer.evaluation import evaluate
 from coordformer.export import check_reload, export, find_template, requirements
+from coordformer.pipeline_coordformer import CUSTOM_PIPELINES
 from coordformer.training import parse_arguments, train
 
 ROOT = Path(__file__).parent.parent
-CODE = {f"{name}.py" for name in HUB_FILES}
+CODE = {f"{name}.py" for name in HUB_FILES - {"pipeline_coordformer"}}  # that every saved folder carries
 FILES = CODE | {
+    "pipeline_coordformer.py",
     "LICENSE", "README.md", "config.json", "model.safetensors", "processor_config.json", "requirements.txt",
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
@@ -105,8 +107,9 @@ def test_the_folder_holds_what_is_needed_and_nothing_else(exported, trained):
     assert {path.name for path in exported.iterdir()} == FILES
     assert not list(trained.glob("*.tmp"))
     assert "Apache License" in (exported / "LICENSE").read_text()
-    for name in CODE:
+    for name in (*CODE, "pipeline_coordformer.py"):
         assert (exported / name).read_text() == (ROOT / "coordformer" / name).read_text()
+    assert json.loads((exported / "config.json").read_text())["custom_pipelines"] == CUSTOM_PIPELINES
 
 
 def test_requirements_are_those_of_the_package():
@@ -274,7 +277,7 @@ def test_without_the_package_a_folder_is_loaded_saved_and_trained(exported, chai
     folders = {"folder": exported, "saved": output / "saved", "trained": output / "trained" / "checkpoint-4"}
     for name, folder in folders.items():
         assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
-        assert {path.name for path in folder.glob("*.py")} == CODE
+        assert {path.name for path in folder.glob("*.py")} - {"pipeline_coordformer.py"} == CODE
         assert_same_without_package(folder, output / f"{name}.safetensors", chain)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,12 @@ from conftest import CHAINS, STRUCTURES, make_model
 from transformers import AutoModelForMaskedLM, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-import coordformer
 from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains, structure
 from coordformer.batches import fetch_rows
 from coordformer.contacts import predict_chain
 from coordformer.dataset import load_rows
 from coordformer.embedding import embed_chains
+from coordformer.export import export
 from coordformer.pipeline_coordformer import CUSTOM_PIPELINES
 from coordformer.processing_coordformer import window_around
 from coordformer.scoring import log_probabilities
@@ -27,7 +26,6 @@ from coordformer.structure import AMINO_ACIDS
 
 STRUCTURE = STRUCTURES / "1orc.pdb.gz"  # one chain of 71 residues
 COMPLEX = STRUCTURES / "1A8O.cif.gz"
-HUB_FILES = ["configuration", "modeling", "pipeline", "processing"]
 BATCHED = pytest.mark.parametrize("batch_size", [1, 3])
 
 
@@ -245,7 +243,7 @@ def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
 
     with pytest.raises(FileNotFoundError, match="MKTAYIAK: no such file; .* give a sequence as {'sequence': ...}"):
         fill("MKTAYIAK")
-    (tmp_path / "no.cif").write_text("nothing\n")
+    (tmp_path / "no.cif").write_text("nothing, 1\n")
     with pytest.raises(ValueError, match="no.cif: neither mmCIF"):
         extract(str(tmp_path / "no.cif"))
     with pytest.raises(ValueError, match="no protein chain Z"):
@@ -322,22 +320,7 @@ print(json.dumps([chain["predictions"], embedding.tolist(), contacts.tolist()]))
 def hub_folder(checkpoint, tmp_path_factory) -> Path:
     """The checkpoint with its code, as on the Hub."""
     folder = tmp_path_factory.mktemp("hub") / "model"
-    shutil.copytree(checkpoint, folder)
-    source = Path(coordformer.__file__).parent
-    for name in (*(f"{kind}_coordformer.py" for kind in HUB_FILES), "structure.py"):
-        shutil.copy(source / name, folder)
-    auto_map = {
-        "AutoConfig": "configuration_coordformer.CoordformerConfig",
-        "AutoModel": "modeling_coordformer.CoordformerModel",
-        "AutoModelForMaskedLM": "modeling_coordformer.CoordformerForMaskedLM",
-    }
-    processor = {"AutoProcessor": "processing_coordformer.CoordformerProcessor"}
-    for name, added in (
-        ("config.json", {"auto_map": auto_map, "custom_pipelines": CUSTOM_PIPELINES}),
-        ("processor_config.json", {"auto_map": processor}),
-    ):
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(content | added))
+    export(checkpoint, folder, check=False, progress=False)
     return folder
 
 
