@@ -81,7 +81,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     source = name_or_path_or_model
     if not isinstance(source, PreTrainedModel):
         _check_esm(source)
-        source = EsmForMaskedLM.from_pretrained(source)
+        source = EsmForMaskedLM.from_pretrained(source, use_safetensors=True)
     if not isinstance(source, (EsmForMaskedLM, EsmModel)):
         raise ValueError(f"{type(source).__name__} cannot be converted; give an EsmForMaskedLM or an EsmModel.")
     _check_fields(overrides)
@@ -139,7 +139,7 @@ def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fi
     """
     _check_esm(name_or_path)
     _check_fields(fields)
-    loaded: Any = EsmForMaskedLM.from_pretrained(name_or_path, output_loading_info=True)
+    loaded: Any = EsmForMaskedLM.from_pretrained(name_or_path, output_loading_info=True, use_safetensors=True)
     esm, info = loaded[0].esm, loaded[1]
     unused = ("lm_head.", "esm.contact_head.")
     if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unused)):
