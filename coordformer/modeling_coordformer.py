@@ -677,8 +677,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
     def contact_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor, BaseModelOutput]:
-        """Logits of contacts (batch, residues, residues), which pairs are of residues, the same shape, and the encoder's
-        outputs, which hold no attention maps.
+        """Logits of contacts (batch, residues, residues), which pairs are of residues, and what the encoder puts out.
 
         One chain in each row, padded on the right; the first token and the last position are cropped.
         """

@@ -58,8 +58,8 @@ NOT_PASSED = {
         f"{name}.test_keep_in_fp32_modules_exist": "names the modules of all configs; DistanceBiasTest has them all"
         for name in ("PlainTest", "SequenceEncoderTest", "ContactPredictionTest")
     },
-    "DistanceBiasTest.test_training_gradient_checkpointing_use_reentrant_true": "reentrant checkpoints lead no gradient "
-    "to the bias; they are refused",
+    "DistanceBiasTest.test_training_gradient_checkpointing_use_reentrant_true": "refused: reentrant checkpoints "
+    "lead no gradient to the bias",
     "SequenceEncoderTest.test_base_model_prefix_loads_base_weights": "the encoder in front is a base model, too",
     "SequenceEncoderTest.test_config_attn_implementation_setter": "its config says what it was made of; what runs has "
     "one of its own",
