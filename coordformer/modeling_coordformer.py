@@ -402,7 +402,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
             if isinstance(module, CoordformerModel) and module.sequence_encoder is not None:
                 module.sequence_encoder.config._attn_implementation = self.config._attn_implementation
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, every_n_layers=1):
         # The bias reaches a layer by name, as its mask: there reentrant checkpoints lead no gradient.
         options = getattr(gradient_checkpointing_func, "keywords", {})
         if enable and self.config.distance_bias and options.get("use_reentrant"):
@@ -410,7 +410,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
                 "`gradient_checkpointing_kwargs` has use_reentrant=True, with which `config.distance_bias` gets no "
                 "gradient; leave it out or set it to False."
             )
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
 
     @torch.no_grad()
     def _init_weights(self, module):

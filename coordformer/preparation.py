@@ -19,7 +19,7 @@ import shutil
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -139,7 +139,7 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
     return parts, rejects
 
 
-def _opener(path: Path) -> Callable[..., Any] | None:
+def _opener(path: Path) -> Any:
     """What opens a compressed archive; its content says which, None where it is not compressed."""
     with open(path, "rb") as file:
         magic = file.read(6)
@@ -174,7 +174,7 @@ def _members(path: Path, name: str, rejects: list[Reject]) -> Iterator[Any]:
             if opener is None:
                 archive = stack.enter_context(tarfile.open(path, "r:"))
             else:
-                stream = _Allowance(stack.enter_context(opener(path)))
+                stream: Any = _Allowance(stack.enter_context(opener(path)))
                 archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or it keeps the headers of millions
