@@ -7,6 +7,7 @@ much of the geometry is left in its attention maps. With coordinates withheld it
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -309,7 +310,7 @@ def write_contacts(
         )
     atoms = tuple(dict.fromkeys((*processor.coordinate_atoms, "CA")))
     chains = read_proteins(protein, atoms, min_plddt, chain_ids)
-    stems = [chain.id.replace("/", "_") for chain in chains]
+    stems = [re.sub(r"[/\\\0]", "_", chain.id) for chain in chains]  # what a file's name cannot have on any system
     if len(set(stems)) < len(stems):
         raise ValueError(f"{protein}: ids of chains differ in / and _ alone; files are named by them, rename one.")
     output.mkdir(parents=True, exist_ok=True)

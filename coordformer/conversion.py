@@ -174,7 +174,7 @@ def _load_esm(name_or_path: str | Path, **options: Any) -> Any:
     if kind != "esm":
         raise ValueError(f"{name_or_path} holds a {kind} model; give an ESM-2 checkpoint.")
     try:
-        return EsmForMaskedLM.from_pretrained(name_or_path, **options)
+        return EsmForMaskedLM.from_pretrained(name_or_path, use_safetensors=True, **options)
     except SafetensorError as error:
         raise ValueError(f"The weights in {name_or_path} are damaged or cut off ({error}); get them again.") from error
 

@@ -590,6 +590,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
+        kwargs.setdefault("use_safetensors", True)  # nothing is unpickled unless the caller asks for it
         loaded = super().from_pretrained(*args, **kwargs)
         # Loading puts new parameters in the place of frozen ones.
         freeze_sequence_encoder(loaded[0] if isinstance(loaded, tuple) else loaded)
@@ -602,13 +603,25 @@ class CoordformerPreTrainedModel(PreTrainedModel):
             if isinstance(module, CoordformerModel) and module.sequence_encoder is not None:
                 module.sequence_encoder.config._attn_implementation = self.config._attn_implementation
 
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, every_n_layers=1):
+        # The bias reaches a layer by name, as its mask: there reentrant checkpoints lead no gradient.
+        options = getattr(gradient_checkpointing_func, "keywords", {})
+        if enable and self.config.distance_bias and options.get("use_reentrant"):
+            raise ValueError(
+                "`gradient_checkpointing_kwargs` has use_reentrant=True, with which `config.distance_bias` gets no "
+                "gradient; leave it out or set it to False."
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
+
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, DistanceBias):
             init.zeros_(module.weight)
         elif isinstance(module, ContactHead):
-            init.normal_(module.weight, std=self.config.initializer_range)
+            # Buffers are zero: nobody trains them, and a random head would look like a trained one.
+            std = self.config.initializer_range if isinstance(module.weight, nn.Parameter) else 0.0
+            init.normal_(module.weight, std=std)
             init.zeros_(module.bias)
         elif (
             isinstance(self, CoordformerModel)
@@ -651,7 +664,9 @@ class CoordformerPreTrainedModel(PreTrainedModel):
             ValueError: the model has no contact head.
         """
         base: Any = self.base_model
-        logits, pairs = base.contact_logits(input_ids, attention_mask, coords=coords, coords_mask=coords_mask, **kwargs)
+        logits, pairs, _ = base.contact_logits(
+            input_ids, attention_mask, coords=coords, coords_mask=coords_mask, **kwargs
+        )
         return logits.sigmoid() * pairs
 
     def _apply(self, fn, recurse=True):
@@ -878,8 +893,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     def contact_logits(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of contacts (batch, residues, residues), and which pairs are of residues, the same shape.
+    ) -> tuple[torch.Tensor, torch.Tensor, BaseModelOutput]:
+        """Logits of contacts (batch, residues, residues), which pairs are of residues, and what the encoder puts out.
 
         One chain in each row, padded on the right; the first token and the last position are cropped.
         """
@@ -901,12 +916,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
         implementation = self.config._attn_implementation
         self.config._attn_implementation = "contacts"
         try:
-            self(input_ids=input_ids, attention_mask=attention_mask, contacts=contacts, **kwargs)
+            outputs = self(input_ids=input_ids, attention_mask=attention_mask, contacts=contacts, **kwargs)
         finally:
             self.config._attn_implementation = implementation
         logits = contacts.total[:, 1:-1, 1:-1] + self.contact_head.bias.float()
         real = real[:, 1:-1]
-        return logits, real.unsqueeze(2) & real.unsqueeze(1)
+        return logits, real.unsqueeze(2) & real.unsqueeze(1), outputs
 
     def _input_shape(self, input_ids, inputs_embeds, coords) -> tuple[torch.Size, torch.device]:
         if input_ids is not None and inputs_embeds is not None:
@@ -1124,6 +1139,7 @@ class CoordformerForMaskedLM(CoordformerPreTrainedModel):
         super().__init__(config)
         self.coordformer = CoordformerModel(config)
         if config.lm_head == "linear":
+            self._tied_weights_keys = {}  # whatever becomes of `config.tie_word_embeddings`
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         else:
             self.lm_head = CoordformerLMHead(config)
@@ -1281,6 +1297,8 @@ class CoordformerForContactPrediction(CoordformerPreTrainedModel):
     the same shape, `<cls>` and `<eos>` left out.
     """
 
+    supports_gradient_checkpointing = False  # attention maps are made again in the backward pass as it is
+
     def __init__(self, config: CoordformerConfig):
         config.contact_head = True
         super().__init__(config)
@@ -1301,7 +1319,7 @@ class CoordformerForContactPrediction(CoordformerPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
-        logits, pairs = self.coordformer.contact_logits(
+        logits, pairs, outputs = self.coordformer.contact_logits(
             input_ids,
             attention_mask,
             position_ids=position_ids,
@@ -1321,7 +1339,7 @@ class CoordformerForContactPrediction(CoordformerPreTrainedModel):
                 logits, labels.clamp(min=0).float(), reduction="none"
             )
             loss = mean_loss(losses, labels, num_items_in_batch)
-        return TokenClassifierOutput(loss=loss, logits=logits)
+        return TokenClassifierOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
 class CoordformerForTokenClassification(CoordformerPreTrainedModel):

@@ -7,9 +7,12 @@ Three steps, each of which can be stopped at any moment and called again:
 3. `assemble` merges duplicates, finds sequence clusters, splits, and writes the shards and what describes them.
 """
 
+import bz2
 import contextlib
+import gzip
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
@@ -39,6 +42,8 @@ from .structure import MAX_BYTES, SUFFIXES, Chain, find_structures, has_suffix, 
 ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_EXPANSION = 200
 """A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
+MAX_HEADER = 1024**2
+"""Bytes between the contents of two members: names and the like have some hundred, and `tarfile` sets no bound."""
 FILES_PER_PART = 64
 PARTS_WORTH_WORKERS = 8
 """Fewer are read sooner than other processes start, which takes some seconds."""
@@ -125,7 +130,7 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
         name = path.resolve().relative_to(root).as_posix()
         if not has_suffix(path.name, ARCHIVES):
             sources.append(Source(name, str(path), path.stat().st_size))
-        elif _is_compressed(path):
+        elif _opener(path):
             parts.append([Source(name, str(path), path.stat().st_size)])
         else:
             for member in _members(path, name, rejects):
@@ -134,27 +139,52 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
     return parts, rejects
 
 
-def _is_compressed(path: Path) -> bool:
+def _opener(path: Path) -> Any:
+    """What opens a compressed archive; its content says which, None where it is not compressed."""
     with open(path, "rb") as file:
-        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+        magic = file.read(6)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    return next((opener for start, opener in openers.items() if magic.startswith(start)), None)
 
 
-def _members(path: Path, name: str, rejects: list[Reject], contents: bool = False) -> Iterator[Any]:
-    """The structure files in a tar archive, read as a stream: nothing of it is ever written to the disk.
+class _Allowance:
+    """A decompressed stream that gives out no more than `left` bytes."""
 
-    Yields the headers, or with `contents` pairs of a header and the bytes.
+    def __init__(self, file: Any):
+        self.file, self.left = file, MAX_HEADER
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self.file.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise tarfile.ReadError(f"a header of more than {MAX_HEADER} bytes, a bomb?")
+        return data
+
+
+def _members(path: Path, name: str, rejects: list[Reject]) -> Iterator[Any]:
+    """The structure files in a tar archive: nothing of it is ever written to the disk.
+
+    Yields the headers, or of a compressed archive, which is read as a stream, pairs of a header and the bytes.
     """
-    limit = MAX_EXPANSION * path.stat().st_size if _is_compressed(path) else None
+    opener = _opener(path)
+    limit = MAX_EXPANSION * path.stat().st_size
     last = "its start"
     try:
-        with tarfile.open(path, "r|*" if contents else "r:") as archive:
+        with contextlib.ExitStack() as stack:
+            if opener is None:
+                archive = stack.enter_context(tarfile.open(path, "r:"))
+            else:
+                stream: Any = _Allowance(stack.enter_context(opener(path)))
+                archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or it keeps the headers of millions
-                if limit is not None and member.offset_data + member.size > limit:
-                    rejects.append(
-                        (name, "", f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?")
-                    )
-                    return
+                if opener is not None:
+                    if member.offset_data + member.size > limit:
+                        rejects.append(
+                            (name, "", f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?")
+                        )
+                        return
+                    stream.left = member.size + MAX_HEADER
                 if not has_suffix(member.name):
                     continue
                 last = member.name
@@ -162,13 +192,13 @@ def _members(path: Path, name: str, rejects: list[Reject], contents: bool = Fals
                     rejects.append((f"{name}/{member.name}", "", "a link or special file; only plain files are read"))
                 elif member.size > MAX_BYTES:
                     rejects.append((f"{name}/{member.name}", "", f"larger than {MAX_BYTES} bytes; split the file"))
-                elif contents:
+                elif opener is not None:
                     file = archive.extractfile(member)
                     assert file is not None
                     yield member, file.read()
                 else:
                     yield member
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         rejects.append((name, "", f"broken or cut off after {last} ({error}); get the archive again"))
 
 
@@ -181,7 +211,7 @@ def _contents(source: Source, rejects: list[Reject]) -> Iterator[tuple[str, byte
     """Name and content, or what is wrong with it, of a source or of all members of a compressed archive."""
     path = Path(source.path)
     if source.offset is None and has_suffix(path.name, ARCHIVES):
-        for member, data in _members(path, source.name, rejects, contents=True):
+        for member, data in _members(path, source.name, rejects):
             yield f"{source.name}/{member.name}", data
         return
     try:

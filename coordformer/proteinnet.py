@@ -12,6 +12,8 @@ from .structure import Chain, StructureError
 
 BACKBONE = ("N", "CA", "C")  # the atoms of a record, in its order
 PICOMETRES = 100  # in an Å
+MAX_RECORD = 64 * 1024**2
+"""Longer records are refused: one of the longest protein known, titin, has about 10 MiB; a gzip bomb has no end."""
 
 
 def read_proteinnet(path: str | Path, atoms: Sequence[str] = ("CA",)) -> Iterator[Chain]:
@@ -38,10 +40,17 @@ def read_proteinnet(path: str | Path, atoms: Sequence[str] = ("CA",)) -> Iterato
         raise ValueError(f"atoms={atoms!r}: ProteinNet has {', '.join(BACKBONE)}; give a tuple of these")
     open_text: Any = gzip.open if path.suffix == ".gz" else open
     sections: dict[str, list[str]] = {}
+    size = 0
     try:
         with open_text(path, "rt", encoding="ascii") as file:
-            for number, line in enumerate(file, 1):
+            # A line at a time, but no more than a record may have: a line, too, can be without end.
+            for number, line in enumerate(iter(lambda: file.readline(MAX_RECORD + 1), ""), 1):
                 line = line.strip()
+                size = len(line) if line == "[ID]" else size + len(line)
+                if size > MAX_RECORD:
+                    raise StructureError(
+                        f"{path}: line {number} ends a record of more than {MAX_RECORD} bytes; is this a gzip bomb?"
+                    )
                 if line == "[ID]":
                     if sections:
                         yield _read_record(sections, tuple(atoms), path)

@@ -137,6 +137,25 @@ def test_bad_input_is_named():
         model(**batch, labels=torch.zeros(1, 13, 13))
     with pytest.raises(ValueError, match="one chain each; leave `segment_ids` out"):
         model.predict_contacts(**batch, segment_ids=torch.zeros_like(batch["input_ids"]))
-    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="does not support (gradient|activation) checkpointing"):
+        model.gradient_checkpointing_enable()
+    model.coordformer.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match="turn gradient checkpointing off"):
         model.train()(**batch)
+
+
+def test_hidden_states_come_with_the_contacts():
+    batch = pad_rows([random_chain(12), random_chain(7)])
+    model = make_contact_model().eval()
+    seen = model(**batch, output_hidden_states=True).hidden_states
+    expected = model.coordformer(**batch, output_hidden_states=True).hidden_states
+    assert len(seen) == model.config.num_hidden_layers + 1
+    for states, others in zip(seen, expected, strict=True):
+        torch.testing.assert_close(states, others)
+
+
+def test_a_head_that_nobody_trained_is_zero():
+    """It would pass for a trained one; zero says 0.5 of every pair."""
+    model = make_model("base", contact_head=True)
+    assert not model.contact_head.weight.any() and not model.contact_head.bias.any()
+    assert make_contact_model().coordformer.contact_head.weight.any()

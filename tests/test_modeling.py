@@ -582,12 +582,54 @@ def test_every_variant_saves_and_reloads(fields, tmp_path):
     torch.testing.assert_close(outputs_of(reloaded, batch), outputs_of(model, batch), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_dtype_saves_and_reloads(dtype, tmp_path):
+    make_model().save_pretrained(tmp_path / "float32")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "float32", dtype=dtype).eval()
+    model.save_pretrained(tmp_path / "cast")
+    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "cast").eval()
+    batch = pad_rows([random_chain(12), random_chain(7)])
+    assert reloaded.dtype == outputs_of(reloaded, batch).dtype == dtype
+    assert torch.equal(outputs_of(reloaded, batch), outputs_of(model, batch))
+
+
+@pytest.mark.parametrize("on_disk", [(), ("coordformer.esm.encoder.layer.0", "coordformer.coordinate_embedding")])
+def test_device_maps_and_weights_that_stay_on_the_disk(on_disk, tmp_path):
+    model = make_model()
+    batch = pad_rows([random_chain(12), random_chain(7)])
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    modules = {name for name, module in model.named_modules() if [*module.parameters(False), *module.buffers(False)]}
+    device_map = dict.fromkeys(on_disk, "disk") | dict.fromkeys(
+        (name for name in modules if not name.startswith(tuple(on_disk))), "cpu"
+    )
+    reloaded = AutoModelForMaskedLM.from_pretrained(
+        tmp_path, device_map=device_map if on_disk else "auto", offload_folder=tmp_path / "offload"
+    )
+    assert any(parameter.is_meta for parameter in reloaded.parameters()) == bool(on_disk)
+    with torch.no_grad():
+        assert torch.equal(outputs_of(reloaded.eval(), batch), outputs_of(model, batch))
+
+
+def test_exports_for_any_batch_and_length():
+    model = make_model()
+    batch = pad_rows([random_chain(12), random_chain(7)])
+    shape = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=3, max=1026)}
+    exported = torch.export.export(model, (), batch, dynamic_shapes=dict.fromkeys(batch, shape), strict=False)
+    other = pad_rows([random_chain(20), random_chain(3), random_chain(9)])
+    torch.testing.assert_close(outputs_of(exported.module(), other), outputs_of(model, other), atol=1e-6, rtol=0)
+
+
 def test_linear_head_is_untied_and_esm_head_is_tied():
     for lm_head, tied in (("linear", False), ("esm", True)):
         model = make_model(lm_head=lm_head)
         same = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         assert same == tied
         assert model.get_output_embeddings().bias is not None
+    config = make_config(lm_head="linear")
+    config.tie_word_embeddings = True
+    model = CoordformerForMaskedLM(config)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
 
 
 def test_hidden_states_and_attentions():
@@ -620,6 +662,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(head, reentrant):
         model(**batch, labels=labels).loss.backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_reentrant_checkpoints_are_refused_with_a_distance_bias():
+    model = make_model(distance_bias=4)
+    with pytest.raises(ValueError, match="use_reentrant=True, with which `config.distance_bias` gets no gradient"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = pad_rows([random_chain(12), random_chain(7)])
+    model.train()(**batch, labels=batch["input_ids"]).loss.backward()
+    assert model.coordformer.distance_bias.weight.grad.any()
 
 
 @pytest.mark.parametrize("lm_head", ["esm", "linear"])

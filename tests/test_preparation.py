@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 
 import datasets
 import numpy as np
@@ -311,6 +312,30 @@ def test_bombs_are_bounded(tmp_path):
     assert "cut off" in reasons["a.tar"] or "larger than" in reasons.get("a.tar/huge.pdb", "")
     assert "zeros.pdb brings it beyond 200 times its size; a bomb?" in reasons["b.tar.gz"]
     assert "c.tar/bomb.pdb.gz" in reasons
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE])
+def test_headers_are_bounded(tmp_path, kind):
+    """`tarfile` itself reads a name, or a list of the holes in a file, of any length into memory."""
+    (tmp_path / "in").mkdir()
+    header = tarfile.TarInfo("huge.pdb")
+    header.type, header.size = kind, 50_000_000
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    if kind == tarfile.GNUTYPE_SPARSE:
+        block[482] = 1  # the list goes on in the next block
+        block[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(block))[0]
+    listed = (b"00000000001\0" * 42 + b"\1" + bytes(7)) * 100_000
+    good = real_members()[:1]
+    end = 512 + -(-len(good[0][1]) // 512) * 512
+    start = make_tar(tmp_path / "good", good).read_bytes()[:end]
+    (tmp_path / "in" / "a.tar.gz").write_bytes(gzip.compress(start + block + listed))
+    tracemalloc.start()
+    prepare_quietly(tmp_path / "in", tmp_path / "out")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert f"a header of more than {2**20} bytes, a bomb?" in rejects(tmp_path / "out")["a.tar.gz"]
+    assert load_rows(tmp_path / "out")["id"][:] == ["1A8O_A"]
+    assert peak < 40_000_000
 
 
 @pytest.mark.parametrize("name", ["cut.tar", "cut.tar.gz"])

@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from coordformer import StructureError
+from coordformer import StructureError, proteinnet
 from coordformer.proteinnet import read_proteinnet
 
 
@@ -46,6 +46,16 @@ def test_an_atom_at_the_origin_is_missing(tmp_path):
     path.write_text(make_record(fill=(slice(None), [0, 2])))
     (chain,) = read_proteinnet(path, ("N", "CA", "C"))
     assert chain.observed.tolist() == [[False, True, False]] * 7
+
+
+@pytest.mark.parametrize("text", [make_record() + "A" * 5000, make_record() + "A\n" * 3000], ids=["line", "lines"])
+def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(proteinnet, "MAX_RECORD", 2500)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(StructureError, match=r"bomb.gz: line \d+ ends a record of more than 2500 bytes"):
+        list(read_proteinnet(tmp_path / "bomb.gz"))
+    (tmp_path / "many.gz").write_bytes(gzip.compress((make_record() * 10).encode()))
+    assert len(list(read_proteinnet(tmp_path / "many.gz"))) == 10  # the limit is a record's, not the file's
 
 
 def without_line(text: str, number: int) -> str:

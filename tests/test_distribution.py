@@ -1,0 +1,79 @@
+"""Versions that are said in several places agree; what is built holds the package and nothing else."""
+
+import configparser
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import coordformer
+
+ROOT = Path(__file__).parent.parent
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / name).read_text(), re.MULTILINE)
+    return {package.lower(): version for package, version in lines}
+
+
+def floors() -> dict[str, str]:
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    extras = dict(setup["options.extras_require"])
+    extras.pop("release")  # not of the tests
+    text = "\n".join([setup["options"]["install_requires"], *extras.values()])
+    return {name.lower(): floor for name, floor in re.findall(r"^([\w-]+)>=([\w.]+)", text, re.MULTILINE)}
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def test_the_minimum_versions_are_the_floors_of_setup_cfg():
+    minimum, needed = pins("constraints-minimum.txt"), floors()
+    assert minimum.keys() == needed.keys()
+    for name, floor in needed.items():
+        assert minimum[name].startswith(floor), name
+        assert numbers(pins("constraints.txt")[name]) >= numbers(floor), name
+
+
+def test_the_hooks_use_the_tested_versions():
+    config = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert re.search(r"ruff-pre-commit\n    rev: v(\S+)", config)[1] == pins("constraints.txt")["ruff"]
+
+
+def test_the_version_is_in_one_place_and_the_command_tells_it():
+    said = subprocess.run([sys.executable, "-m", "coordformer", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert said.stdout.split()[-1] == coordformer.__version__
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    assert setup["metadata"]["version"] == "attr: coordformer.__version__"
+
+
+@pytest.mark.slow
+def test_distributions_hold_the_package_and_nothing_else(tmp_path):
+    for module in ("build", "twine"):
+        pytest.importorskip(module, reason="pip install -c constraints.txt '.[release]'")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in listed:
+        if name.partition("/")[0] not in ("tests", "examples", ".github", ".ci"):
+            (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "src" / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(tmp_path / "src")],
+        check=True, capture_output=True, timeout=600,
+    )  # fmt: skip
+    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)], check=True)
+    package = {name for name in listed if name.startswith("coordformer/")}
+    assert "coordformer/py.typed" in package
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in names if ".dist-info/" not in name} == package
+    with tarfile.open(sdist) as archive:
+        files = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    beside = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert {name for name in files if not name.startswith("coordformer.egg-info/")} == package | beside
