@@ -22,10 +22,10 @@ from coordformer import (
     read_proteins,
     structure,
 )
-from coordformer.cli import main
 from coordformer.dataset import load_rows
 from coordformer.evaluation import load_checkpoint
 from coordformer.training import parse_arguments, train
+from coordformer_command import main
 
 PACKAGE = Path(__file__).parent.parent / "coordformer"
 
