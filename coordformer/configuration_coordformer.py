@@ -9,6 +9,7 @@ COORDINATE_EMBEDDINGS = ("linear", "quadratic", "local", "none")
 COORDINATE_INITS = ("normal", "gaussian")
 POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
 LM_HEADS = ("esm", "linear")
+CLASSIFIER_POOLINGS = ("cls", "mean")
 
 # Where the classes are in a saved folder, for `trust_remote_code=True`: any head can be put on any checkpoint.
 AUTO_MAP = {
@@ -62,6 +63,9 @@ class CoordformerConfig(EsmConfig):
         lm_head (`str`, defaults to `"esm"`):
             `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias (the
             paper's).
+        classifier_pooling (`str`, defaults to `"cls"`):
+            What the head of `CoordformerForSequenceClassification` reads of a chain: `"cls"`, its first token (the
+            paper's, section 4), or `"mean"`, the mean over its residues.
         sequence_encoder (`EsmConfig`, *optional*):
             A frozen ESM-2 in front (the paper's section 5): the encoder reads its last hidden states, through a linear
             connector, in place of token embeddings. Needs the linear head.
@@ -99,6 +103,7 @@ class CoordformerConfig(EsmConfig):
     attention_points: int = 0
     hidden_act: str = "gelu"
     lm_head: str = "esm"
+    classifier_pooling: str = "cls"
     sequence_encoder: EsmConfig | dict | None = None
     contact_head: bool = False
 
@@ -125,6 +130,7 @@ class CoordformerConfig(EsmConfig):
             ("coordinate_init", COORDINATE_INITS),
             ("position_embedding_type", POSITION_EMBEDDINGS),
             ("lm_head", LM_HEADS),
+            ("classifier_pooling", CLASSIFIER_POOLINGS),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")

@@ -1190,7 +1190,7 @@ class CoordformerForMaskedLM(CoordformerPreTrainedModel):
 
 
 class CoordformerClassificationHead(nn.Module):
-    """ESM's sentence head, on the first token of a chain."""
+    """ESM's sentence head."""
 
     def __init__(self, config: CoordformerConfig):
         super().__init__()
@@ -1198,13 +1198,13 @@ class CoordformerClassificationHead(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
 
-    def forward(self, first_tokens: torch.Tensor) -> torch.Tensor:
-        hidden_states = torch.tanh(self.dense(self.dropout(first_tokens)))
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        hidden_states = torch.tanh(self.dense(self.dropout(pooled)))
         return self.out_proj(self.dropout(hidden_states))
 
 
 class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
-    """One prediction per chain, from its first token.
+    """One prediction per chain, from its first token or the mean of its residues (`config.classifier_pooling`).
 
     `logits` is `(batch, num_labels)`; of packed rows `(segments, num_labels)`, one per segment in reading order.
     `config.problem_type` decides the loss, or else `num_labels` and the type of `labels`, as in Transformers:
@@ -1247,7 +1247,7 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
         )
         if segment_ids is None:
             segment_ids = segments_of_bounds(kwargs.get("cu_seq_lens_q"), outputs.last_hidden_state.shape[:2])
-        logits = self.classifier(self._first_tokens(outputs.last_hidden_state, attention_mask, segment_ids))
+        logits = self.classifier(self._pool(outputs.last_hidden_state, input_ids, attention_mask, segment_ids))
         return SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
             logits=logits,
@@ -1255,7 +1255,19 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _first_tokens(self, hidden_states, attention_mask, segment_ids) -> torch.Tensor:
+    def _pool(self, hidden_states, input_ids, attention_mask, segment_ids) -> torch.Tensor:
+        """A vector for each chain: of its first token, or the mean over its residues."""
+        if self.config.classifier_pooling == "mean":
+            residues = (
+                torch.ones_like(hidden_states[..., :1]) if attention_mask is None else attention_mask.unsqueeze(-1)
+            )
+            if input_ids is not None:
+                for token_id in self.coordformer._tokens_without_coordinates:
+                    residues = residues * (input_ids != token_id).unsqueeze(-1)
+            residues = residues.to(hidden_states.dtype)
+            runs = None if segment_ids is None else segment_runs(segment_ids, attention_mask)
+            total = segment_sum(hidden_states * residues, runs) / segment_sum(residues, runs).clamp(min=1)
+            hidden_states = total.expand_as(hidden_states)  # the same for all tokens of a chain
         if segment_ids is not None:
             first = run_starts(segment_runs(segment_ids, attention_mask))
             return hidden_states[first if attention_mask is None else first & attention_mask.bool()]

@@ -432,6 +432,18 @@ def test_padding_between_chains_takes_no_rotation():
         outputs_of(model, spread | {"rotations": rotations[:, :1]})
 
 
+def test_mean_pooling_is_that_over_the_residues():
+    model = make_model("single_label", classifier_pooling="mean")
+    rows = [random_chain(9), random_chain(20), random_chain(4)]
+    expected = []
+    for row in rows:
+        states = model.coordformer(**row).last_hidden_state
+        expected.append(model.classifier(states[:, 1:-1].mean(dim=1)))
+    expected = torch.cat(expected)
+    for batch in (pad_rows(rows), pad_rows(rows, left=True), pack_rows(rows), pack_rows(rows, padding=5)):
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_bounds_alone_give_one_class_for_each_chain():
     model = make_model("multi_label", attention="varlen")
     batch = pack_rows([random_chain(5), random_chain(7)])

@@ -142,11 +142,12 @@ class PooledClassifier(nn.Module):
         return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
 
 
-def new_classifier(checkpoint: Path, task: Task) -> CoordformerForSequenceClassification:
-    """The encoder of a checkpoint with a new head, on the first token of a chain (paper, section 4b)."""
+def new_classifier(checkpoint: Path, task: Task, pooling: str) -> CoordformerForSequenceClassification:
+    """The encoder of a checkpoint with a new head, on the first token of a chain (paper, section 4b) or on the mean."""
     labels = [f"{term} {name}".strip() for term, name in zip(task.terms, task.names, strict=True)]
     model = CoordformerForSequenceClassification.from_pretrained(
         checkpoint,
+        classifier_pooling=pooling,
         problem_type="multi_label_classification",
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
@@ -214,14 +215,14 @@ def fit(
 
 
 def tune_classifier(
-    task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, **options: Any
+    task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, pooling: str, **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Tune a whole model, or by LoRA, and save it in `folder`; the adapter of LoRA alone in `folder/adapter`.
 
     Returns probabilities of the test chains, and what `fit` returns.
     """
     processor = CoordformerProcessor.from_pretrained(checkpoint)
-    model: Any = new_classifier(checkpoint, task)
+    model: Any = new_classifier(checkpoint, task, pooling)
     chains = CoordformerDataCollator(
         processor.tokenizer,
         atoms=model.config.coordinate_atoms,
@@ -288,7 +289,7 @@ def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) ->
         probabilities, record = tune_frozen(task, checkpoint, folder, **options)
     else:
         probabilities, record = tune_classifier(
-            task, checkpoint, settings["tune"], folder, settings["token_budget"], **options
+            task, checkpoint, settings["tune"], folder, settings["token_budget"], settings["pooling"], **options
         )
     record = {"settings": settings, **record, "seconds": round(time.monotonic() - start)}
     path.write_text(json.dumps(record, indent=2) + "\n")
@@ -468,6 +469,9 @@ def main() -> None:
     parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="pretrained without coordinates")
     parser.add_argument("--pretrained_on", type=Path, metavar="CHAINS.parquet", help="both have seen its split train")
     parser.add_argument("--tune", nargs="+", choices=LEARNING_RATES, default=["full"], help="default: full")
+    parser.add_argument(
+        "--pooling", choices=("cls", "mean"), default="cls", help="what full and lora read of a chain (default: cls)"
+    )
     parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, help="default: 3e-5 for full, 1e-3 for frozen and lora")
     parser.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
@@ -493,6 +497,7 @@ def main() -> None:
                     "num_train_epochs": arguments.epochs,
                     "learning_rate": arguments.learning_rate or LEARNING_RATES[tune],
                     "token_budget": arguments.token_budget,
+                    "pooling": "mean" if tune == "frozen" else arguments.pooling,
                     "seed": seed,
                     "chains": {split: len(rows) for split, rows in task.rows.items()},
                     "terms": len(task.terms),
