@@ -1,5 +1,6 @@
 """Small models and real chains that the tests share."""
 
+import signal
 from pathlib import Path
 
 import datasets
@@ -38,6 +39,11 @@ HEADS = {
 @pytest.fixture(autouse=True)
 def one_seed():
     set_seed(0)
+
+
+def hear_ctrl_c() -> None:
+    """`preexec_fn` of a process that is to be interrupted: what a shell runs in the background is deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def make_config(**fields) -> CoordformerConfig:

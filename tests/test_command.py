@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import CHAINS, STRUCTURES, make_model
+from conftest import CHAINS, STRUCTURES, hear_ctrl_c, make_model
 
 from coordformer import CoordformerProcessor, cli, scoring
 from coordformer.conversion import PAPER_KINDS
@@ -179,7 +179,9 @@ def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(tmp_path, capsys):
         shutil.copy(STRUCTURES / "1BD2.cif.gz", tmp_path / "in" / f"{number:03}.cif.gz")
     command = [sys.executable, "-m", "coordformer", "prepare", str(tmp_path / "in"), "--output", str(tmp_path / "out"),
                "--workers", "1", "--quiet", "--json"]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
     first = tmp_path / "out" / "reading" / "part-0000000.parquet"
     while not first.exists():
         assert process.poll() is None, process.stderr.read()

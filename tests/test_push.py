@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from conftest import STRUCTURES, make_model
+from conftest import STRUCTURES, hear_ctrl_c, make_model
 from hub_server import Hub
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
@@ -337,7 +337,9 @@ def test_interrupted_upload_can_be_repeated(run, hub, folder, environment, blow)
     weights = {path.name for path in folder.glob("*.safetensors")}
     hub.script["store"] = [None] * (len(weights) - 1) + ["hold"]
     command = [sys.executable, "-c", f"from coordformer.push import push; push({str(folder)!r}, {repo_id!r})"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    ) as process:
         try:
             while not hub.holding.wait(1):
                 assert process.poll() is None, process.stderr.read()
