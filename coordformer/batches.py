@@ -118,6 +118,12 @@ class ChainBatches(torch.utils.data.Dataset):
         max_length: residues to which the collator crops.
         seed: of the order.
         augment: whether the collator may rotate, add noise to, and withhold coordinates.
+
+    Examples:
+        >>> from coordformer.dataset import load_rows
+        >>> batches = ChainBatches(load_rows("examples/data/chains.parquet", "valid"), token_budget=4096)
+        >>> all(sum(row["length"] + 2 for row in batch) <= 4096 for batch in batches)
+        True
     """
 
     def __init__(
