@@ -40,7 +40,7 @@ def notebook_files(path: str, config: MkDocsConfig) -> list[File]:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Replace the files of docs/ by those of the repository, under their paths in it."""
     theme = [file for file in files if file.src_dir != config.docs_dir]
-    paths = [*ROOT.glob("*.md"), ROOT / "CITATION.cff", ROOT / "LICENSE", ROOT / "constraints.txt"]
+    paths = [path for path in sorted(ROOT.iterdir()) if path.is_file() and not path.name.startswith(".")]
     for folder in FOLDERS:
         paths += [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in SUFFIXES]
     mirrored: list[File] = []
