@@ -122,7 +122,7 @@ class ChainBatches(torch.utils.data.Dataset):
     Examples:
         >>> from coordformer.dataset import load_rows
         >>> batches = ChainBatches(load_rows("examples/data/chains.parquet", "valid"), token_budget=4096)
-        >>> all(sum(row["length"] + 2 for row in batch) <= 4096 for batch in batches)
+        >>> max(sum(len(row["sequence"]) + SPECIAL_TOKENS for row in batch) for batch in batches) <= 4096
         True
     """
 
