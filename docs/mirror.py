@@ -29,7 +29,7 @@ def notebook_files(path: str, config: MkDocsConfig) -> list[File]:
     text, resources = exporter.from_filename(
         str(ROOT / path), {"unique_key": name, "output_files_dir": f"{name}_files"}
     )
-    # A page lies in a folder of its own, but links are relative to its source.
+    # The notebook's links to its pictures begin where the notebook lies.
     pictures = [
         File.generated(config, f"{Path(path).parent.as_posix()}/{picture}", content=content)
         for picture, content in resources["outputs"].items()
