@@ -46,6 +46,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     mirrored: list[File] = []
     for path in paths:
         name = path.relative_to(ROOT).as_posix()
+        if "/runs/" in name or "/." in name:  # what notebooks and their editors leave
+            continue
         if path.suffix == ".ipynb":
             mirrored += notebook_files(name, config)
         else:

@@ -22,9 +22,8 @@ from coordformer_command import build_parser
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 FOLDERS = ("docs", "examples", "hub_cards")
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md")), *NOTEBOOKS]
-)
+FOUND = (page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md") if "runs" not in page.parts)
+PAGES = sorted([*ROOT.glob("*.md"), *FOUND, *NOTEBOOKS])
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
