@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow docs lint format clean
 .DELETE_ON_ERROR:
 
 # Once installed, these need no network.
@@ -22,6 +22,9 @@ test: lint ## check style and types, then run the tests
 test-slow: $(INSTALLED) ## run the tests that take minutes
 	$(BIN)/pytest -m slow
 
+docs: $(INSTALLED) ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(INSTALLED) ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -32,8 +35,8 @@ format: $(INSTALLED) ## sort the imports and format the code
 	$(BIN)/ruff format
 
 clean: ## remove .venv, caches and builds; runs/ and demo_output*/ stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find coordformer tests examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find coordformer docs tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \

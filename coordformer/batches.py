@@ -118,6 +118,12 @@ class ChainBatches(torch.utils.data.Dataset):
         max_length: residues to which the collator crops.
         seed: of the order.
         augment: whether the collator may rotate, add noise to, and withhold coordinates.
+
+    Examples:
+        >>> from coordformer.dataset import load_rows
+        >>> batches = ChainBatches(load_rows("examples/data/chains.parquet", "valid"), token_budget=4096)
+        >>> max(sum(len(row["sequence"]) + SPECIAL_TOKENS for row in batch) for batch in batches) <= 4096
+        True
     """
 
     def __init__(

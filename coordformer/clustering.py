@@ -145,9 +145,6 @@ def assign_splits(labels: np.ndarray, names: Sequence[str], shares: Mapping[str,
     stay. The shares are of clusters, in expectation: with k clusters the share p deviates by about sqrt(p (1 - p) / k),
     the share of chains by more, as clusters differ in size.
 
-    >>> assign_splits(np.array([0, 0, 2]), ["1BD2_A", "1BD2_B", "1ORC_A"], {"train": 0.8, "valid": 0.2})
-    ['train', 'train', 'valid']
-
     Args:
         labels: integers `(n,)`, the index of the representative of each one's cluster, from `cluster_sequences`.
         names: n names; `names[label]` is the representative's. Take what stays when the data set is made again: the
@@ -162,6 +159,10 @@ def assign_splits(labels: np.ndarray, names: Sequence[str], shares: Mapping[str,
     Raises:
         ValueError: `shares` are wrong, there are not as many names as labels, or the labels are not indices of
             representatives.
+
+    Examples:
+        >>> assign_splits(np.array([0, 0, 2]), ["1BD2_A", "1BD2_B", "1ORC_A"], {"train": 0.8, "valid": 0.2})
+        ['train', 'train', 'valid']
     """
     labels = np.asarray(labels)
     for split, share in shares.items():

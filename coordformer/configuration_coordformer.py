@@ -25,7 +25,7 @@ AUTO_MAP = {
 class CoordformerConfig(EsmConfig):
     r"""An ESM encoder that also reads coordinates.
 
-    Every field of [`~transformers.EsmConfig`] keeps its meaning; the defaults are those of ESM-2's vocabulary and
+    Every field of `transformers.EsmConfig` keeps its meaning; the defaults are those of ESM-2's vocabulary and
     of the paper (no dropout). The fields below are added.
 
     Args:

@@ -49,10 +49,9 @@ def contact_labels(coords: Any) -> torch.Tensor:
         (..., residues, residues), int8: 1 for contacts, 0 for others, -100 where one of the two is not observed or they
         are fewer than 6 apart in the sequence.
 
-    Example:
-
-    >>> contact_labels([[0.0, 0, 0], *[[50.0 * i, 0, 0] for i in range(1, 6)], [0, 7.9, 0]])[0]
-    tensor([-100, -100, -100, -100, -100, -100,    1], dtype=torch.int8)
+    Examples:
+        >>> contact_labels([[0.0, 0, 0], *[[50.0 * i, 0, 0] for i in range(1, 6)], [0, 7.9, 0]])[0]
+        tensor([-100, -100, -100, -100, -100, -100,    1], dtype=torch.int8)
     """
     if not torch.is_tensor(coords):
         coords = torch.tensor(np.asarray(coords, dtype=np.float32))

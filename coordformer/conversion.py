@@ -70,13 +70,12 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     Raises:
         ValueError: the source is no ESM model, or an override does not fit its weights.
 
-    Example:
-
-    >>> from transformers import EsmConfig, EsmForMaskedLM
-    >>> small = EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=32, num_hidden_layers=1,
-    ...                   num_attention_heads=4, intermediate_size=64, position_embedding_type="rotary")
-    >>> from_esm(EsmForMaskedLM(small)).config.coordinate_embedding
-    'linear'
+    Examples:
+        >>> from transformers import EsmConfig, EsmForMaskedLM
+        >>> small = EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=32, num_hidden_layers=1,
+        ...                   num_attention_heads=4, intermediate_size=64, position_embedding_type="rotary")
+        >>> from_esm(EsmForMaskedLM(small)).config.coordinate_embedding
+        'linear'
     """
     source = name_or_path_or_model
     if not isinstance(source, PreTrainedModel):

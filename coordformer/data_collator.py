@@ -78,6 +78,13 @@ class CoordformerDataCollator:
     atoms, D) with several atoms, -100 and NaN where there is nothing; `rotations` (batch, chains of a row, D, D); of
     padded rows `attention_mask` (batch, length), of a packed one `segment_ids` (1, length) and the segments' bounds, as
     `CoordformerModel` takes them.
+
+    Examples:
+        >>> from coordformer import build_tokenizer, read_chains
+        >>> collate = CoordformerDataCollator(build_tokenizer())
+        >>> batch = collate(read_chains("tests/data/structures/1orc.pdb.gz"))
+        >>> batch["coords"].shape, batch["rotations"].shape
+        (torch.Size([1, 73, 3]), torch.Size([1, 1, 3, 3]))
     """
 
     tokenizer: PreTrainedTokenizerBase

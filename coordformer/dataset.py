@@ -78,6 +78,11 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
     Raises:
         FileNotFoundError: there is no Parquet file.
         ValueError: the columns are others, a file is unreadable, or the split is empty.
+
+    Examples:
+        >>> rows = load_rows("examples/data/chains.parquet", "valid")
+        >>> len(rows), rows[0]["atoms"]
+        (400, ['CA'])
     """
     path = Path(path)
     named: list[Path] = []

@@ -16,11 +16,10 @@ def rotations_from_normals(normals: torch.Tensor) -> torch.Tensor:
     decomposition is made unique by a positive diagonal of R, which makes Q uniform on O(n); a column of those with
     determinant -1 is then turned round.
 
-    Example:
-
-    >>> rotation = rotations_from_normals(torch.randn(3, 3))
-    >>> torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
-    True
+    Examples:
+        >>> rotation = rotations_from_normals(torch.randn(3, 3))
+        >>> torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
+        True
     """
     q, r = torch.linalg.qr(normals)
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)

@@ -1,10 +1,11 @@
-"""Perplexity and recovery as an `evaluate` module, which loads offline:
+"""Perplexity and recovery as an `evaluate` module, which loads offline.
 
->>> import evaluate
->>> import coordformer.masked_residues
->>> recovery = evaluate.load(coordformer.masked_residues.__file__, "recovery")
->>> recovery.compute(predictions=["A", "L", "L"], references=["A", "L", "G"])["recovery_by_residue"]["L"]
-1.0
+Examples:
+    >>> import evaluate
+    >>> import coordformer.masked_residues
+    >>> recovery = evaluate.load(coordformer.masked_residues.__file__, "recovery")
+    >>> recovery.compute(predictions=["A", "L", "L"], references=["A", "L", "G"])["recovery_by_residue"]["L"]
+    1.0
 """
 
 import datasets

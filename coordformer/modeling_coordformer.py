@@ -708,6 +708,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
       `segment_ids` where they are missing, for which the host waits for the device; given, they must agree with it.
 
     `<cls>`, `<eos>` and padding count as not observed whatever `coords` holds there.
+
+    Examples:
+        >>> model = CoordformerModel(CoordformerConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4))
+        >>> tokens, coords = torch.tensor([[0, 20, 15, 7, 2]]), torch.randn(1, 5, 3)
+        >>> model(input_ids=tokens, coords=coords).last_hidden_state.shape
+        torch.Size([1, 5, 64])
     """
 
     def __init__(self, config: CoordformerConfig):

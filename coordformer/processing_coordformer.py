@@ -23,10 +23,9 @@ def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
 
     A letter outside the vocabulary becomes one `<unk>`, so that tokens and residues stay aligned.
 
-    Example:
-
-    >>> build_tokenizer()("MK<mask>V").input_ids
-    [0, 20, 15, 32, 7, 2]
+    Examples:
+        >>> build_tokenizer()("MK<mask>V").input_ids
+        [0, 20, 15, 32, 7, 2]
     """
     special = {name: f"<{name}>" for name in ("cls", "pad", "eos", "unk", "mask")}
     ids = {token: index for index, token in enumerate(VOCABULARY)}
@@ -117,8 +116,9 @@ def window_starts(length: int, window: int) -> list[int]:
 def window_around(indices: np.ndarray, length: int, window: int) -> np.ndarray:
     """First residues of the windows in which the residues at `indices` lie as near the middle as can be.
 
-    >>> window_around(np.arange(7), length=7, window=3)
-    array([0, 0, 1, 2, 3, 4, 4])
+    Examples:
+        >>> window_around(np.arange(7), length=7, window=3)
+        array([0, 0, 1, 2, 3, 4, 4])
     """
     return np.clip(indices - window // 2, 0, max(length - window, 0))
 
@@ -138,12 +138,11 @@ class CoordformerProcessor(ProcessorMixin):
         coordinate_atoms: the atoms the model reads, `config.coordinate_atoms`.
         coordinate_dim: number of spatial dimensions, `config.coordinate_dim`.
 
-    Example:
-
-    >>> processor = CoordformerProcessor()
-    >>> batch = processor(["MKV", "GA"], coords=[[[0, 0, 0], [3.8, 0, 0], [7.6, 0, 0]], None])
-    >>> batch["input_ids"].shape, batch["coords"].shape
-    (torch.Size([2, 5]), torch.Size([2, 5, 3]))
+    Examples:
+        >>> processor = CoordformerProcessor()
+        >>> batch = processor(["MKV", "GA"], coords=[[[0, 0, 0], [3.8, 0, 0], [7.6, 0, 0]], None])
+        >>> batch["input_ids"].shape, batch["coords"].shape
+        (torch.Size([2, 5]), torch.Size([2, 5, 3]))
     """
 
     _auto_class = "AutoProcessor"  # Transformers saves the code beside it

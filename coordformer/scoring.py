@@ -46,8 +46,9 @@ def parse_mutant(mutant: str, sequence: str, first: int = 1) -> list[tuple[int, 
         ValueError: the text is no mutant, has a letter beyond the 20 amino acids, a position outside of the sequence or
             twice, or another wild type than the sequence.
 
-    >>> parse_mutant("K2R:V3A", "MKV")
-    [(1, 'R'), (2, 'A')]
+    Examples:
+        >>> parse_mutant("K2R:V3A", "MKV")
+        [(1, 'R'), (2, 'A')]
     """
     fix = (
         f"positions count the deposited sequence from {first}, not a file's own residue numbers: set `first` (--first) "

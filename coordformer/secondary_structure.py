@@ -34,6 +34,11 @@ def assign_structure(coords: np.ndarray) -> str:
 
     Returns:
         A letter for each residue: H (helix), E (strand) or C.
+
+    Examples:
+        >>> turns = np.radians(100) * np.arange(8)
+        >>> assign_structure(np.stack([2.3 * np.cos(turns), 2.3 * np.sin(turns), 1.5 * np.arange(8)], axis=1))
+        'CHHHHHHC'
     """
     length = len(coords)
     if length <= 5:

@@ -210,9 +210,9 @@ def read_chains(
             than the file's.
 
     Examples:
-        >>> for chain in read_chains("1a8o.cif.gz"):  # doctest: +SKIP
-        ...     print(chain.id, len(chain), chain.observed.sum())
-        1A8O_A 70 70
+        >>> for chain in read_chains("tests/data/structures/1orc.pdb.gz"):
+        ...     print(chain.id, chain.coords.shape, chain.observed.sum())
+        1ORC_A (71, 1, 3) 64
     """
     path = Path(path)
     content = _decompressed(_read_bytes(path) if data is None else data, path)
