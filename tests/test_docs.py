@@ -85,8 +85,7 @@ def test_the_navigation_names_every_page():
     named = paths(settings["nav"])
     assert len(named) == len(set(named))
     left_out = {"examples/data/README.md", *(name for name in IDS if "/results" in name or "hub_cards" in name)}
-    # The one page whose study is still under way.
-    assert set(IDS) - left_out - set(named) <= {"examples/inverse_folding/README.md"}
+    assert set(IDS) - left_out <= set(named)
     assert all((ROOT / name).exists() for name in named)
 
 
