@@ -453,6 +453,19 @@ def test_tuned_classifiers_learn_and_are_saved(files, task, tmp_path, tune):
         assert record["trained_parameters"] < whole / 2
 
 
+def test_a_new_head_has_a_rate_of_its_own(files, task):
+    model = example.new_classifier(files / "linear", task)
+    model.coordformer.esm.embeddings.requires_grad_(False)
+    groups = example.make_optimizer(model, 1e-4, 1e-2).param_groups
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    expected = {
+        id(parameter): 1e-2 if name.startswith("classifier.") else 1e-4
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert rates == expected and set(rates.values()) == {1e-4, 1e-2}
+
+
 def test_lora_leaves_the_weights_and_reloads_from_its_adapter(files, task, tmp_path):
     peft = pytest.importorskip("peft")
     model = example.add_lora(example.new_classifier(files / "linear", task))

@@ -56,6 +56,7 @@ from coordformer.function import (
 from coordformer.training import last_whole_checkpoint
 
 LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's
+HEAD_LEARNING_RATE = 1e-3  # of a new head on a pretrained encoder, which the rate of the head would spoil
 QUICK_CHAINS, QUICK_LENGTH = 1000, 200  # to train on at most; residues
 MAX_LENGTH = 1024  # residues to which longer chains are cropped in training
 SPLITS = ("train", "valid", "test")
@@ -142,7 +143,7 @@ class PooledClassifier(nn.Module):
         return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
 
 
-def new_classifier(checkpoint: Path, task: Task, pooling: str) -> CoordformerForSequenceClassification:
+def new_classifier(checkpoint: Path, task: Task, pooling: str = "cls") -> CoordformerForSequenceClassification:
     """The encoder of a checkpoint with a new head, on the first token of a chain (paper, section 4b) or on the mean."""
     labels = [f"{term} {name}".strip() for term, name in zip(task.terms, task.names, strict=True)]
     model = CoordformerForSequenceClassification.from_pretrained(
@@ -171,8 +172,24 @@ def add_lora(model: CoordformerForSequenceClassification) -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def make_optimizer(model: nn.Module, learning_rate: float, head_learning_rate: float) -> torch.optim.Optimizer:
+    """Adam with a rate of its own for a new head; at that rate an encoder soon puts out the same for all chains."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    head = [parameter for name, parameter in trained.items() if "classifier" in name]
+    rest = [parameter for name, parameter in trained.items() if "classifier" not in name]
+    groups = [{"params": rest, "lr": learning_rate}, {"params": head, "lr": head_learning_rate}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+
+
 def fit(
-    model: nn.Module, train: Any, valid: Any, collator: Callable | None, folder: Path, batch_size: int, **options: Any
+    model: nn.Module,
+    train: Any,
+    valid: Any,
+    collator: Callable | None,
+    folder: Path,
+    batch_size: int,
+    head_learning_rate: float = HEAD_LEARNING_RATE,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train, or go on after a stop, and leave the model as it was after the epoch with the best micro AUPR on `valid`.
 
@@ -203,6 +220,7 @@ def fit(
         train_dataset=train,
         eval_dataset=valid,
         compute_metrics=lambda prediction: score_terms(expit(prediction.predictions), prediction.label_ids),
+        optimizers=(make_optimizer(model, arguments.learning_rate, head_learning_rate), None),
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
@@ -215,7 +233,7 @@ def fit(
 
 
 def tune_classifier(
-    task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, pooling: str, **options: Any
+    task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, pooling: str = "cls", **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Tune a whole model, or by LoRA, and save it in `folder`; the adapter of LoRA alone in `folder/adapter`.
 
@@ -283,7 +301,7 @@ def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"settings": settings}, indent=2) + "\n")
     start = time.monotonic()
-    options = {name: settings[name] for name in ("num_train_epochs", "learning_rate", "seed")}
+    options = {name: settings[name] for name in ("num_train_epochs", "learning_rate", "head_learning_rate", "seed")}
     transformers.set_seed(options["seed"])
     if settings["tune"] == "frozen":
         probabilities, record = tune_frozen(task, checkpoint, folder, **options)
@@ -474,6 +492,9 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--learning_rate", type=float, help="default: 3e-5 for full, 1e-3 for frozen and lora")
+    parser.add_argument(
+        "--head_learning_rate", type=float, default=HEAD_LEARNING_RATE, help="of full and lora (default: %(default)s)"
+    )
     parser.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of runs of each kind (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer chains, of at most 200 residues")
@@ -496,6 +517,7 @@ def main() -> None:
                     "checkpoint": checkpoint.name,
                     "num_train_epochs": arguments.epochs,
                     "learning_rate": arguments.learning_rate or LEARNING_RATES[tune],
+                    "head_learning_rate": arguments.head_learning_rate,
                     "token_budget": arguments.token_budget,
                     "pooling": "mean" if tune == "frozen" else arguments.pooling,
                     "seed": seed,
