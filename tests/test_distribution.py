@@ -69,11 +69,12 @@ def test_distributions_hold_the_package_and_nothing_else(tmp_path):
     )  # fmt: skip
     (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)], check=True)
-    package = {name for name in listed if name.startswith("coordformer/")}
+    package = {name for name in listed if name.startswith("coordformer/")} | {"coordformer_command.py"}
     assert "coordformer/py.typed" in package
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name for name in names if ".dist-info/" not in name} == package
+    template = "hub_cards/template.md"  # of hub_cards/ nothing else: published checkpoints stay out of the package
+    assert {name for name in names if ".dist-info/" not in name} == package | {f"coordformer/{template}"}
     with tarfile.open(sdist) as archive:
         files = {member.name.partition("/")[2] for member in archive if member.isfile()}
     beside = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-    assert {name for name in files if not name.startswith("coordformer.egg-info/")} == package | beside
+    assert {name for name in files if not name.startswith("coordformer.egg-info/")} == package | beside | {template}
