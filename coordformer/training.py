@@ -25,6 +25,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .batches import ChainBatches, fetch_rows, read_lengths
 from .configuration_coordformer import CoordformerConfig
@@ -437,6 +438,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         if args.should_save:
             whole = trainer.accelerator.unwrap_model(trainer.model)
             whole.save_pretrained(output, state_dict=weights, max_shard_size=model_args.max_shard_size)
+            if (output / SAFE_WEIGHTS_INDEX_NAME).exists():
+                (output / SAFE_WEIGHTS_NAME).unlink()
     trainer.save_state()
 
     summary: dict[str, Any] = {

@@ -279,7 +279,6 @@ def test_packed_and_padded_training_see_the_same_residues(preset, tmp_path):
     assert packed == pytest.approx(padded, abs=2e-5) and packed != padded  # printed with four digits
 
 
-@pytest.mark.slow  # compiles
 def test_final_weights_in_shards_are_the_same(preset, tmp_path):
     weights = {}
     for folder, options in (("whole", []), ("shards", ["--max_shard_size", "10KB"])):
@@ -292,6 +291,7 @@ def test_final_weights_in_shards_are_the_same(preset, tmp_path):
     assert all(torch.equal(tensor, weights["shards"][name]) for name, tensor in weights["whole"].items())
 
 
+@pytest.mark.slow  # compiles
 def test_compiled_layers_train_the_same(preset, tmp_path):
     for name in ("false", "true"):
         options = ["--output_dir", str(tmp_path / name), "--compile_layers", name, "--max_steps", "6"]
