@@ -1270,10 +1270,12 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
             if input_ids is not None:
                 for token_id in self.coordformer._tokens_without_coordinates:
                     residues = residues * (input_ids != token_id).unsqueeze(-1)
-            residues = residues.to(hidden_states.dtype)
+            residues = residues.float()  # bfloat16 would round a sum over hundreds of residues
             runs = None if segment_ids is None else segment_runs(segment_ids, attention_mask)
-            total = segment_sum(hidden_states * residues, runs) / segment_sum(residues, runs).clamp(min=1)
-            hidden_states = total.expand_as(hidden_states)  # the same for all tokens of a chain
+            mean = segment_sum(hidden_states * residues, runs) / segment_sum(residues, runs).clamp(min=1)
+            hidden_states = mean.to(hidden_states.dtype).expand_as(
+                hidden_states
+            )  # the same for all of a chain's tokens
         if segment_ids is not None:
             first = run_starts(segment_runs(segment_ids, attention_mask))
             return hidden_states[first if attention_mask is None else first & attention_mask.bool()]
