@@ -1275,7 +1275,7 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
             mean = segment_sum(hidden_states * residues, runs) / segment_sum(residues, runs).clamp(min=1)
             hidden_states = mean.to(hidden_states.dtype).expand_as(
                 hidden_states
-            )  # the same for all of a chain's tokens
+            )  # the same for all tokens
         if segment_ids is not None:
             first = run_starts(segment_runs(segment_ids, attention_mask))
             return hidden_states[first if attention_mask is None else first & attention_mask.bool()]
