@@ -1273,9 +1273,7 @@ class CoordformerForSequenceClassification(CoordformerPreTrainedModel):
             residues = residues.float()  # bfloat16 would round a sum over hundreds of residues
             runs = None if segment_ids is None else segment_runs(segment_ids, attention_mask)
             mean = segment_sum(hidden_states * residues, runs) / segment_sum(residues, runs).clamp(min=1)
-            hidden_states = mean.to(hidden_states.dtype).expand_as(
-                hidden_states
-            )  # the same for all tokens
+            hidden_states = mean.to(hidden_states.dtype).expand_as(hidden_states)  # the same for all tokens
         if segment_ids is not None:
             first = run_starts(segment_runs(segment_ids, attention_mask))
             return hidden_states[first if attention_mask is None else first & attention_mask.bool()]
