@@ -57,7 +57,7 @@ from coordformer.training import last_whole_checkpoint
 
 LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's
 HEAD_LEARNING_RATE = 1e-3  # of a new head on a pretrained encoder, which the rate of the head would spoil
-QUICK_CHAINS, QUICK_LENGTH = 1000, 200  # to train on at most; residues
+QUICK_CHAINS, QUICK_LENGTH, QUICK_EPOCHS = 1000, 200, 3  # to train on at most; residues
 MAX_LENGTH = 1024  # residues to which longer chains are cropped in training
 SPLITS = ("train", "valid", "test")
 MEASURES = {"micro AUPR": micro_aupr, "protein-centric Fmax": protein_centric_fmax, "micro Fmax": micro_fmax}
@@ -490,17 +490,19 @@ def main() -> None:
     parser.add_argument(
         "--pooling", choices=("cls", "mean"), default="cls", help="what full and lora read of a chain (default: cls)"
     )
-    parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, help="default: 20, with --quick 3")
     parser.add_argument("--learning_rate", type=float, help="default: 3e-5 for full, 1e-3 for frozen and lora")
     parser.add_argument(
         "--head_learning_rate", type=float, default=HEAD_LEARNING_RATE, help="of full and lora (default: %(default)s)"
     )
     parser.add_argument("--token_budget", type=int, default=8192, help="tokens of a batch (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="number of runs of each kind (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer chains, of at most 200 residues")
+    parser.add_argument("--seeds", type=int, help="number of runs of each kind (default: 3, with --quick 1)")
+    parser.add_argument("--quick", action="store_true", help="fewer chains, epochs and seeds")
     parser.add_argument("--output", type=Path, default=Path("runs/function"), metavar="FOLDER")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="default: OUTPUT")
     arguments = parser.parse_args()
+    arguments.epochs = arguments.epochs or (QUICK_EPOCHS if arguments.quick else 20)
+    arguments.seeds = arguments.seeds or (1 if arguments.quick else 3)
     transformers.logging.set_verbosity_error()  # that the head is new is meant
     transformers.logging.disable_progress_bar()
     task = load_task(arguments.data, arguments.annotations, arguments.splits, arguments.ontology, arguments.quick)
