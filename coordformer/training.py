@@ -80,9 +80,7 @@ class ModelArguments:
         default=0,
         metadata={"help": "Values of a learned function of distance, added to attention; its batches are padded."},
     )
-    attention_points: int = field(
-        default=0, metadata={"help": "Points in space with which each head attends; its batches are padded."}
-    )
+    attention_points: int = field(default=0, metadata={"help": "Points in space with which each head attends."})
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
     )
