@@ -297,6 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="what `coordformer evaluate --output` wrote: the numbers of the model card",
     )
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the checkpoint's)")
     export.add_argument("--license", default="apache-2.0", help="of the weights (default: %(default)s)")
     export.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="that it was trained on")
     export.add_argument("--base_model", metavar="NAME", help="that it was trained from")

@@ -90,7 +90,7 @@ def train(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
     quiet = ["--disable_tqdm", "true"] if arguments.quiet else []
     model_args, data_args, args = parse_arguments([*arguments.options, *quiet])
-    summary = train(model_args, data_args, args)
+    summary = train(model_args, data_args, args, arguments.options)
     lines = [f"{_number(summary['steps'], 'update')}: {args.output_dir}"]
     if "valid" in summary:
         valid = summary["valid"]
@@ -336,6 +336,7 @@ def export(arguments: Namespace) -> tuple[dict[str, Any], str]:
         license=arguments.license,
         datasets=arguments.datasets,
         base_model=arguments.base_model,
+        dtype=arguments.dtype,
         check=not arguments.no_check,
         progress=not arguments.quiet,
     )

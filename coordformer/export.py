@@ -37,6 +37,7 @@ PIPELINE_TAGS = {
 }
 # `coordformer evaluate`'s names, and the Hub's for what they are.
 METRICS = {"perplexity": "perplexity", "recovery": "accuracy"}
+TRAINING_LOG = "training_log.csv"
 SETTINGS = {"checkpoint", "data", "split", "coordinates", "dtype", "num_rotations", "chains"}  # of an evaluation
 
 
@@ -100,12 +101,18 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
     """
     folder = Path(checkpoint).resolve()
     run = (folder.parent if folder.name.startswith("checkpoint-") else folder) / "run.json"
-    state = folder / "trainer_state.json"
+    state, result = folder / "trainer_state.json", folder / "train.json"
     facts: dict[str, Any] = {}
     try:
         if run.exists():
             settings = json.loads(run.read_text(encoding="utf-8"))
             facts |= _settings(settings["data"], settings["training"])
+        if result.exists():
+            summary = json.loads(result.read_text(encoding="utf-8"))
+            facts["updates"] = f"{summary['steps']:,}"
+            facts["SHA-256 of the data"] = summary.get("data_sha256")
+            facts["command"] = summary.get("command") and f"`{summary['command']}`"
+            facts["commit of the code"] = summary.get("commit")
         if state.exists():
             progress = json.loads(state.read_text(encoding="utf-8"))
             losses = [entry["loss"] for entry in progress["log_history"] if "loss" in entry]
@@ -113,8 +120,8 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
             facts["last training loss"] = f"{losses[-1]:.3f}" if losses else None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{run} or {state.name} cannot be read ({type(error).__name__}: {error}); move them away to export without "
-            "what they say."
+            f"{run}, {result.name} or {state.name} cannot be read ({type(error).__name__}: {error}); move them away to "
+            "export without what they say."
         ) from error
     return {name: value for name, value in facts.items() if value}
 
@@ -135,8 +142,9 @@ def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str,
         "noise": data["coordinate_noise"] and f"{data['coordinate_noise']:g} Å on coordinates",
         "without coordinates": data["drop_coords"] and f"{100 * data['drop_coords']:g} % of the chains",
         "batch": (f"{tokens:,} tokens" if tokens else f"{chains} chains") + f", times {batches}" * (batches > 1),
-        "optimiser": f"{training['optim']}, learning rate {training['learning_rate']:g}, "
-        f"{training['lr_scheduler_type']}, {training['warmup_steps']:g} updates of warm-up",
+        "optimiser": f"{'Muon and AdamW' if training.get('muon') else training['optim']}, "
+        f"learning rate {training['learning_rate']:g}, {training['lr_scheduler_type']}, "
+        f"{training['warmup_steps']:g} updates of warm-up",
         "precision": "bfloat16" if training["bf16"] else "float16" if training["fp16"] else "float32",
         "seed": str(training["seed"]),
     }
@@ -153,6 +161,7 @@ def make_card(
     *,
     evaluations: Sequence[Mapping[str, Any]] = (),
     training: Mapping[str, str] | None = None,
+    log: str | None = None,
     license: str = "apache-2.0",
     datasets: Sequence[str] = (),
     base_model: str | None = None,
@@ -164,6 +173,7 @@ def make_card(
         name: of the model.
         evaluations: see `read_evaluation`.
         training: see `training_facts`.
+        log: name of the file with the training's losses.
         license, datasets, base_model: the Hub's names of the weights' licence, of the data sets that the model was
             trained on, and of the model that it was made of.
     """
@@ -196,6 +206,7 @@ def make_card(
         labels=list((model.config.id2label or {}).values()) if classifies else [],
         base_model=base_model,
         training=training,
+        log=log,
         evaluations=evaluations,
         protocols=PROTOCOLS,
         license=license,
@@ -240,12 +251,13 @@ def export(
     check: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write a folder that is ready to push: weights, configs, code, licence, requirements and a model card.
+    """Write a folder that is ready to push: weights, configs, code, licence, requirements, and a card with its sources.
 
     Args:
         checkpoint: folder or Hub name of a Coordformer with any head or none.
         output: the folder to make; it appears when it is whole and checked.
-        evaluations: reports of `coordformer evaluate` on the checkpoint, the card's numbers.
+        evaluations: reports of `coordformer evaluate` on the checkpoint, the card's numbers; the folder gets copies,
+            and one of the training's log.
         license, datasets, base_model: see `make_card`.
         dtype: `"float32"` or `"bfloat16"`; default: the checkpoint's. What is computed in float32 stays in it.
         check: load the folder in a fresh process without the package, with every Auto class, and compare.
@@ -264,6 +276,13 @@ def export(
     if dtype not in (None, *DTYPES):
         raise ValueError(f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}, or leave it out.")
     reports = [read_evaluation(path, checkpoint) for path in evaluations]
+    # What the card says, as it was recorded.
+    records = {
+        Path(path): f"evaluation{f'_{number}' if number else ''}.json" for number, path in enumerate(evaluations)
+    }
+    log = Path(checkpoint) / "log.csv"
+    if log.exists():
+        records[log] = TRAINING_LOG
     model, processor = load_checkpoint(checkpoint, dtype or "auto", any_head=True)
     model.cpu().eval()
     card = make_card(
@@ -271,6 +290,7 @@ def export(
         output.resolve().name,
         evaluations=reports,
         training=training_facts(checkpoint),
+        log=TRAINING_LOG if log.exists() else None,
         license=license,
         datasets=datasets,
         base_model=base_model,
@@ -296,6 +316,8 @@ def export(
         (temporary / "LICENSE").write_text(read_licence(), encoding="utf-8")
         (temporary / "requirements.txt").write_text(requirements(), encoding="utf-8")
         (temporary / "README.md").write_text(f"{card}\n", encoding="utf-8")
+        for source, name in records.items():
+            shutil.copy(source, temporary / name)
         if check:
             if progress:
                 print("Loading the folder in a fresh process without the package ...", file=sys.stderr)

@@ -1,10 +1,13 @@
 """Masked-LM training with `Trainer`: what `coordformer train`, `examples/pretraining` and `make demo` run."""
 
 import difflib
+import hashlib
 import importlib.util
 import json
 import logging
 import math
+import shlex
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from accelerate.utils import parse_flag_from_env
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -36,6 +40,7 @@ from .figures import plot_losses, write_log
 from .files import write_text
 from .metrics import count_predictions, summarise
 from .modeling_coordformer import CoordformerForMaskedLM
+from .muon import MuonAdamW, parameter_groups
 from .processing_coordformer import CoordformerProcessor, chain_arrays
 
 logger = logging.getLogger(__name__)
@@ -94,6 +99,9 @@ class ModelArguments:
     compile_layers: bool = field(
         default=False,
         metadata={"help": "torch.compile each layer; packed rows are then filled up to the token budget."},
+    )
+    muon: bool = field(
+        default=False, metadata={"help": "Muon for the hidden matrices, AdamW for all else, with one learning rate."}
     )
     max_shard_size: str | None = field(
         default=None, metadata={"help": "Largest file of the final weights, such as 15MB; default: one file."}
@@ -212,7 +220,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
-        elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size")
+        elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size", "muon")
         shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere}
         try:
             if arguments.sequence_encoder is not None:
@@ -258,6 +266,37 @@ def last_whole_checkpoint(folder: str | Path) -> str | None:
         else:
             return str(checkpoint)
     return None
+
+
+def hash_data(path: str | Path) -> str:
+    """SHA-256 of a data set: of its file, or of the datasheet of a folder, which has those of its shards.
+
+    A folder without one has none: an empty string.
+    """
+    path = Path(path)
+    file = path / "datasheet.json" if path.is_dir() else path
+    if not file.is_file():
+        return ""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def current_commit() -> str:
+    """Commit of the repository that the package runs from, `-dirty` where files differ; empty where it is installed."""
+    folder = Path(__file__).resolve().parent
+    git = ["git", "-C", str(folder)]
+    try:
+        commit, inside, changed = (
+            subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (
+                ("rev-parse", "HEAD"),
+                ("ls-files", Path(__file__).name),
+                ("status", "--porcelain", "--untracked-files=no", "."),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return (commit + "-dirty" * bool(changed)) if inside else ""
 
 
 def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
@@ -322,15 +361,18 @@ class _WaitingTime(TrainerCallback):
         return self.waited / (time.perf_counter() - self.started)
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> dict[str, Any]:
+def train(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, options: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train, or go on with a training that was stopped; leave a checkpoint, its log and its loss curve.
 
     `args.output_dir` gets the model and processor, `log.csv`, `loss.png`, `run.json` (the settings) and the
     `checkpoint-*` folders. If it holds a whole checkpoint of the same run already, training goes on from there.
+    `options` are those of the command line, for the record.
 
     Returns:
-        `steps`, `residues_per_epoch`, `padding_share`, and where it trained `waiting_share` (of the time, for batches)
-        and the last evaluation's metrics where there was one.
+        `steps`, `residues_per_epoch`, `padding_share`, `command`, `commit` and `data_sha256` of the data, and where it
+        trained `waiting_share` (of the time, for batches) and the last evaluation's metrics where there was one.
 
     Raises:
         ValueError: an argument is unusable, or `output_dir` belongs to another run.
@@ -346,6 +388,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
             f"This process sees {args.n_gpu} GPUs; start one for each by `accelerate launch --multi_gpu -m coordformer "
             "train ...`, or show it one by CUDA_VISIBLE_DEVICES=0."
         )
+    if model_args.muon and (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
+        raise ValueError("--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.")
     if not 0 < data_args.mlm_probability <= 1:
         raise ValueError(f"--mlm_probability is {data_args.mlm_probability}; it is a share above 0.")
     batches, rows = _open_batches(model_args, data_args, args)
@@ -396,6 +440,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         training = {name: getattr(args, name) for name in names} | {
             "init_from": model_args.init_from,
             "sequence_encoder": model_args.sequence_encoder,
+            "muon": model_args.muon,
         }
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
         _check_same_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
@@ -405,6 +450,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
     args.train_sampling_strategy = "sequential"
     args.remove_unused_columns = False
     letters = letter_ids(tokenizer)
+    optimizer = None
+    if model_args.muon:
+        optimizer = MuonAdamW(
+            parameter_groups(model, args.weight_decay),
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+        )
     trainer = Trainer(
         model=model,
         args=args,
@@ -415,6 +468,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         compute_metrics=lambda prediction: summarise(np.asarray(prediction.predictions), letters),
         preprocess_logits_for_metrics=count_predictions,
         callbacks=[waiting := _WaitingTime()],
+        optimizers=(optimizer, None),
     )
 
     checkpoint = args.resume_from_checkpoint or last_whole_checkpoint(output)
@@ -444,6 +498,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainingAr
         "steps": trainer.state.global_step,
         "residues_per_epoch": batches.residues,
         "padding_share": round(batches.padding_share(), 4),
+        # Of paths outside the folder in which it was run the name is enough.
+        "command": shlex.join(
+            ["coordformer", "train", *(Path(each).name if each.startswith(("/", "..")) else each for each in options)]
+        ),
+        "commit": current_commit(),
+        "data_sha256": hash_data(data_args.data),
     }
     if waiting.waited:
         summary["waiting_share"] = round(waiting.share(), 4)

@@ -1,6 +1,7 @@
 """An exported folder is whole, says what was measured, and computes the same without the package."""
 
 import configparser
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,7 @@ FILES = CODE | {
     "LICENSE", "README.md", "config.json", "model.safetensors", "processor_config.json", "requirements.txt",
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
+RECORDS = {"evaluation.json", "evaluation_1.json", "training_log.csv"}  # that the card was made from
 TINY = """\
 hidden_size: 32
 num_hidden_layers: 2
@@ -56,7 +58,8 @@ def trained(tmp_path_factory):
     chosen = [i for name, count in (("train", 30), ("valid", 5)) for i in find(rows["split"][:], name)[:count]]
     rows.select(chosen).to_parquet(folder / "chains.parquet")
     (folder / "tiny.yaml").write_text(TINY + f"data: {folder / 'chains.parquet'}\n")
-    train(*parse_arguments([str(folder / "tiny.yaml"), "--output_dir", str(folder / "tiny")]))
+    options = [str(folder / "tiny.yaml"), "--output_dir", str(folder / "tiny")]
+    train(*parse_arguments(options), options)
     for name, protocols in (("both", ("paper", "masked15")), ("withheld", ("masked15",))):
         options = {"without_coords": name == "withheld", "protocols": protocols, "draws": 1, "progress": False}
         report = evaluate(folder / "tiny", folder / "chains.parquet", split="valid", **options)
@@ -73,7 +76,7 @@ def exported(trained):
     """The folder that `export` makes of it, checked in a fresh process."""
     options = {"evaluations": [trained / "both.json", trained / "withheld.json"], "datasets": ["someone/chains"]}
     summary = export(trained / "tiny", trained / "exported-1.0", base_model="someone/base", progress=False, **options)
-    assert summary["checked"] == list(reload_check.AUTO_MODELS) and set(summary["files"]) == FILES
+    assert summary["checked"] == list(reload_check.AUTO_MODELS) and set(summary["files"]) == FILES | RECORDS
     assert (summary["model"], summary["dtype"]) == ("CoordformerForMaskedLM", "float32")
     return trained / "exported-1.0"
 
@@ -104,7 +107,10 @@ def save(model, folder: Path) -> None:
 
 def test_the_folder_holds_what_is_needed_and_nothing_else(exported, trained):
     assert (trained / "tiny" / "training_args.bin").exists()
-    assert {path.name for path in exported.iterdir()} == FILES
+    assert {path.name for path in exported.iterdir()} == FILES | RECORDS
+    assert (exported / "evaluation.json").read_bytes() == (trained / "both.json").read_bytes()
+    assert (exported / "evaluation_1.json").read_bytes() == (trained / "withheld.json").read_bytes()
+    assert (exported / "training_log.csv").read_bytes() == (trained / "tiny" / "log.csv").read_bytes()
     assert not list(trained.glob("*.tmp"))
     assert "Apache License" in (exported / "LICENSE").read_text()
     for name in (*CODE, "pipeline_coordformer.py"):
@@ -196,6 +202,12 @@ def test_the_card_tells_how_it_was_trained(exported, trained, tmp_path):
     loss = json.loads((trained / "tiny" / "trainer_state.json").read_text())["log_history"][1]["loss"]
     rows = ("data | chains.parquet, split train", "chains | 30", "updates | 2", f"last training loss | {loss:.3f}")
     assert all(f"| {row} |" in text for row in rows) and "not recorded" not in text
+    data = hashlib.sha256((trained / "chains.parquet").read_bytes()).hexdigest()
+    # Of paths on this machine the names alone.
+    assert f"| SHA-256 of the data | {data} |" in text
+    assert "| command | `coordformer train tiny.yaml --output_dir tiny` |" in text
+    assert re.search(r"\| commit of the code \| [0-9a-f]{40}(-dirty)? \|", text)
+    assert "(training_log.csv)" in text
     # A checkpoint of the run tells how far it had come.
     export(trained / "tiny" / "checkpoint-1", tmp_path / "early", check=False)
     text = (tmp_path / "early" / "README.md").read_text()
@@ -381,7 +393,7 @@ def test_bad_arguments_are_named(trained, tmp_path):
 def test_an_unreadable_record_of_training_is_named(name, text, trained, tmp_path):
     shutil.copytree(trained / "tiny", tmp_path / "tiny")
     (tmp_path / "tiny" / name).write_text(text)
-    with pytest.raises(ValueError, match="run.json or trainer_state.json cannot be read .*move them away"):
+    with pytest.raises(ValueError, match="run.json, train.json or trainer_state.json cannot be read .*move them away"):
         export(tmp_path / "tiny", tmp_path / "out", check=False)
 
 

@@ -14,6 +14,7 @@ FLOORS = [
         "files",
         "clustering",
         "masked_residues",
+        "muon",
         "push",
         "secondary_structure",
         "reload_check",

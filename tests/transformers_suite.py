@@ -9,13 +9,14 @@ The package `transformers_tests`, the files of tests/ in transformers' source di
 import copy
 import json
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from conftest import make_config
-from transformers import EsmConfig
+from transformers import EsmConfig, PreTrainedTokenizerFast
 from transformers.models.auto import modeling_auto
 
 from coordformer import (
@@ -25,6 +26,8 @@ from coordformer import (
     CoordformerForSequenceClassification,
     CoordformerForTokenClassification,
     CoordformerModel,
+    CoordformerProcessor,
+    build_tokenizer,
 )
 
 # What these files import of each other's neighbours, which the source distribution leaves out.
@@ -35,13 +38,16 @@ for name, members in {
     "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
     "utils": {},
     "utils.test_configuration_utils": {"config_common_kwargs": {"return_dict": False, "num_labels": 5}},
+    ".fetch_hub_objects_for_ci": {"url_to_local_path": str},
 }.items():
-    module = ModuleType(f"transformers_tests.{name}")
+    module = ModuleType(name[1:] if name.startswith(".") else f"transformers_tests.{name}")
     vars(module).update(members)
     sys.modules[module.__name__] = module
 
 from transformers_tests.test_configuration_common import ConfigTester  # noqa: E402
 from transformers_tests.test_modeling_common import ModelTesterMixin  # noqa: E402
+from transformers_tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
+from transformers_tests.test_tokenization_common import TokenizerTesterMixin  # noqa: E402
 from transformers_tests.test_training_mixin import TrainingTesterMixin  # noqa: E402
 
 # By these lists of names they tell which class is a base model and which labels a head takes.
@@ -102,6 +108,12 @@ class DistanceBiasTest(PlainTest):
     fields = {"distance_bias": 5, "contact_head": True, "coordinate_embedding": "quadratic", "lm_head": "linear"}
 
 
+class PointsTest(PlainTest):
+    """Frames and points."""
+
+    fields = {"coordinate_embedding": "local", "attention_points": 2}
+
+
 class SequenceEncoderTest(PlainTest):
     """Behind a frozen ESM-2."""
 
@@ -121,6 +133,24 @@ class ContactPredictionTest(PlainTest):
             residues = self.model_tester.seq_length - 2
             inputs["labels"] = torch.zeros(self.model_tester.batch_size, residues, residues)
         return inputs
+
+
+class TokenizerTest(TokenizerTesterMixin, unittest.TestCase):
+    tokenizer_class = PreTrainedTokenizerFast
+
+    @classmethod
+    def setUpClass(cls):
+        cls.tokenizers_list = []
+        cls.tmpdirname = tempfile.mkdtemp()
+        build_tokenizer().save_pretrained(cls.tmpdirname)
+
+
+class ProcessorTest(ProcessorTesterMixin, unittest.TestCase):
+    processor_class = CoordformerProcessor
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        return build_tokenizer()
 
 
 class Outcomes(unittest.TestResult):
