@@ -20,9 +20,9 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 logger = logging.getLogger(__name__)
 
-# What a published model consists of: weights, settings, code, the card and its figures. Above all no pickles, which
-# can run code where they are loaded.
-PUBLISHED = (".json", ".md", ".png", ".py", ".safetensors", ".svg", ".txt", "LICENSE", ".gitattributes")
+# What a published model consists of: weights, settings, code, the card, its figures and numbers. Above all no pickles,
+# which can run code where they are loaded.
+PUBLISHED = (".csv", ".json", ".md", ".png", ".py", ".safetensors", ".svg", ".txt", "LICENSE", ".gitattributes")
 MAX_BYTES = 10 * 2**20  # of a file other than weights, which the Hub takes as part of a commit
 
 _LOG_IN = "log in by `hf auth login`, or set HF_TOKEN to a token that may write"

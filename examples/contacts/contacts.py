@@ -1,11 +1,12 @@
 """Do attention maps hold contacts? ESM's contact head on frozen encoders, with coordinates given and withheld.
 
-    python examples/contacts/contacts.py            (2.6 minutes of CPU time)
-    python examples/contacts/contacts.py --quick    (a third of the updates, a quarter of the chains)
+    python examples/contacts/contacts.py                                (the model that comes with the repository)
+    python examples/contacts/contacts.py demo_output/with_coordinates   (the demo's two; 2.6 minutes of CPU time)
+    python examples/contacts/contacts.py --quick                        (fewer updates and chains)
 
 Trains one head on CHECKPOINT with coordinates given, one with coordinates withheld, and one on the model without
-coordinates beside it, with `Trainer`; measures precision on held-out chains. OUTPUT gets report.md, precision.csv,
-results.json, contacts.png and the three checkpoints, of which `coordformer contacts` predicts.
+coordinates if there is one, with `Trainer`; measures precision on held-out chains. OUTPUT gets report.md,
+precision.csv, results.json, contacts.png and the checkpoints, of which `coordformer contacts` predicts.
 """
 
 import argparse
@@ -41,7 +42,8 @@ from coordformer.contacts import (
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
 
-CHAINS = Path(__file__).resolve().parents[1] / "data" / "chains.parquet"
+ROOT = Path(__file__).resolve().parents[2]
+CHAINS = ROOT / "examples" / "data" / "chains.parquet"
 # Of a head: the checkpoint it is trained on, and whether coordinates are withheld while it is.
 HEADS = {
     "given": ("with coordinates", 0.0),
@@ -149,11 +151,11 @@ def describe(results: dict[str, Any], table: list[dict[str, Any]]) -> str:
 def main() -> None:
     start = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", nargs="?", type=Path, default=Path("demo_output/with_coordinates"))
+    parser.add_argument("checkpoint", nargs="?", type=Path, default=ROOT / "hub_cards" / "coordformer-1M-pdb")
     parser.add_argument(
         "--without",
         type=Path,
-        help="the model without coordinates (default: without_coordinates beside the checkpoint)",
+        help="a model without coordinates (default: without_coordinates beside the checkpoint, if it is there)",
     )
     parser.add_argument("--data", default=CHAINS, help="chains with the splits train and valid")
     parser.add_argument("--output", type=Path, default=Path("contacts_output"), metavar="FOLDER")
@@ -167,17 +169,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.steps, options.chains = 100, 100
-    folders = {
-        "with coordinates": options.checkpoint,
-        "without coordinates": options.without or options.checkpoint.parent / "without_coordinates",
-    }
+    folders = {"with coordinates": options.checkpoint}
+    beside = options.checkpoint.parent / "without_coordinates"
+    if options.without is not None or beside.exists():
+        folders["without coordinates"] = options.without or beside
     for name, folder in folders.items():
         if not (folder / "config.json").exists():
             parser.error(f"{folder} holds no model {name}; run `make demo`, or name one")
+    heads = {name: (model, drop_coords) for name, (model, drop_coords) in HEADS.items() if model in folders}
     options.output.mkdir(parents=True, exist_ok=True)
 
     training, models = {}, {}
-    for name, (model, drop_coords) in HEADS.items():
+    for name, (model, drop_coords) in heads.items():
         output = options.output / f"head_{name}"
         training[name] = train_head(folders[model], output, drop_coords, options)
         models[name] = CoordformerForContactPrediction.from_pretrained(output).to(
@@ -189,6 +192,8 @@ def main() -> None:
     rows = rows.select(range(min(options.chains, len(rows))))
     measured = baselines(rows)
     for run, (head, without_coords) in RUNS.items():
+        if head not in heads:
+            continue
         measured[run] = measure_precision(
             models[head], rows, processor, without_coords=without_coords, progress=not options.quiet
         )

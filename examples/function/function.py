@@ -483,7 +483,11 @@ def main() -> None:
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE.tsv", help="of DeepFRI, EC or GO")
     parser.add_argument("--splits", nargs=3, type=Path, required=True, metavar=("TRAIN", "VALID", "TEST"))
     parser.add_argument("--ontology", default="molecular_function", help="of GO terms (default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FOLDER", help="pretrained with coordinates")
+    shipped = Path(__file__).resolve().parents[2] / "hub_cards" / "coordformer-1M-pdb"
+    parser.add_argument(
+        "--checkpoint", type=Path, default=shipped, metavar="FOLDER",
+        help="pretrained with coordinates (default: the model that comes with the repository)",
+    )  # fmt: skip
     parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="pretrained without coordinates")
     parser.add_argument("--pretrained_on", type=Path, metavar="CHAINS.parquet", help="both have seen its split train")
     parser.add_argument("--tune", nargs="+", choices=LEARNING_RATES, default=["full"], help="default: full")

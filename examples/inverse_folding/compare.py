@@ -5,8 +5,8 @@
 
 Every model is asked for the same residues under `masked15`, a Coordformer also under `paper`, and, unless it reads no
 coordinates, also with coordinates withheld. Run it again after a stop, or with further models: what is counted stays
-in --output. --results gets compare.json and report.md; the chains without a relative among those to train on
-(relatives.csv, from relatives.py) are also reported apart.
+in --output. --results gets compare.json and report.md, with what the paper reports (paper.csv, quoted) beside it; the
+chains without a relative among those to train on (relatives.csv, from relatives.py) are also reported apart.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from coordformer.evaluation import coordinates_of, count_chains, letter_ids, loa
 from coordformer.files import write_atomically
 
 WITHHELD = ", coordinates withheld"
+QUOTED = Path(__file__).with_name("paper.csv")  # recovery of masked residues by kind, read off the paper's table
 
 
 def count(output: Path, name: str, draws: int, rows: Any, make: Any, protocols: list[str], **options: Any) -> dict:
@@ -59,24 +60,41 @@ def without_relatives(results: Path, ids: list[str]) -> np.ndarray | None:
     return np.array([not relatives[name] for name in ids])
 
 
+def cell(protocols: dict[str, Any], protocol: str, key: str, form: str) -> str:
+    """A number with its interval, where it was measured."""
+    if protocol not in protocols:
+        return ""
+    low, high = protocols[protocol][f"{key}_interval"]
+    return f"{form.format(protocols[protocol][key])} ({form.format(low)} to {form.format(high)})"
+
+
 def report(found: dict[str, Any], chains: dict[str, int]) -> list[str]:
-    """The table of compare.json as Markdown."""
+    """The tables of compare.json as Markdown."""
+    columns = [(protocol, key) for protocol in PROTOCOLS[::-1] for key in ("perplexity", "recovery")]
+    forms = {"perplexity": "{:.2f}", "recovery": "{:.1%}"}
     lines = []
     for subset, models in found.items():
-        lines += [f"## {subset} ({chains[subset]} chains)", ""]
-        lines += ["| model | parameters | perplexity, `masked15` | recovery, `masked15` | perplexity, `paper` |"]
-        lines += ["| --- | --- | --- | --- | --- |"]
+        heads = " | ".join(f"{key}, `{protocol}`" for protocol, key in columns)
+        lines += [f"## {subset} ({chains[subset]:,} chains)", "", f"| model | parameters | {heads} |"]
+        lines += ["| --- " * (len(columns) + 2) + "|"]
         for name, protocols in models.items():
-            cells = [name, f"{protocols['parameters'] / 1e6:.1f}M"]
-            for protocol, key, form in (("masked15", "perplexity", "{:.2f}"), ("masked15", "recovery", "{:.1%}"),
-                                        ("paper", "perplexity", "{:.2f}")):  # fmt: skip
-                if protocol in protocols:
-                    value, interval = protocols[protocol][key], protocols[protocol][f"{key}_interval"]
-                    cells.append(f"{form.format(value)} ({form.format(interval[0])} to {form.format(interval[1])})")
-                else:
-                    cells.append("")
-            lines.append(f"| {' | '.join(cells)} |")
+            cells = [cell(protocols, protocol, key, forms[key]) for protocol, key in columns]
+            lines.append(f"| {name} | {protocols['parameters'] / 1e6:.1f}M | {' | '.join(cells)} |")
         lines.append("")
+    everywhere = next(iter(found.values()))
+    shown = [name for name, protocols in everywhere.items() if "paper" in protocols]
+    with open(QUOTED, newline="", encoding="utf-8") as file:
+        quoted = list(csv.DictReader(file))
+    conditions = [name for name in quoted[0] if name != "residue"]
+    heads = [*shown, *(f"the paper {name}, **quoted**" for name in conditions)]
+    lines += ["## Recovery by residue, `paper`, all held-out chains", "", f"| residue | {' | '.join(heads)} |"]
+    lines += ["| --- " * (len(heads) + 1) + "|"]
+    for row in quoted:
+        residue = row["residue"]
+        measured = [everywhere[name]["paper"]["recovery_by_residue"][residue] for name in shown]
+        values = [*measured, *(float(row[name]) for name in conditions)]
+        lines.append(f"| {residue} | {' | '.join(f'{value:.1%}' for value in values)} |")
+    lines += ["", "The paper's are of its own data, split and amount of training."]
     return lines
 
 

@@ -442,7 +442,11 @@ def write_results(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a model with coordinates")
+    shipped = str(Path(__file__).resolve().parents[2] / "hub_cards" / "coordformer-1M-pdb")
+    parser.add_argument(
+        "checkpoint", nargs="?", default=shipped,
+        help="a model with coordinates (default: the one that comes with the repository)",
+    )  # fmt: skip
     parser.add_argument("--baseline", metavar="CHECKPOINT", help="a model without coordinates to compare with")
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="ProteinGym's, or of Parquet files")
     parser.add_argument("--method", choices=METHODS, default="masked_marginal", help="default: %(default)s")
