@@ -37,7 +37,7 @@ PIPELINE_TAGS = {
 }
 # `coordformer evaluate`'s names, and the Hub's for what they are.
 METRICS = {"perplexity": "perplexity", "recovery": "accuracy"}
-TRAINING_LOG = "training_log.csv"
+TRAINING_LOG = "log.csv"
 SETTINGS = {"checkpoint", "data", "split", "coordinates", "dtype", "num_rotations", "chains"}  # of an evaluation
 
 

@@ -34,7 +34,7 @@ FILES = CODE | {
     "LICENSE", "README.md", "config.json", "model.safetensors", "processor_config.json", "requirements.txt",
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
-RECORDS = {"evaluation.json", "evaluation_1.json", "training_log.csv"}  # that the card was made from
+RECORDS = {"evaluation.json", "evaluation_1.json", "log.csv"}  # that the card was made from
 TINY = """\
 hidden_size: 32
 num_hidden_layers: 2
@@ -110,7 +110,7 @@ def test_the_folder_holds_what_is_needed_and_nothing_else(exported, trained):
     assert {path.name for path in exported.iterdir()} == FILES | RECORDS
     assert (exported / "evaluation.json").read_bytes() == (trained / "both.json").read_bytes()
     assert (exported / "evaluation_1.json").read_bytes() == (trained / "withheld.json").read_bytes()
-    assert (exported / "training_log.csv").read_bytes() == (trained / "tiny" / "log.csv").read_bytes()
+    assert (exported / "log.csv").read_bytes() == (trained / "tiny" / "log.csv").read_bytes()
     assert not list(trained.glob("*.tmp"))
     assert "Apache License" in (exported / "LICENSE").read_text()
     for name in (*CODE, "pipeline_coordformer.py"):
@@ -207,7 +207,7 @@ def test_the_card_tells_how_it_was_trained(exported, trained, tmp_path):
     assert f"| SHA-256 of the data | {data} |" in text
     assert "| command | `coordformer train tiny.yaml --output_dir tiny` |" in text
     assert re.search(r"\| commit of the code \| [0-9a-f]{40}(-dirty)? \|", text)
-    assert "(training_log.csv)" in text
+    assert "(log.csv)" in text
     # A checkpoint of the run tells how far it had come.
     export(trained / "tiny" / "checkpoint-1", tmp_path / "early", check=False)
     text = (tmp_path / "early" / "README.md").read_text()
