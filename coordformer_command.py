@@ -297,6 +297,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE.json",
         help="what `coordformer evaluate --output` wrote: the numbers of the model card",
     )
+    export.add_argument(
+        "--name", metavar="USER/NAME", help="on the card: where it will be pushed to (default: FOLDER's)"
+    )
     export.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: the checkpoint's)")
     export.add_argument("--license", default="apache-2.0", help="of the weights (default: %(default)s)")
     export.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help="that it was trained on")
@@ -330,7 +333,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done; 1 an input is unusable (one line on stderr says which and what to do); 130 stopped by
         Ctrl-C. An unusable command line exits with 2.
     """
-    logging.basicConfig(format="%(message)s")
+    # Ours alone: the libraries print their own.
+    logger = logging.getLogger("coordformer")
+    if not logger.handlers:
+        logger.addHandler(handler := logging.StreamHandler())
+        handler.setFormatter(logging.Formatter("%(message)s"))
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
     if arguments.verb == "train":
@@ -350,7 +357,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.verb == "train":
             cli.leave_processes()
     except (ValueError, OSError, ImportError) as error:
-        print(f"coordformer: {' '.join(str(error).split())}", file=sys.stderr)
+        reason = str(error)
+        if isinstance(error, FileNotFoundError) and error.filename and reason.startswith("[Errno"):
+            reason = f"{error.filename}: no such file; check the name"
+        print(f"coordformer: {' '.join(reason.split())}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         again = "; run the same command again to go on" if arguments.verb in GO_ON else ""

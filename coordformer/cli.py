@@ -333,6 +333,7 @@ def export(arguments: Namespace) -> tuple[dict[str, Any], str]:
         arguments.checkpoint,
         arguments.output,
         evaluations=arguments.evaluation,
+        name=arguments.name,
         license=arguments.license,
         datasets=arguments.datasets,
         base_model=arguments.base_model,
@@ -356,7 +357,11 @@ def push(arguments: Namespace) -> tuple[dict[str, Any], str]:
         create_pr=arguments.create_pr,
         progress=not arguments.quiet,
     )
-    return summary, summary["url"]
+    if not summary["changed"]:
+        return summary, f"{summary['url']} holds all of it already; nothing was sent" + (
+            ", and no pull request opened" if arguments.create_pr else ""
+        )
+    return summary, f"{summary['url']} ({summary['revision']}, commit {summary['commit']})"
 
 
 def _number(count: int, one: str, several: str = "") -> str:

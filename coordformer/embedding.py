@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .batches import fetch_rows, padded_slots, read_lengths, token_lengths
 from .data_collator import CoordformerDataCollator
 from .dataset import SCHEMA, chain_to_row
-from .evaluation import load_checkpoint, open_chains, predict_in_windows
+from .evaluation import digest_weights, load_checkpoint, open_chains, predict_in_windows
 from .files import write_atomically, write_text
 from .preparation import ROWS_AT_ONCE, Reject, write_rejects
 from .structure import SUFFIXES, Chain, find_structures, read_proteins
@@ -169,7 +169,7 @@ def embed(
         output,
         {
             "checkpoint": Path(checkpoint).name,
-            "weights": _digest_weights(model),
+            "weights": digest_weights(model.base_model),
             "chains": _digest_files(files) if rows is None else _digest_rows(rows),
             "chain_ids": None if chain_ids is None else list(chain_ids),
             "min_plddt": min_plddt,
@@ -257,15 +257,6 @@ def _read_files(
             raise ValueError(f"No chain could be read; {output / REJECTS} says why.")
 
     write_atomically(output / CHAINS, write)
-
-
-def _digest_weights(model: PreTrainedModel) -> str:
-    """A checkpoint that was trained on has the same name."""
-    digest = hashlib.sha256()
-    for name, tensor in model.base_model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _digest_files(files: Mapping[str, Path]) -> str:

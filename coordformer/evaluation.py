@@ -1,6 +1,7 @@
 """Perplexity and recovery of a checkpoint on a data set, under the two protocols: `coordformer evaluate`."""
 
 import functools
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -275,6 +276,15 @@ def coordinates_given(model: PreTrainedModel, chain: Chain, without_coords: bool
     return "unknown" if not chain.observed.any() else "withheld" if without_coords else "given"
 
 
+def digest_weights(model: PreTrainedModel) -> str:
+    """A checksum of a model's weights in their dtype: another model's folder may have the same name."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
 def load_checkpoint(
     checkpoint: str | Path, dtype: str = "float32", any_head: bool = False
 ) -> tuple[PreTrainedModel, CoordformerProcessor]:
@@ -286,6 +296,11 @@ def load_checkpoint(
         ValueError: the folder or name holds no such model, or the processor is missing.
     """
     fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
+    path = Path(checkpoint)
+    # What lies beside it is here: no name on the Hub, which would be asked again and again.
+    beside = len(path.parts) == 2 and path.parent.is_dir()
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or beside):
+        raise ValueError(f"There is no folder {checkpoint}; {fix}.")
     if Path(checkpoint).is_dir() and not (Path(checkpoint) / "processor_config.json").exists():
         raise ValueError(
             f"{checkpoint} holds no processor; {fix}, or add it by CoordformerProcessor().save_pretrained."
@@ -324,19 +339,21 @@ def evaluate(
     """Evaluate a checkpoint on a data set; the arguments are those of `count_chains`.
 
     Returns:
-        `checkpoint`, `data`, `split`, `coordinates`, `dtype`, `num_rotations`, `chains`, `residues`, and for each
-        protocol what `summarise_draws` returns.
+        `checkpoint`, `weights` (see `digest_weights`), `data`, `split`, `coordinates`, `dtype`, `num_rotations`,
+        `draws`, `chains`, `residues`, and for each protocol what `summarise_draws` returns.
     """
     rows = open_chains(data, split)
     model, processor = load_checkpoint(checkpoint, dtype)
     tokenizer = processor.tokenizer
     report: dict[str, Any] = {
         "checkpoint": Path(checkpoint).name,
+        "weights": digest_weights(model),
         "data": Path(data).name,
         "split": split,
         "coordinates": "withheld" if without_coords else coordinates_of(model),
         "dtype": dtype,
         "num_rotations": num_rotations,
+        "draws": draws,
         "chains": len(rows),
         "residues": int(read_lengths(rows).sum()),
     }

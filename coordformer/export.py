@@ -1,5 +1,6 @@
 """A checkpoint as a folder that is ready to push to the Hub: `coordformer export`."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 from . import pipeline_coordformer, reload_check
 from .configuration_coordformer import AUTO_MAP
 from .data_collator import PROTOCOLS
-from .evaluation import coordinates_of, load_checkpoint
+from .evaluation import coordinates_of, digest_weights, load_checkpoint
 from .processing_coordformer import CoordformerProcessor
 from .structure import AMINO_ACIDS
 
@@ -38,7 +39,8 @@ PIPELINE_TAGS = {
 # `coordformer evaluate`'s names, and the Hub's for what they are.
 METRICS = {"perplexity": "perplexity", "recovery": "accuracy"}
 TRAINING_LOG = "log.csv"
-SETTINGS = {"checkpoint", "data", "split", "coordinates", "dtype", "num_rotations", "chains"}  # of an evaluation
+# Of an evaluation.
+SETTINGS = {"checkpoint", "weights", "data", "split", "coordinates", "dtype", "num_rotations", "draws", "chains"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,10 +64,10 @@ def read_evaluation(path: str | Path, checkpoint: str | Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise ValueError(f"{path} is no report of perplexity and recovery; give one that `coordformer evaluate` wrote.")
-    if report["checkpoint"] != Path(checkpoint).name:
+    if report["weights"] != digest_weights(load_checkpoint(checkpoint, report["dtype"], any_head=True)[0]):
         raise ValueError(
-            f"{path} is of the checkpoint {report['checkpoint']!r}, not of {Path(checkpoint).name!r}; evaluate the one "
-            "that is exported."
+            f"{path} was measured on {report['checkpoint']!r} with other weights than those of {checkpoint}; evaluate "
+            "what is exported."
         )
     return report
 
@@ -244,6 +246,7 @@ def export(
     output: str | Path,
     *,
     evaluations: Sequence[str | Path] = (),
+    name: str | None = None,
     license: str = "apache-2.0",
     datasets: Sequence[str] = (),
     base_model: str | None = None,
@@ -258,6 +261,7 @@ def export(
         output: the folder to make; it appears when it is whole and checked.
         evaluations: reports of `coordformer evaluate` on the checkpoint, the card's numbers; the folder gets copies,
             and one of the training's log.
+        name: of the model on its card, which the code there loads: the repository's; default: the folder's.
         license, datasets, base_model: see `make_card`.
         dtype: `"float32"` or `"bfloat16"`; default: the checkpoint's. What is computed in float32 stays in it.
         check: load the folder in a fresh process without the package, with every Auto class, and compare.
@@ -273,6 +277,8 @@ def export(
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already; delete it or give the name of a new folder.")
+    if not license:
+        raise ValueError("`license` is empty; give the Hub's name of one, such as apache-2.0, or other.")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}, or leave it out.")
     reports = [read_evaluation(path, checkpoint) for path in evaluations]
@@ -287,7 +293,7 @@ def export(
     model.cpu().eval()
     card = make_card(
         model,
-        output.resolve().name,
+        name or output.resolve().name,
         evaluations=reports,
         training=training_facts(checkpoint),
         log=TRAINING_LOG if log.exists() else None,
@@ -326,7 +332,8 @@ def export(
         summary["checked"] = list(reload_check.AUTO_MODELS) if check else []
         os.replace(temporary, output)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{output} could not be written ({error}); make room and run again.") from error
+        fix = "make room" if getattr(error, "errno", None) in (None, errno.ENOSPC) else "mend that or give another name"
+        raise OSError(f"{output} could not be written ({error}); {fix} and run again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary

@@ -88,6 +88,8 @@ def _explaining(what: str) -> Iterator[None]:
         # What stopped an upload comes wrapped.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         reason, fix = str(cause) or type(cause).__name__, f"once that is mended, {_AGAIN}"
+        if "xet" in reason.lower():
+            fix = f"set HF_HUB_DISABLE_XET=1, and {_AGAIN}"
         if isinstance(cause, HfHubHTTPError):
             status = cause.response.status_code
             reason, fix = f"{status}: {cause.server_message or reason}", _FIXES.get(status, fix)
@@ -121,7 +123,8 @@ def push(
 
     Returns:
         `repo_id`, `revision` (a branch, or `refs/pr/1`), `commit` (its hash, which pins the model in
-        `from_pretrained(repo_id, revision=commit)`), and `url` of the repository or pull request.
+        `from_pretrained(repo_id, revision=commit)`), whether that `changed` anything, and `url` of the repository or
+        pull request.
 
     Raises:
         ValueError: the folder is not to be published (see `check_folder`), no one is logged in, or arguments contradict
@@ -149,6 +152,7 @@ def push(
         with _explaining(what):
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
+            before = api.model_info(repo_id, revision=revision).sha
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -162,5 +166,6 @@ def push(
         "repo_id": repo_id,
         "revision": commit.pr_revision or revision or "main",
         "commit": commit.oid,
+        "changed": commit.oid != before,
         "url": commit.pr_url or str(commit.repo_url),
     }

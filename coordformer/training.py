@@ -6,13 +6,14 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -173,6 +174,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and not argv[0].startswith("-"):
         defaults |= _read_preset(Path(argv.pop(0)), {action.dest: action.nargs for action in parser._actions})
     parser.set_defaults(**defaults)
+    parser.error = _refuse_option  # type: ignore[method-assign]  # in one line, without that of a hundred options
     model_args, data_args, args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         near = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=1)
@@ -181,6 +183,10 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
             + (f"; did you mean {near[0]}?" if near else "; a preset comes first, then its overrides.")
         )
     return model_args, data_args, args  # type: ignore[return-value]
+
+
+def _refuse_option(message: str) -> NoReturn:
+    raise ValueError(f"{message}; `coordformer train --help` lists the options.")
 
 
 def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,6 +285,16 @@ def hash_data(path: str | Path) -> str:
         return ""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _describe_command(options: Sequence[str]) -> str:
+    """The command line for the record: paths outside the folder in which it was run by their names, no token."""
+    words, secret = ["coordformer", "train"], False
+    for option in options:
+        path = option.startswith(("/", ".."))
+        words.append("..." if secret else Path(option).name if path else re.sub("token=.*", "token=...", option))
+        secret = option.endswith("token")
+    return shlex.join(words)
 
 
 def current_commit() -> str:
@@ -498,10 +514,7 @@ def train(
         "steps": trainer.state.global_step,
         "residues_per_epoch": batches.residues,
         "padding_share": round(batches.padding_share(), 4),
-        # Of paths outside the folder in which it was run the name is enough.
-        "command": shlex.join(
-            ["coordformer", "train", *(Path(each).name if each.startswith(("/", "..")) else each for each in options)]
-        ),
+        "command": _describe_command(options),
         "commit": current_commit(),
         "data_sha256": hash_data(data_args.data),
     }

@@ -449,6 +449,8 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, required=True, help="keeps the repositories")
     arguments = parser.parse_args()
     with Hub(arguments.folder, arguments.port) as hub:
-        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_write HF_HUB_DISABLE_XET=1", flush=True)
+        print("In another terminal:")
+        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_write HF_HUB_DISABLE_XET=1")
+        print("coordformer push FOLDER tester/NAME", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

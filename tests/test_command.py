@@ -94,8 +94,8 @@ def test_names_of_chains_do_not_swallow_a_file(capsys):
             "export",
             ["runs/demo", "out", "--evaluation", "a.json", "b.json", "--datasets", "PDB", "--no_check", "--quiet"],
             ["runs/demo", Path("out")],
-            {"evaluations": [Path("a.json"), Path("b.json")], "license": "apache-2.0", "datasets": ["PDB"],
-             "base_model": None, "check": False, "progress": False},
+            {"evaluations": [Path("a.json"), Path("b.json")], "name": None, "license": "apache-2.0",
+             "datasets": ["PDB"], "base_model": None, "dtype": None, "check": False, "progress": False},
         ),
         (
             "push",
@@ -108,7 +108,7 @@ def test_names_of_chains_do_not_swallow_a_file(capsys):
 def test_options_reach_what_does_the_work(monkeypatch, capsys, verb, words, positional, keywords):
     def work(*arguments, **given):
         assert list(arguments) == positional and given == keywords
-        return {"url": "https://huggingface.co/me/model"}
+        return {"url": "https://huggingface.co/me/model", "revision": "v1", "commit": "ab12", "changed": True}
 
     monkeypatch.setitem(sys.modules, f"coordformer.{verb}", types.SimpleNamespace(**{verb: work}))
     monkeypatch.setattr(cli, "hide_progress_bars", lambda: None)
@@ -117,7 +117,7 @@ def test_options_reach_what_does_the_work(monkeypatch, capsys, verb, words, posi
         capsys.readouterr().out
         == {
             "export": "out: not checked\n",
-            "push": "https://huggingface.co/me/model\n",
+            "push": "https://huggingface.co/me/model (v1, commit ab12)\n",
         }[verb]
     )
 

@@ -380,7 +380,9 @@ def test_bad_arguments_are_named(trained, tmp_path):
         ({"evaluations": [trained / "tiny.yaml"]}, ValueError, "tiny.yaml is no report of perplexity and recovery"),
         ({"evaluations": [trained / "tiny" / "run.json"]}, ValueError, "run.json is no report"),
         ({"checkpoint": trained / "tiny" / "checkpoint-1", "evaluations": [trained / "both.json"]}, ValueError,
-         "both.json is of the checkpoint 'tiny', not of 'checkpoint-1'; evaluate the one"),
+         "both.json was measured on 'tiny' with other weights than those of .*checkpoint-1; evaluate what is exported"),
+        ({"license": ""}, ValueError, "`license` is empty"),
+        ({"checkpoint": trained / "tni"}, ValueError, "There is no folder .*tni; give a folder"),
         ({"checkpoint": tmp_path}, ValueError, "holds no processor"),
     ]  # fmt: skip
     for change, error, message in cases:
@@ -395,6 +397,15 @@ def test_an_unreadable_record_of_training_is_named(name, text, trained, tmp_path
     (tmp_path / "tiny" / name).write_text(text)
     with pytest.raises(ValueError, match="run.json, train.json or trainer_state.json cannot be read .*move them away"):
         export(tmp_path / "tiny", tmp_path / "out", check=False)
+
+
+def test_the_last_update_has_the_numbers_too(trained, tmp_path):
+    """A report is of weights, whatever their folder is called."""
+    last = trained / "tiny" / "checkpoint-2"
+    export(last, tmp_path / "out", evaluations=[trained / "both.json"], name="someone/tiny", check=False)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert len(card.data.eval_results) == 4 and card.data.model_name == "someone/tiny"
+    assert 'name = "someone/tiny"' in card.text
 
 
 def test_a_full_disk_is_said(trained, tmp_path, monkeypatch):

@@ -223,7 +223,9 @@ def test_pushed_folder_loads_without_the_package(run, exported, environment, tmp
 def test_second_push_sends_only_what_changed(run, hub, folder):
     first = run(push_as, "hf_write", folder, "tester/twice")
     assert len(hub.received) == 2
-    assert run(push_as, "hf_write", folder, "tester/twice") == first  # nothing changed, no commit
+    assert first["changed"]
+    for options in ({}, {"create_pr": True}):  # nothing changed, no commit
+        assert run(push_as, "hf_write", folder, "tester/twice", **options) == first | {"changed": False}
     before = dict(hub.files("tester/twice"))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Better\n")
     again = run(push_as, "hf_write", folder, "tester/twice", commit_message="A better card")

@@ -26,7 +26,7 @@ from coordformer.dataset import load_rows
 from coordformer.evaluation import count_chains, evaluate, predict_logits, summarise_draws
 from coordformer.metrics import summarise
 from coordformer.processing_coordformer import window_starts
-from coordformer.training import build_model, last_whole_checkpoint, parse_arguments, train
+from coordformer.training import _describe_command, build_model, last_whole_checkpoint, parse_arguments, train
 from coordformer_command import main
 
 TOKENIZER = CoordformerProcessor().tokenizer
@@ -76,6 +76,8 @@ def losses(folder) -> dict[int, float]:
 def test_presets_set_options_and_the_command_line_overrides_them(preset, tmp_path):
     model, data, args = parse_arguments([str(preset), "--output_dir", str(tmp_path), "--max_steps", "7"])
     assert (model.hidden_size, data.token_budget, args.learning_rate, args.max_steps) == (16, 1024, 1e-3, 7)
+    with pytest.raises(ValueError, match="--max_steps.*: invalid int value: 'abc'; `coordformer train --help`"):
+        parse_arguments([str(preset), "--output_dir", str(tmp_path), "--max_steps", "abc"])
     bad = tmp_path / "bad.yaml"
     bad.write_text("token_bugdet: 5\n")
     with pytest.raises(
@@ -379,6 +381,11 @@ def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
     assert (output / "model.safetensors").read_bytes() == before
     train(*parse_arguments([*options[:-1], "6"]))  # more of the same run is fine
     assert len(losses(output)) == 6
+
+
+def test_the_record_of_a_command_has_no_token():
+    options = ["tiny.yaml", "--hub_token", "hf_secret", "--data", "/home/me/chains", "--hub_token=hf_secret"]
+    assert _describe_command(options) == "coordformer train tiny.yaml --hub_token ... --data chains --hub_token=..."
 
 
 def test_a_finished_training_stays_as_it_is(preset, tmp_path):

@@ -16,7 +16,6 @@ import math
 import platform
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ import torch
 from Bio.Align import substitution_matrices
 from transformers import PreTrainedModel
 
-from coordformer.evaluation import coordinates_of, load_checkpoint
+from coordformer.evaluation import coordinates_of, digest_weights, load_checkpoint
 from coordformer.figures import new_figure
 from coordformer.files import write_atomically
 from coordformer.scoring import METHODS, parse_mutant, read_mutants, score_mutants, spearman
@@ -225,14 +224,6 @@ def score_assay(
         "spearman_multiple": correlations(multiple) if multiple.any() else {},
         "seconds": round(time.monotonic() - start, 1),
     }
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """A checksum of a model's weights: folders of different models often have the same name."""
-    value = 0
-    for tensor in model.state_dict().values():
-        value = zlib.crc32(tensor.cpu().flatten().view(torch.uint8).numpy(), value)
-    return f"{value:08x}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -470,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "models": {
             role: {
                 "name": Path(getattr(arguments, role)).name,
-                "weights": fingerprint(model),
+                "weights": digest_weights(model),
                 "parameters": model.num_parameters(),
                 "coordinates": coordinates_of(model),
             }
