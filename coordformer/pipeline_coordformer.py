@@ -175,7 +175,10 @@ class ProteinFillMaskPipeline(ProteinPipeline):
             starts = window_around(masked, len(residues), window)
             rows = [(first, masked[starts == first]) for first in np.unique(starts)]
         else:
-            alone = np.arange(len(residues)) if positions is None else np.asarray(positions, dtype=np.int64) - 1
+            try:
+                alone = np.arange(len(residues)) if positions is None else np.asarray(positions, dtype=np.int64) - 1
+            except (TypeError, ValueError):
+                alone = np.zeros(0)  # no numbers
             if alone.ndim != 1 or not len(alone) or alone.min() < 0 or alone.max() >= len(residues):
                 raise ValueError(
                     f"`positions` is {positions}; give a list of numbers from 1 to {len(residues)}, the residues of "

@@ -260,7 +260,7 @@ def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`window` is 1;"):
         predict(STRUCTURE, window=1)
 
-    for positions in ([0], [72], [], 3):
+    for positions in ([0], [72], [], 3, ["a"]):
         with pytest.raises(ValueError, match="`positions` is .*from 1 to 71, the residues of chain 1ORC_A"):
             fill(STRUCTURE, positions=positions)
     with pytest.raises(ValueError, match=r"`positions` is \[1\], but the sequence has <mask>"):
