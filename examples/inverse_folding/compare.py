@@ -66,25 +66,26 @@ def without_relatives(results: Path, ids: list[str]) -> np.ndarray | None:
     return np.array([not relatives[name] for name in ids])
 
 
-def cell(protocols: dict[str, Any], protocol: str, key: str, form: str) -> str:
+def cell(protocols: dict[str, Any], protocol: str, key: str) -> str:
     """A number with its interval, where it was measured."""
     if protocol not in protocols:
         return ""
-    low, high = protocols[protocol][f"{key}_interval"]
-    return f"{form.format(protocols[protocol][key])} ({form.format(low)} to {form.format(high)})"
+    value, (low, high) = protocols[protocol][key], protocols[protocol][f"{key}_interval"]
+    if key == "recovery":
+        return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def report(found: dict[str, Any], chains: dict[str, int]) -> list[str]:
     """The tables of compare.json as Markdown."""
     columns = [(protocol, key) for protocol in PROTOCOLS[::-1] for key in ("perplexity", "recovery")]
-    forms = {"perplexity": "{:.2f}", "recovery": "{:.1%}"}
     lines = []
     for subset, models in found.items():
         heads = " | ".join(f"{key}, `{protocol}`" for protocol, key in columns)
         lines += [f"## {subset} ({chains[subset]:,} chains)", "", f"| model | parameters | {heads} |"]
         lines += ["| --- " * (len(columns) + 2) + "|"]
         for name, protocols in models.items():
-            cells = [cell(protocols, protocol, key, forms[key]) for protocol, key in columns]
+            cells = [cell(protocols, protocol, key) for protocol, key in columns]
             lines.append(f"| {name} | {protocols['parameters'] / 1e6:.1f}M | {' | '.join(cells)} |")
         lines += [*(QUOTED_ROWS if subset == ALL else ()), ""]
     everywhere = next(iter(found.values()))
@@ -99,7 +100,7 @@ def report(found: dict[str, Any], chains: dict[str, int]) -> list[str]:
         residue = row["residue"]
         measured = [everywhere[name]["paper"]["recovery_by_residue"][residue] for name in shown]
         values = [*measured, *(float(row[name]) for name in conditions)]
-        lines.append(f"| {residue} | {' | '.join(f'{value:.1%}' for value in values)} |")
+        lines.append(f"| {residue} | {' | '.join(f'{100 * value:.1f} %' for value in values)} |")
     lines += ["", "The paper's are of its own data, split and amount of training."]
     return lines
 
