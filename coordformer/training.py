@@ -408,6 +408,12 @@ def train(
         raise ValueError("--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.")
     if not 0 < data_args.mlm_probability <= 1:
         raise ValueError(f"--mlm_probability is {data_args.mlm_probability}; it is a share above 0.")
+    # Of the code that is running: at the end another may lie there.
+    record = {
+        "command": _describe_command(options),
+        "commit": current_commit(),
+        "data_sha256": hash_data(data_args.data),
+    }
     batches, rows = _open_batches(model_args, data_args, args)
     valid_rows = None
     if data_args.valid_data is not None or data_args.valid_split is not None:
@@ -514,9 +520,7 @@ def train(
         "steps": trainer.state.global_step,
         "residues_per_epoch": batches.residues,
         "padding_share": round(batches.padding_share(), 4),
-        "command": _describe_command(options),
-        "commit": current_commit(),
-        "data_sha256": hash_data(data_args.data),
+        **record,
     }
     if waiting.waited:
         summary["waiting_share"] = round(waiting.share(), 4)

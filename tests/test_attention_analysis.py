@@ -446,7 +446,7 @@ def test_structures_come_from_the_column_where_there_is_one(folder, rows):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"checkpoint": "nowhere"}, "nowhere cannot be loaded"),
+        ({"checkpoint": "nowhere"}, "nowhere; give a folder that `coordformer train` wrote"),
         ({"checkpoint": "empty"}, "holds no processor"),
         ({"checkpoint": "esm"}, "holds a esm model"),
         ({"checkpoint": "unknown"}, "no attribute 'CoordformerForNothing'"),

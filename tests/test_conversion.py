@@ -472,7 +472,7 @@ def test_command_names_what_is_wrong(tmp_path, capsys):
     weights = tmp_path / "weights.pt"
     torch.save({"a": torch.zeros(1)}, weights)
     for arguments, message in (
-        ([tmp_path / "none.pt", tmp_path / "out"], "No such file"),
+        ([tmp_path / "none.pt", tmp_path / "out"], "none.pt: no such file; check the name"),
         ([weights, tmp_path / "out"], "no encoder.layers.0.linear1.weight"),
         ([weights, weights], "File exists"),
     ):

@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
+import huggingface_hub
 import numpy as np
 import pytest
 import requests
@@ -323,6 +324,10 @@ def test_failed_upload_can_be_repeated(run, hub, folder, route, failure):
     assert len(hub.received) == len(set(hub.received)) == 2
 
 
+@pytest.mark.skipif(
+    int(huggingface_hub.__version__.partition(".")[0]) < 2,
+    reason="an older huggingface_hub gives up where the server hangs up; pushed again, it goes on",
+)
 def test_passing_failure_is_tried_again(run, hub, folder):
     hub.script["store"] = [503, "drop"]
     hub.script["preupload"] = [500]
