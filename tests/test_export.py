@@ -207,7 +207,7 @@ def test_the_card_tells_how_it_was_trained(exported, trained, tmp_path):
     assert f"| SHA-256 of the data | {data} |" in text
     assert "| command | `coordformer train tiny.yaml --output_dir tiny` |" in text
     assert re.search(r"\| commit of the code \| [0-9a-f]{40}(-dirty)? \|", text)
-    assert "(log.csv)" in text
+    assert "`log.csv`" in text
     # A checkpoint of the run tells how far it had come.
     export(trained / "tiny" / "checkpoint-1", tmp_path / "early", check=False)
     text = (tmp_path / "early" / "README.md").read_text()
