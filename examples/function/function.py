@@ -375,7 +375,8 @@ def score_runs(
 
 def describe(scores: Sequence[dict], differences: Sequence[dict], about: dict[str, Any]) -> str:
     """The report, in Markdown."""
-    head = ["tuned", "test chains", "score", FREQUENCIES, *MODELS, "difference"]
+    models = [model for model in (FREQUENCIES, *MODELS) if any(row["model"] == model for row in scores)]
+    head = ["tuned", "test chains", "score", *models, *["difference"] * bool(differences)]
     lines = ["# Protein function", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for tune in about["tune"]:
         for name in dict.fromkeys(row["test_chains"] for row in scores):
@@ -383,7 +384,7 @@ def describe(scores: Sequence[dict], differences: Sequence[dict], about: dict[st
                 of_set = [row for row in scores if row["test_chains"] == name]
                 values = {
                     model: [row[measure] for row in of_set if row["model"] == model and row["tune"] in ("", tune)]
-                    for model in (FREQUENCIES, *MODELS)
+                    for model in models
                 }
                 cells = [tune, f"{name} ({of_set[0]['chains']})", title]
                 for each in values.values():
@@ -403,8 +404,10 @@ def describe(scores: Sequence[dict], differences: Sequence[dict], about: dict[st
     )
     lines += [
         "",
-        f"Means over {about['seeds']} seed(s) of tuning (with several, from the lowest to the highest); differences "
-        "with 95 % intervals of a bootstrap over the test chains, the same ones for both models.",
+        f"Means over {about['seeds']} seed(s) of tuning (with several, from the lowest to the highest)"
+        + "; differences with 95 % intervals of a bootstrap over the test chains, the same ones for both models"
+        * bool(differences)
+        + ".",
         "",
         f"- Chains: {chains}. Of the chains of the lists left out: {left_out}.",
         f"- Terms: {about['terms']:,}, of which {about['terms_without_training_chain']:,} have no training chain and "
@@ -418,7 +421,7 @@ def describe(scores: Sequence[dict], differences: Sequence[dict], about: dict[st
 
 def _without_folder(option: str) -> str:
     """Where a file lies on this machine tells nobody anything."""
-    return Path(option).name if Path(option).is_absolute() else option
+    return Path(option).name if option.startswith(("/", "..")) else option
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
