@@ -276,7 +276,7 @@ def coordinates_given(model: PreTrainedModel, chain: Chain, without_coords: bool
     return "unknown" if not chain.observed.any() else "withheld" if without_coords else "given"
 
 
-def digest_weights(model: PreTrainedModel) -> str:
+def digest_weights(model: torch.nn.Module) -> str:
     """A checksum of a model's weights in their dtype: another model's folder may have the same name."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

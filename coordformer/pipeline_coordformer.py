@@ -178,7 +178,7 @@ class ProteinFillMaskPipeline(ProteinPipeline):
             try:
                 alone = np.arange(len(residues)) if positions is None else np.asarray(positions, dtype=np.int64) - 1
             except (TypeError, ValueError):
-                alone = np.zeros(0)  # no numbers
+                alone = np.zeros(0, dtype=np.int64)  # no numbers
             if alone.ndim != 1 or not len(alone) or alone.min() < 0 or alone.max() >= len(residues):
                 raise ValueError(
                     f"`positions` is {positions}; give a list of numbers from 1 to {len(residues)}, the residues of "
