@@ -301,7 +301,7 @@ def load_checkpoint(
     beside = len(path.parts) == 2 and path.parent.is_dir()
     if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or beside):
         raise ValueError(f"There is no folder {checkpoint}; {fix}.")
-    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "processor_config.json").exists():
+    if path.is_dir() and not (path / "processor_config.json").exists():
         raise ValueError(
             f"{checkpoint} holds no processor; {fix}, or add it by CoordformerProcessor().save_pretrained."
         )

@@ -286,7 +286,7 @@ def export(
     records = {
         Path(path): f"evaluation{f'_{number}' if number else ''}.json" for number, path in enumerate(evaluations)
     }
-    log = Path(checkpoint) / "log.csv"
+    log = Path(checkpoint) / TRAINING_LOG
     if log.exists():
         records[log] = TRAINING_LOG
     model, processor = load_checkpoint(checkpoint, dtype or "auto", any_head=True)

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer.configuration_coordformer import AUTO_MAP
 from coordformer.dataset import load_rows
-from coordformer.evaluation import count_chains, summarise_draws
+from coordformer.evaluation import count_chains, letter_ids, summarise_draws
 from coordformer.export import export, make_card, training_facts
 
 ROOT = Path(__file__).parent.parent
@@ -55,8 +55,7 @@ def test_held_out_chains_are_predicted_as_the_card_says(model):
             model, rows, processor.tokenizer, "masked15", draws=1, progress=False,
             without_coords=report["coordinates"] == "withheld",
         )  # fmt: skip
-        letters = {letter: index for letter, index in processor.tokenizer.get_vocab().items() if len(letter) == 1}
-        found = summarise_draws(counts, letters)
+        found = summarise_draws(counts, letter_ids(processor.tokenizer))
         np.testing.assert_allclose(found["perplexity"], report["masked15"]["perplexity"], rtol=0.15)
     assert REPORTS[0]["masked15"]["perplexity"] < 0.6 * REPORTS[1]["masked15"]["perplexity"]
 

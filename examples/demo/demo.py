@@ -5,8 +5,8 @@
 
 Trains both through `coordformer train` with examples/pretraining/demo.yaml, evaluates them on held-out chains under
 both protocols, beside the model that comes with the repository, and predicts masked residues of a structure file.
-OUTPUT gets report.md, results.json, two figures and
-the two checkpoints. Run it again after a stop: it goes on where it was.
+OUTPUT gets report.md, results.json, two figures and the two checkpoints. Run it again after a stop: it goes on where it
+was.
 """
 
 import argparse
@@ -37,6 +37,7 @@ STRUCTURES = ROOT / "tests" / "data" / "structures"
 STRUCTURE = STRUCTURES / "1orc.pdb.gz"  # no chain of CHAINS to train on is related to it
 MODELS = {"without coordinates": "none", "with coordinates": "linear"}
 SHIPPED = ROOT / "hub_cards" / "coordformer-1M-pdb"  # trained on other chains, too; none of the held-out ones
+SHOWN = (*MODELS, SHIPPED.name)
 LONG_STEPS = 3000
 
 
@@ -78,7 +79,7 @@ def predict(output: Path) -> list[dict]:
     hidden = list(range(3, len(chain), 7))
     sequence = "".join("<mask>" if i in hidden else letter for i, letter in enumerate(chain.sequence))
     predictions = [{"residue": i + 1, "true": chain.sequence[i]} for i in hidden]
-    for name in (*MODELS, SHIPPED.name):
+    for name in SHOWN:
         model = AutoModelForMaskedLM.from_pretrained(folder_of(output, name), dtype=torch.float32).eval()
         processor = AutoProcessor.from_pretrained(folder_of(output, name))
         letters = letter_ids(processor.tokenizer)
@@ -144,14 +145,11 @@ def describe(results: dict) -> str:
         "A protein unlike all that the first two models were trained on; the third has seen a relative (2OVG, 89 % "
         "identical). The three likeliest residues of each with their probabilities.",
         "",
-        "| residue | true | " + " | ".join((*MODELS, SHIPPED.name)) + " |",
+        "| residue | true | " + " | ".join(SHOWN) + " |",
         "| --- | --- | --- | --- | --- |",
     ]
     for entry in results["predictions"]:
-        guesses = [
-            ", ".join(mark(letter, p, entry["true"]) for letter, p in entry[name].items())
-            for name in (*MODELS, SHIPPED.name)
-        ]
+        guesses = [", ".join(mark(letter, p, entry["true"]) for letter, p in entry[name].items()) for name in SHOWN]
         lines.append(f"| {entry['residue']} | {entry['true']} | {' | '.join(guesses)} |")
     lines += [
         "",
@@ -185,8 +183,7 @@ def main() -> None:
     rows = load_rows(CHAINS, "valid")
     tokenizer = CoordformerProcessor().tokenizer
     models = {
-        name: AutoModelForMaskedLM.from_pretrained(folder_of(output, name), dtype=torch.float32)
-        for name in (*MODELS, SHIPPED.name)
+        name: AutoModelForMaskedLM.from_pretrained(folder_of(output, name), dtype=torch.float32) for name in SHOWN
     }
     evaluation: dict[str, dict] = {}
     for protocol in PROTOCOLS:
