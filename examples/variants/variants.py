@@ -409,7 +409,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"Spearman, {PREDICTORS[other]}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"Spearman, {PREDICTORS['given']}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)  # as fit above one panel
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
