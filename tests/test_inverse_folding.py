@@ -53,6 +53,7 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
         "does not": make_checkpoint("not", 1, coordinate_embedding="none"),
     }
     rows = load_rows(CHAINS, "valid").select(range(4))
+    rows = rows.remove_columns(set(rows.column_names) & {"cluster"}).add_column("cluster", [7, 3, 7, 3])
     rows.to_parquet(tmp_path / "chains.parquet")
     results = tmp_path / "results"
     arguments = ["compare.py", "--data", str(tmp_path / "chains.parquet"), "--draws", "2",
@@ -61,7 +62,8 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
         arguments += ["--model", name, str(folder)]
     monkeypatch.setattr(sys, "argv", arguments)
     compare.main()
-    found = json.loads((results / "compare.json").read_text())["models"][compare.ALL]
+    subsets = json.loads((results / "compare.json").read_text())["models"]
+    found, first = subsets[compare.ALL], subsets["the first chain of each cluster of held-out chains"]
     assert set(found) == {"reads", "reads, coordinates withheld", "does not"}
     for name, protocols in found.items():
         model = AutoModelForMaskedLM.from_pretrained(checkpoints[name.partition(",")[0]]).eval()
@@ -70,6 +72,8 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
         measured = summarise_draws(counts, letter_ids(tokenizer))["perplexity"]
         assert protocols["masked15"]["perplexity"] == pytest.approx(measured)
         assert f"| {name} | 0.0M | {measured:.2f} (" in (results / "report.md").read_text()
+        alone = summarise_draws(counts[:, :2], letter_ids(tokenizer))["perplexity"]
+        assert first[name]["masked15"]["perplexity"] == pytest.approx(alone)
     asked = [np.load(path)["counts"][..., COUNT] for path in (tmp_path / "counts").glob("*-masked15-2.npz")]
     assert len(asked) == 3 and asked[0].sum() > 0 and all(np.array_equal(asked[0], each) for each in asked)
     assert found["reads"]["masked15"]["perplexity"] != found["reads, coordinates withheld"]["masked15"]["perplexity"]

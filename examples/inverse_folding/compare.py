@@ -5,8 +5,9 @@
 
 Every model is asked for the same residues under `masked15`, a Coordformer also under `paper`, and, unless it reads no
 coordinates, also with coordinates withheld. Run it again after a stop, or with further models: what is counted stays
-in --output. --results gets compare.json and report.md, with what the paper reports (paper.csv, quoted) beside it; the
-chains without a relative among those to train on (relatives.csv, from relatives.py) are also reported apart.
+in --output. --results gets compare.json and report.md, with what the paper reports (paper.csv, quoted) beside it. Also
+reported apart: the chains without a relative among those to train on (relatives.csv, from relatives.py), and one chain
+of each cluster, if the data have a column `cluster`, so that no much-studied protein counts a hundred times.
 """
 
 import argparse
@@ -150,6 +151,11 @@ def main() -> None:
     subsets = {ALL: np.ones(len(rows), dtype=bool)}
     if (far := without_relatives(arguments.results, list(rows["id"]))) is not None:
         subsets["held-out chains without a relative in training"] = far
+    if "cluster" in rows.column_names:
+        clusters = np.array(rows["cluster"])
+        first = np.zeros(len(rows), dtype=bool)
+        first[np.unique(clusters, return_index=True)[1]] = True
+        subsets["the first chain of each cluster of held-out chains"] = first
     found: dict[str, Any] = {}
     for subset, chosen in subsets.items():
         found[subset] = {}
