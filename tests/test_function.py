@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CHAINS, STRUCTURES, make_model, make_rows
@@ -507,6 +509,26 @@ def test_the_example_runs_reports_and_goes_on(files, tmp_path, monkeypatch, caps
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--epochs", "3"])
     with pytest.raises(ValueError, match="holds a run with another num_train_epochs; choose another --output"):
         example.main()
+
+
+def test_coordinates_are_withheld_in_tuning_and_in_the_test(files, tmp_path, monkeypatch):
+    """As if the chains had none."""
+    table = pq.read_table(files / "chains.parquet")
+    nowhere = pa.array([[float("nan")] * len(row) for row in table["coords"]], table.schema.field("coords").type)
+    column = table.schema.get_field_index("coords")
+    pq.write_table(table.set_column(column, table.schema.field(column), nowhere), tmp_path / "unknown.parquet")
+    for tune in ("frozen", "full"):
+        for data, extra in ((files / "chains.parquet", ["--withheld"]), (tmp_path / "unknown.parquet", [])):
+            options = ["--data", data, "--annotations", files / "annot.tsv", "--checkpoint", files / "linear", *extra]
+            options += ["--splits", *(files / f"{split}.txt" for split in example.SPLITS), "--tune", tune]
+            options += ["--epochs", "1", "--seeds", "1", "--output", tmp_path / f"{tune}-{data.stem}"]
+            monkeypatch.setattr(sys, "argv", ["function.py", *map(str, options)])
+            example.main()
+        name = f"{tune}_without_coordinates_0", f"{tune}_with_coordinates_0"
+        withheld, given = (np.load(tmp_path / f"{tune}-chains" / each / "predictions.npz") for each in name)
+        missing = np.load(tmp_path / f"{tune}-unknown" / name[1] / "predictions.npz")
+        np.testing.assert_allclose(withheld["probabilities"], missing["probabilities"], atol=1e-6)
+        assert np.abs(withheld["probabilities"] - given["probabilities"]).max() > 1e-5
 
 
 @pytest.mark.slow

@@ -233,8 +233,9 @@ def fit(
 
 
 def tune_classifier(
-    task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, pooling: str = "cls", **options: Any
-) -> tuple[np.ndarray, dict[str, Any]]:
+    task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, pooling: str = "cls",
+    without_coords: bool = False, **options: Any,
+) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
     """Tune a whole model, or by LoRA, and save it in `folder`; the adapter of LoRA alone in `folder/adapter`.
 
     Returns probabilities of the test chains, and what `fit` returns.
@@ -245,6 +246,7 @@ def tune_classifier(
         processor.tokenizer,
         atoms=model.config.coordinate_atoms,
         mlm_probability=0,
+        drop_coords=float(without_coords),
         max_length=MAX_LENGTH,
         seed=options["seed"],
     )
@@ -269,10 +271,13 @@ def tune_classifier(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     rows = task.rows["test"]
-    return predict_probabilities(model, processor, fetch_rows(rows, range(len(rows)))), record
+    chosen = fetch_rows(rows, range(len(rows)))
+    return predict_probabilities(model, processor, chosen, without_coords=without_coords), record
 
 
-def tune_frozen(task: Task, checkpoint: Path, folder: Path, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+def tune_frozen(
+    task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, **options: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Embed all chains once and train an MLP on that; returns what `tune_classifier` does."""
     encoder, processor = load_checkpoint(checkpoint, any_head=True)
     model = PooledClassifier(encoder.config.hidden_size, len(task.terms))
@@ -280,7 +285,8 @@ def tune_frozen(task: Task, checkpoint: Path, folder: Path, **options: Any) -> t
         model.out[-1].bias.copy_(log_odds(task.labels["train"]))
     items = {}
     for split, rows in task.rows.items():
-        embeddings = embed_chains(encoder, fetch_rows(rows, range(len(rows))), processor.tokenizer)
+        chains = fetch_rows(rows, range(len(rows)))
+        embeddings = embed_chains(encoder, chains, processor.tokenizer, without_coords=without_coords)
         pairs = zip(map(torch.from_numpy, embeddings), torch.from_numpy(task.labels[split]), strict=True)
         items[split] = [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
     record = fit(model, items["train"], items["valid"], None, folder, batch_size=32, **options)
@@ -301,7 +307,8 @@ def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"settings": settings}, indent=2) + "\n")
     start = time.monotonic()
-    options = {name: settings[name] for name in ("num_train_epochs", "learning_rate", "head_learning_rate", "seed")}
+    names = ("num_train_epochs", "learning_rate", "head_learning_rate", "seed", "without_coords")
+    options = {name: settings[name] for name in names}
     transformers.set_seed(options["seed"])
     if settings["tune"] == "frozen":
         probabilities, record = tune_frozen(task, checkpoint, folder, **options)
@@ -491,7 +498,9 @@ def main() -> None:
         "--checkpoint", type=Path, default=shipped, metavar="FOLDER",
         help="pretrained with coordinates (default: the model that comes with the repository)",
     )  # fmt: skip
-    parser.add_argument("--baseline", type=Path, metavar="FOLDER", help="pretrained without coordinates")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--baseline", type=Path, metavar="FOLDER", help="pretrained without coordinates")
+    other.add_argument("--withheld", action="store_true", help="also the checkpoint itself, its coordinates withheld")
     parser.add_argument("--pretrained_on", type=Path, metavar="CHAINS.parquet", help="both have seen its split train")
     parser.add_argument("--tune", nargs="+", choices=LEARNING_RATES, default=["full"], help="default: full")
     parser.add_argument(
@@ -514,7 +523,9 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     task = load_task(arguments.data, arguments.annotations, arguments.splits, arguments.ontology, arguments.quick)
     checkpoints = {"with coordinates": arguments.checkpoint}
-    if arguments.baseline is not None:
+    if arguments.withheld:
+        checkpoints["without coordinates"] = arguments.checkpoint
+    elif arguments.baseline is not None:
         checkpoints["without coordinates"] = arguments.baseline
     folders: dict[tuple[str, str], list[Path]] = {}
     for tune in arguments.tune:
@@ -530,6 +541,7 @@ def main() -> None:
                     "token_budget": arguments.token_budget,
                     "pooling": "mean" if tune == "frozen" else arguments.pooling,
                     "seed": seed,
+                    "without_coords": arguments.withheld and model == "without coordinates",
                     "chains": {split: len(rows) for split, rows in task.rows.items()},
                     "terms": len(task.terms),
                 }
