@@ -45,6 +45,9 @@ class CoordformerConfig(EsmConfig):
             Number of points in space with which each head attends beside its queries, keys and values, in the frames of
             the residues (invariant point attention); 0: none. Time grows with the square of the length, memory with the
             length.
+        message_neighbours (`int`, defaults to 0):
+            Number of residues nearest in space whose messages each residue hears in every layer, beside its attention
+            with points; 0: none. Time and memory grow with the number.
         coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
             The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
         coordinate_dim (`int`, defaults to 3):
@@ -101,6 +104,7 @@ class CoordformerConfig(EsmConfig):
     coordinate_init: str = "normal"
     distance_bias: int = 0
     attention_points: int = 0
+    message_neighbours: int = 0
     hidden_act: str = "gelu"
     lm_head: str = "esm"
     classifier_pooling: str = "cls"
@@ -174,6 +178,15 @@ class CoordformerConfig(EsmConfig):
             raise ValueError(f"`distance_bias` is {self.distance_bias}; give at least 2 values, or 0 for no bias.")
         if self.attention_points < 0:
             raise ValueError(f"`attention_points` is {self.attention_points}; give a number of points, or 0 for none.")
+        if self.message_neighbours < 0:
+            raise ValueError(
+                f"`message_neighbours` is {self.message_neighbours}; give a number of residues, or 0 for none."
+            )
+        if self.message_neighbours and not self.attention_points:
+            raise ValueError(
+                f"`message_neighbours` is {self.message_neighbours}, but messages belong to attention with points: set "
+                "`attention_points`, too."
+            )
         if (self.attention_points or self.coordinate_embedding == "local") and self.coordinate_dim != 3:
             raise ValueError(
                 "Residues have frames in three dimensions alone: with `attention_points` or `coordinate_embedding` "

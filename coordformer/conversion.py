@@ -109,7 +109,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         raise ValueError(
             f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}"
         ) from error
-    new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias."]
+    new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias.", "coordformer.relations."]
     if not any(name.startswith("lm_head.") for name in weights):
         new.append("lm_head.")
     points = {name: module for name, module in model.named_modules() if isinstance(module, PointAttention)}
@@ -135,6 +135,8 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         torch.nn.init.zeros_(module.missing)
         with torch.no_grad():
             module.log_sigma.copy_(module.log_sigmas(1e4, 1e4))
+        if module.messages is not None:
+            torch.nn.init.zeros_(module.messages.reads.weight)
     model.to(dtype=source.dtype)  # type: ignore[call-arg]
     return model.eval()
 

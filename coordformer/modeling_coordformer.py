@@ -374,6 +374,127 @@ def neighbours_in_frames(
     return torch.cat(local, dim=2), torch.cat(known, dim=2)
 
 
+def nearest_residues(
+    origins: torch.Tensor,
+    seen: torch.Tensor,
+    runs: torch.Tensor | None,
+    count: int,
+    longest: int | None = None,
+    pairs: int = 2**24,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The observed residues of the same segment that are nearest in space, without the residue itself.
+
+    Args:
+        origins: (batch, sequence, 3).
+        seen: which are observed, (batch, sequence).
+        runs: segments, see `segment_runs`.
+        count: how many.
+        longest: tokens of the longest segment, beyond which none is looked for; default: of the row.
+        pairs: distances that are in memory at the same time.
+
+    Returns:
+        Their places in the row, and which of them there are: both (batch, sequence, count).
+    """
+    batch, length = seen.shape
+    longest = min(longest or length, length)
+    index = torch.arange(length, device=seen.device)
+    rows = max(1, pairs // (batch * min(length, 3 * longest)))
+    places, there = [], []
+    for start in range(0, length, rows):
+        end = min(start + rows, length)
+        first, last = max(0, start - longest), min(length, end + longest)
+        # Not by a matrix product, whose rounding would put neighbours in another order.
+        squares = (origins[:, start:end, None] - origins[:, None, first:last]).square().sum(dim=-1)
+        apart = (index[start:end, None] == index[first:last]) | ~(seen[:, start:end, None] & seen[:, None, first:last])
+        if runs is not None:
+            apart = apart | (runs[:, start:end, None] != runs[:, None, first:last])
+        found = squares.masked_fill(apart, torch.inf).topk(min(count, last - first), largest=False)
+        missing = count - found.indices.shape[-1]
+        places.append(nn.functional.pad(found.indices + first, (0, missing)))
+        there.append(nn.functional.pad(found.values.isfinite(), (0, missing)))
+    return torch.cat(places, dim=1), torch.cat(there, dim=1)
+
+
+class NeighbourRelations(nn.Module):
+    """How a residue and each of its nearest ones in space lie to one another: one layer, whose output all layers read.
+
+    Of a pair: the direction to the other in both frames, the turn from frame to frame, a Gaussian basis of the distance
+    and the separation along the chain (after Ingraham et al. 2019, section 2.2). Invariant to rotations.
+    """
+
+    bases = 16  # Gaussians, as wide as they are apart
+    reach = 20.0  # Å, where the last one is
+    separations = 16  # residues along the chain, beyond which all are alike
+    gain = 15.0  # features are of order 1, and weights start at hundredths
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        self.count = config.message_neighbours
+        width = config.hidden_size // 2
+        self.geometry = nn.Linear(3 + 3 + 9 + self.bases, width)
+        self.separation = nn.Embedding(2 * self.separations + 1, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(
+        self, frames, position_ids, runs, longest: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of `frames` (see `residue_frames`), with `count` neighbours of each residue.
+
+        Returns their places in the flattened batch (batch x sequence x count,), which of them there are (batch,
+        sequence, count), and the relations (batch, sequence, count, hidden / 2).
+        """
+        origins, axes, seen = frames
+        batch, length = seen.shape
+        with torch.no_grad(), maybe_autocast(origins.device.type, enabled=False):
+            places, there = nearest_residues(origins, seen, runs, self.count, longest)
+            rows = torch.arange(batch, device=places.device)[:, None, None]
+            apart = origins[rows, places] - origins.unsqueeze(2)
+            distances = (apart.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()
+            direction = (apart / distances).unsqueeze(-1)
+            mine, theirs = axes.unsqueeze(2), axes[rows, places]
+            # No `matmul`, as in `rotate_coordinates`.
+            turn = (mine.unsqueeze(-1) * theirs.unsqueeze(-2)).sum(dim=-3)
+            steps = torch.arange(self.bases, device=origins.device) * (self.reach / (self.bases - 1))
+            near = (-((distances - steps) * ((self.bases - 1) / self.reach)).square()).exp()
+            features = torch.cat(
+                ((direction * mine).sum(dim=-2), (direction * theirs).sum(dim=-2), turn.flatten(-2), near), dim=-1
+            )
+            positions = position_ids.expand(batch, length)
+            separations = (positions[rows, places] - positions.unsqueeze(2)).clamp(-self.separations, self.separations)
+        summed = self.geometry(features.to(self.geometry.weight.dtype)) + self.separation(
+            separations + self.separations
+        )
+        related = NeighbourMessages.gain * self.norm(nn.functional.gelu(self.gain * summed))
+        return (places + length * rows).flatten(), there, related
+
+
+class NeighbourMessages(nn.Module):
+    """What a residue hears of its nearest ones in space: the mean of a layer on both states and their relation.
+
+    As in message-passing networks (Dauparas et al. 2022), whose second layer commutes with the mean: `reads` is applied
+    once a residue and not once a pair. Where coordinates are missing nothing is heard.
+    """
+
+    gain = 5.0  # of each of the two steps, as in `NeighbourRelations`
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        width = config.hidden_size // 2
+        self.asks = nn.Linear(config.hidden_size, width)
+        self.tells = nn.Linear(config.hidden_size, width, bias=False)
+        self.relates = nn.Linear(width, width, bias=False)
+        self.reads = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor, relations) -> torch.Tensor:
+        """(batch, sequence, hidden), and what `NeighbourRelations` returns -> (batch, sequence, hidden)."""
+        places, there, related = relations
+        told = (self.gain * self.tells(hidden_states)).flatten(0, 1).index_select(0, places).view(*there.shape, -1)
+        asked = (self.gain * self.asks(hidden_states)).unsqueeze(2)
+        messages = nn.functional.silu(self.relates(related.to(told.dtype)).add_(told).add_(asked))
+        weights = there.to(messages.dtype).unsqueeze(-2) * (self.gain / there.shape[-1])
+        return self.reads((weights @ messages).squeeze(-2))
+
+
 class PointAttention(EsmSelfAttention):
     """ESM's self-attention, in which each head also attends with points: Jumper et al. 2021, algorithm 22.
 
@@ -383,7 +504,7 @@ class PointAttention(EsmSelfAttention):
 
     -|q - k|^2 / 2 = q.k - |k|^2 / 2 - |q|^2 / 2 is a product of 3 P + 2 features, as in the paper's section 2, so that
     any attention kernel computes it and no pair is kept. Where coordinates are missing, a key has a constant in place
-    of its distance, and a query none.
+    of its distance, and a query none. With `config.message_neighbours` the messages of the nearest residues are added.
     """
 
     # Rates of learning are those of weights, which move by thousandths; sigma has to move by factors.
@@ -399,6 +520,7 @@ class PointAttention(EsmSelfAttention):
         self.read_points = nn.Linear(heads * (self.points * 4 + 1), width)
         self.log_sigma = nn.Parameter(torch.empty(heads))
         self.missing = nn.Parameter(torch.empty(heads))
+        self.messages = NeighbourMessages(config) if config.message_neighbours else None
 
     def log_sigmas(self, first: float, last: float) -> torch.Tensor:
         """Values of `log_sigma` for widths from `first` to `last`, Å, over the heads."""
@@ -412,6 +534,7 @@ class PointAttention(EsmSelfAttention):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         *,
         frames: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        relations: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
@@ -433,7 +556,10 @@ class PointAttention(EsmSelfAttention):
             value, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
             points = self._points_read(points, frames)
         value = value.flatten(2).to(hidden_states.dtype)
-        return value + self.read_points(points.to(hidden_states.dtype)), weights
+        output = value + self.read_points(points.to(hidden_states.dtype))
+        if self.messages is not None:
+            output = output + self.messages(hidden_states, relations)
+        return output, weights
 
     def _add_points(self, hidden_states, query, key, value, frames):
         """Queries, keys and values (batch, heads, sequence, features) with features of their points behind."""
@@ -604,11 +730,12 @@ class CoordformerPreTrainedModel(PreTrainedModel):
                 module.sequence_encoder.config._attn_implementation = self.config._attn_implementation
 
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, every_n_layers=1):
-        # The bias reaches a layer by name, as its mask: there reentrant checkpoints lead no gradient.
+        # Both reach a layer by name: there reentrant checkpoints lead no gradient.
         options = getattr(gradient_checkpointing_func, "keywords", {})
-        if enable and self.config.distance_bias and options.get("use_reentrant"):
+        named = [name for name in ("distance_bias", "message_neighbours") if getattr(self.config, name)]
+        if enable and named and options.get("use_reentrant"):
             raise ValueError(
-                "`gradient_checkpointing_kwargs` has use_reentrant=True, with which `config.distance_bias` gets no "
+                f"`gradient_checkpointing_kwargs` has use_reentrant=True, with which `config.{named[0]}` gets no "
                 "gradient; leave it out or set it to False."
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
@@ -724,6 +851,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
             self.contact_head = ContactHead(config)
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
         self.distance_bias = DistanceBias(config) if config.distance_bias else None
+        self.relations = NeighbourRelations(config) if config.message_neighbours else None
         self.sequence_encoder = self.connector = None
         if isinstance(config.sequence_encoder, EsmConfig):
             without_coordinates = _sequence_encoder_config(config.sequence_encoder)
@@ -876,6 +1004,9 @@ class CoordformerModel(CoordformerPreTrainedModel):
                     )
                 origins, axes, seen = frames
                 kwargs["frames"] = (origins / self.config.coordinate_scale, axes, seen)
+                if self.relations is not None:
+                    longest = None if runs is None else kwargs.get("max_length_q")
+                    kwargs["relations"] = self.relations(frames, position_ids, runs, longest)
             if self.distance_bias is not None:
                 bias = self.distance_bias(placed, observed).to(embeddings.dtype)
         embeddings = self._add_positions(embeddings, position_ids)

@@ -40,7 +40,7 @@ from .evaluation import letter_ids, open_chains
 from .figures import plot_losses, write_log
 from .files import write_text
 from .metrics import count_predictions, summarise
-from .modeling_coordformer import CoordformerForMaskedLM
+from .modeling_coordformer import CoordformerForMaskedLM, NeighbourMessages
 from .muon import MuonAdamW, parameter_groups
 from .processing_coordformer import CoordformerProcessor, chain_arrays
 
@@ -87,6 +87,9 @@ class ModelArguments:
         metadata={"help": "Values of a learned function of distance, added to attention; its batches are padded."},
     )
     attention_points: int = field(default=0, metadata={"help": "Points in space with which each head attends."})
+    message_neighbours: int = field(
+        default=0, metadata={"help": "Residues nearest in space that are heard in every layer; needs points."}
+    )
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
     )
@@ -217,12 +220,16 @@ def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") -> CoordformerForMaskedLM:
-    """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given."""
+    """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given.
+
+    An ESM-2 there may get any of them, and a Coordformer with `attention_points` messages of `message_neighbours`.
+    """
     atoms = arguments.coordinate_atoms
     coordinates = {
         "coordinate_embedding": arguments.coordinate_embedding,
         "distance_bias": arguments.distance_bias,
         "attention_points": arguments.attention_points,
+        "message_neighbours": arguments.message_neighbours,
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
@@ -239,16 +246,26 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         raise ValueError(
             f"--sequence_encoder is of a new model, but --init_from is {arguments.init_from}; leave one of them out."
         )
-    if AutoConfig.from_pretrained(arguments.init_from).model_type == "esm":
+    config = AutoConfig.from_pretrained(arguments.init_from)
+    if config.model_type == "esm":
         model = from_esm(arguments.init_from, **coordinates)
         model.set_attn_implementation(attn_implementation)
         return model
+    # Messages can be added to a model with points, which goes on as it was until they are read.
+    added = {}
+    if config.attention_points and not config.message_neighbours:
+        added["message_neighbours"] = arguments.message_neighbours
     try:
-        model = AutoModelForMaskedLM.from_pretrained(arguments.init_from, attn_implementation=attn_implementation)
+        model = AutoModelForMaskedLM.from_pretrained(
+            arguments.init_from, attn_implementation=attn_implementation, **added
+        )
     except SafetensorError as error:
         raise ValueError(
             f"The weights in {arguments.init_from} are damaged or cut off ({error}); copy them again."
         ) from error
+    for module in model.modules():
+        if added and isinstance(module, NeighbourMessages):
+            torch.nn.init.zeros_(module.reads.weight)
     for name, value in coordinates.items():
         if getattr(model.config, name) != value:
             raise ValueError(

@@ -4,16 +4,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import STRUCTURES, make_config, make_model, outputs_of, pad_rows, random_chain
+from huggingface_hub.errors import StrictDataclassError
 from transformers import EsmConfig, EsmForMaskedLM
 
 from coordformer import CoordformerProcessor, from_esm, read_chains
 from coordformer.geometry import rotations_from_normals
-from coordformer.modeling_coordformer import NEIGHBOURS, PointAttention, neighbours_in_frames, residue_frames
+from coordformer.modeling_coordformer import (
+    NEIGHBOURS,
+    NeighbourMessages,
+    NeighbourRelations,
+    PointAttention,
+    nearest_residues,
+    neighbours_in_frames,
+    residue_frames,
+)
 
 WAYS = {
     "local": {"coordinate_embedding": "local"},
     "points": {"coordinate_embedding": "none", "attention_points": 3},
     "both": {"coordinate_embedding": "local", "attention_points": 3},
+    "messages": {"coordinate_embedding": "none", "attention_points": 2, "message_neighbours": 6},
     "both, backbone": {"coordinate_embedding": "local", "attention_points": 2, "coordinate_atoms": ("N", "CA", "C")},
 }
 
@@ -88,6 +98,69 @@ def test_neighbours_of_an_ideal_helix_look_the_same_from_each_residue():
         torch.testing.assert_close(local[0, 4:-4], local[0, 4:5].expand(12, -1, -1), atol=1e-4, rtol=0)
         views.append(local[0, 10])
     assert (views[0] - views[1]).abs().max() > 1
+
+
+@pytest.mark.parametrize("pairs", [2**24, 700])
+def test_the_nearest_are_those_of_a_search_by_hand(pairs):
+    """Across segments, padding and missing residues; in pieces or at once."""
+    generator = torch.Generator().manual_seed(0)
+    origins = torch.randn(2, 40, 3, generator=generator) * 10
+    seen = torch.rand(2, 40, generator=generator) > 0.2
+    runs = torch.tensor([[0] * 25 + [1] * 15, [0] * 3 + [1] * 20 + [2] * 17])
+    for segments, longest in ((runs, 25), (runs, None), (None, None)):
+        places, there = nearest_residues(origins, seen, segments, 8, longest, pairs)
+        assert places.shape == there.shape == (2, 40, 8)
+        for row in range(2):
+            for i in range(40):
+                others = [
+                    j for j in range(40)
+                    if j != i and seen[row, i] and seen[row, j] and (segments is None or runs[row, i] == runs[row, j])
+                ]  # fmt: skip
+                others.sort(key=lambda j: (origins[row, i] - origins[row, j]).norm().item())
+                assert places[row, i][there[row, i]].tolist() == others[:8]
+
+
+def test_relations_are_computed_by_hand():
+    """Of residue 1 and the two beside it in the chain of the frame above, with weights that pass features on."""
+    coords, observed, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
+    frames = residue_frames(coords, observed, positions, None, ["CA"])
+    module = NeighbourRelations(make_config(attention_points=1, message_neighbours=3, hidden_size=64))
+    features = []
+    module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    apart = []
+    module.separation.register_forward_pre_hook(lambda _, inputs: apart.append(inputs[0]))
+    places, there, related = module(frames, positions, None, None)
+    assert there.all() and related.shape == (1, 4, 3, 32)
+    places = places.view(4, 3)
+    assert places[1].tolist() == [0, 2, 3] and (apart[0][0, 1] - module.separations).tolist() == [-1, 1, 2]
+    second = features[0][0, 1, 1]  # 4 Å away, in the frame of residue 1 and in its own
+    _, axes, _ = (each[0] for each in frames)
+    direction = torch.tensor([0.0, 1.0, 0.0])
+    torch.testing.assert_close(second[:3], direction @ axes[1])
+    torch.testing.assert_close(second[3:6], direction @ axes[2])
+    torch.testing.assert_close(second[6:15].view(3, 3), axes[1].T @ axes[2])
+    expected = np.exp(-(((4 - np.linspace(0, 20, 16)) / (20 / 15)) ** 2))
+    np.testing.assert_allclose(second[15:], expected, atol=1e-5)
+    assert not features[0][0, 1, 0, 3:15].any(), "the first residue has no frame of its own"
+
+
+def test_messages_are_those_of_a_loop_over_pairs():
+    config = make_config(attention_points=1, message_neighbours=4)
+    module = NeighbourMessages(config)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    hidden = torch.randn(2, 7, config.hidden_size)
+    places, there = torch.randint(7, (2, 7, 4)), torch.rand(2, 7, 4) > 0.3
+    related = torch.randn(2, 7, 4, config.hidden_size // 2)
+    output = module(hidden, ((places + torch.tensor([0, 7])[:, None, None]).flatten(), there, related))
+    for row in range(2):
+        for i in range(7):
+            heard = torch.zeros(config.hidden_size // 2)
+            for k in range(4):
+                told = module.tells(hidden[row, places[row, i, k]]) + module.asks(hidden[row, i])
+                message = torch.nn.functional.silu(5 * told + module.relates(related[row, i, k]))
+                heard = heard + 5 / 4 * message * there[row, i, k]
+            torch.testing.assert_close(output[row, i], module.reads(heard), atol=1e-5, rtol=1e-4)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -183,6 +256,57 @@ def test_points_keep_float32_beside_bfloat16(how):
     assert (output - expected).abs().mean() < 0.03 * expected.std()
 
 
+def test_packed_chains_hear_what_they_hear_alone():
+    model = make_model(coordinate_embedding="none", attention_points=2, message_neighbours=6)
+    chains = [random_chain(length) for length in (14, 5, 22)]
+    alone = torch.cat([outputs_of(model, pad_rows([chain]))[0] for chain in chains])
+    packed = {name: torch.cat([chain[name] for chain in chains], dim=1) for name in ("input_ids", "coords")}
+    packed["segment_ids"] = torch.repeat_interleave(torch.arange(3), torch.tensor([16, 7, 24]))[None]
+    together = outputs_of(model, packed)[0]
+    torch.testing.assert_close(together, alone, atol=2e-3 * alone.std().item(), rtol=0)
+
+
+def test_a_residue_hears_the_letters_beside_it_in_space_and_no_others_in_one_layer():
+    """Attention switched off: what remains is messages."""
+    model = make_model(coordinate_embedding="none", attention_points=1, message_neighbours=3, num_hidden_layers=1)
+    attention = model.coordformer.esm.encoder.layer[0].attention.self
+    for layer in (attention.value, attention.read_points):
+        torch.nn.init.zeros_(layer.weight)
+    row = pad_rows([random_chain(20)])
+    before = outputs_of(model, row)[0]
+    squares = (row["coords"][0, 7] - row["coords"][0]).square().sum(dim=-1)
+    squares[7] = torch.inf
+    order = squares.nan_to_num(torch.inf).argsort()
+    for number, j in enumerate(order[:6].tolist()):
+        changed = row["input_ids"].clone()
+        changed[0, j] = 5 if changed[0, j] != 5 else 6
+        difference = (outputs_of(model, row | {"input_ids": changed})[0, 7] - before[7]).abs().max()
+        assert (difference > 1e-6) == (number < 3), (number, difference)
+
+
+def test_messages_need_points_and_checkpoints_that_lead_their_gradient():
+    with pytest.raises(
+        StrictDataclassError, match="`message_neighbours` is 4, but messages belong to attention with points"
+    ):
+        make_config(message_neighbours=4)
+    with pytest.raises(StrictDataclassError, match="`message_neighbours` is -1"):
+        make_config(attention_points=1, message_neighbours=-1)
+    model = make_model(attention_points=1, message_neighbours=4)
+    with pytest.raises(ValueError, match="with which `config.message_neighbours` gets no gradient"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    row = pad_rows([random_chain(9)])
+    gradients = []
+    for enable in (False, True):
+        if enable:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        model.zero_grad()
+        outputs_of(model, row).square().sum().backward()
+        gradients.append(model.coordformer.relations.geometry.weight.grad.clone())
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
 def test_flash_attention_with_points_is_refused():
     model = make_model(attention_points=2)
     model.config._attn_implementation = "flash_attention_2"
@@ -195,14 +319,14 @@ def test_points_added_to_esm_change_nothing_at_first():
     esm = EsmForMaskedLM(
         EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", **shape)
     ).eval()
-    model = from_esm(esm, attention_points=4, coordinate_embedding="local")
+    model = from_esm(esm, attention_points=4, coordinate_embedding="local", message_neighbours=5)
     chain = read_chains(STRUCTURES / "1orc.pdb.gz")[0]
     batch = CoordformerProcessor()(chain.sequence, coords=chain.coords)
     expected = esm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
     model(**batch, labels=batch["input_ids"]).loss.backward()
     for name, parameter in model.named_parameters():
-        if "read_points" in name:
+        if "read_points" in name or "messages.reads" in name:
             assert parameter.grad.any(), name
 
 
