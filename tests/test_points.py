@@ -18,6 +18,7 @@ from coordformer.modeling_coordformer import (
     neighbours_in_frames,
     residue_frames,
 )
+from coordformer.training import ModelArguments, build_model
 
 WAYS = {
     "local": {"coordinate_embedding": "local"},
@@ -282,6 +283,24 @@ def test_a_residue_hears_the_letters_beside_it_in_space_and_no_others_in_one_lay
         changed[0, j] = 5 if changed[0, j] != 5 else 6
         difference = (outputs_of(model, row | {"input_ids": changed})[0, 7] - before[7]).abs().max()
         assert (difference > 1e-6) == (number < 3), (number, difference)
+
+
+def test_messages_are_added_to_a_trained_model(tmp_path):
+    """It predicts what it did; then they are trained with the rest."""
+    model = make_model(attention_points=2)
+    model.save_pretrained(tmp_path)
+    given = {"init_from": str(tmp_path), "attention_points": 2}
+    grown = build_model(ModelArguments(**given, message_neighbours=4)).eval()
+    assert grown.config.message_neighbours == 4
+    row = pad_rows([random_chain(11)])
+    torch.testing.assert_close(grown(**row).logits, model(**row).logits)
+    grown(**row, labels=row["input_ids"]).loss.backward()
+    assert grown.coordformer.esm.encoder.layer[0].attention.self.messages.reads.weight.grad.any()
+    with pytest.raises(ValueError, match="has attention_points=2, not 3; set --attention_points to it"):
+        build_model(ModelArguments(init_from=str(tmp_path), attention_points=3, message_neighbours=4))
+    grown.save_pretrained(tmp_path / "grown")
+    with pytest.raises(ValueError, match="has message_neighbours=4, not 5; set --message_neighbours to it"):
+        build_model(ModelArguments(**given | {"init_from": str(tmp_path / "grown")}, message_neighbours=5))
 
 
 def test_messages_need_points_and_checkpoints_that_lead_their_gradient():
