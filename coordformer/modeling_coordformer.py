@@ -1005,8 +1005,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 origins, axes, seen = frames
                 kwargs["frames"] = (origins / self.config.coordinate_scale, axes, seen)
                 if self.relations is not None:
-                    longest = None if runs is None else kwargs.get("max_length_q")
-                    kwargs["relations"] = self.relations(frames, position_ids, runs, longest)
+                    bound = None if runs is None else kwargs.get("max_length_q")
+                    kwargs["relations"] = self.relations(frames, position_ids, runs, bound)
             if self.distance_bias is not None:
                 bias = self.distance_bias(placed, observed).to(embeddings.dtype)
         embeddings = self._add_positions(embeddings, position_ids)
