@@ -398,7 +398,8 @@ def nearest_residues(
     batch, length = seen.shape
     longest = min(longest or length, length)
     index = torch.arange(length, device=seen.device)
-    rows = max(1, pairs // (batch * min(length, 3 * longest)))
+    # Each looks at the whole row, or at `longest` tokens on either side.
+    rows = max(1, pairs // (batch * length), int((longest**2 + pairs / batch) ** 0.5) - longest)
     places, there = [], []
     for start in range(0, length, rows):
         end = min(start + rows, length)
