@@ -49,6 +49,7 @@ VARIANTS = {
         "attention_points": 2,
         "coordinate_atoms": ("N", "CA", "C"),
     },
+    "messages": {"coordinate_embedding": "local", "attention_points": 2, "message_neighbours": 5},
     "points without positions": {"attention_points": 2, "position_embedding_type": "none"},
     "behind ESM-2": {"sequence_encoder": ESM_2, "lm_head": "linear"},
 }
@@ -842,6 +843,11 @@ def test_dropout_of_attention_is_not_ignored_by_varlen():
         ({"sequence_encoder": ESM_2}, '`lm_head` must be "linear".*not .esm. and .normal.'),
         ({"distance_bias": 1}, "`distance_bias` is 1; give at least 2 values, or 0 for no bias"),
         ({"attention_points": -1}, "`attention_points` is -1; give a number of points, or 0 for none"),
+        (
+            {"attention_points": 1, "message_neighbours": -1},
+            "`message_neighbours` is -1; give a number of residues, or 0",
+        ),
+        ({"message_neighbours": 4}, "`message_neighbours` is 4, but messages belong to attention with points"),
         ({"attention_points": 2, "coordinate_dim": 2}, "`coordinate_dim` must be 3, not 2"),
         (
             {"coordinate_embedding": "local", "position_embedding_type": "none"},

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import STRUCTURES, make_config, make_model, outputs_of, pad_rows, random_chain
-from huggingface_hub.errors import StrictDataclassError
 from transformers import EsmConfig, EsmForMaskedLM
 
 from coordformer import CoordformerProcessor, from_esm, read_chains
@@ -303,13 +302,7 @@ def test_messages_are_added_to_a_trained_model(tmp_path):
         build_model(ModelArguments(**given | {"init_from": str(tmp_path / "grown")}, message_neighbours=5))
 
 
-def test_messages_need_points_and_checkpoints_that_lead_their_gradient():
-    with pytest.raises(
-        StrictDataclassError, match="`message_neighbours` is 4, but messages belong to attention with points"
-    ):
-        make_config(message_neighbours=4)
-    with pytest.raises(StrictDataclassError, match="`message_neighbours` is -1"):
-        make_config(attention_points=1, message_neighbours=-1)
+def test_checkpoints_lead_the_gradient_of_relations_or_are_refused():
     model = make_model(attention_points=1, message_neighbours=4)
     with pytest.raises(ValueError, match="with which `config.message_neighbours` gets no gradient"):
         model.gradient_checkpointing_enable({"use_reentrant": True})

@@ -109,9 +109,9 @@ class DistanceBiasTest(PlainTest):
 
 
 class PointsTest(PlainTest):
-    """Frames and points."""
+    """Frames, points and messages."""
 
-    fields = {"coordinate_embedding": "local", "attention_points": 2}
+    fields = {"coordinate_embedding": "local", "attention_points": 2, "message_neighbours": 3}
 
 
 class SequenceEncoderTest(PlainTest):
