@@ -341,6 +341,8 @@ def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
         write_text(path, json.dumps(settings, indent=2) + "\n")
         return
     before = json.loads(path.read_text())
+    # What an older version did not write has its default.
+    before["model"] = json.loads(json.dumps(CoordformerConfig.from_dict(before["model"]).to_dict()))
     # The same data may lie elsewhere by now; its size stands for it.
     passing = {"transformers_version", "data", "valid_data"}
     changed = [
