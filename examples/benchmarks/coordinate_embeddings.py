@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step with each coordinate embedding, against the number of points.
+"""Time and peak memory of a training step with each way in which coordinates enter, against the number of points.
 
     python examples/benchmarks/coordinate_embeddings.py
 
@@ -28,6 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "linear": {"coordinate_embedding": "linear"},
     "quadratic": {"coordinate_embedding": "quadratic"},
     "distance bias": {"coordinate_embedding": "none", "distance_bias": 32},
+    "points": {"coordinate_embedding": "local", "attention_points": 4},
+    "messages": {"coordinate_embedding": "local", "attention_points": 4, "message_neighbours": 24},
 }
 
 
