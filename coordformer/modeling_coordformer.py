@@ -446,8 +446,8 @@ class NeighbourRelations(nn.Module):
         """
         origins, axes, seen = frames
         batch, length = seen.shape
-        with torch.no_grad(), maybe_autocast(origins.device.type, enabled=False):
-            places, there = nearest_residues(origins, seen, runs, self.count, longest)
+        with maybe_autocast(origins.device.type, enabled=False):
+            places, there = nearest_residues(origins.detach(), seen, runs, self.count, longest)
             rows = torch.arange(batch, device=places.device)[:, None, None]
             apart = origins[rows, places] - origins.unsqueeze(2)
             distances = (apart.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()
@@ -473,7 +473,7 @@ class NeighbourMessages(nn.Module):
     """What a residue hears of its nearest ones in space: the mean of a layer on both states and their relation.
 
     As in message-passing networks (Dauparas et al. 2022), whose second layer commutes with the mean: `reads` is applied
-    once a residue and not once a pair. Where coordinates are missing nothing is heard.
+    once a residue and not once a pair. The mean is over `config.message_neighbours`, those that are not there silent.
     """
 
     gain = 5.0  # of each of the two steps, as in `NeighbourRelations`

@@ -179,6 +179,40 @@ def test_rotations_and_translations_change_nothing_and_mirrors_do(fields):
     assert (outputs_of(model, mirrored) - before)[real].abs().max() > 0.1 * before.std()
 
 
+@pytest.mark.parametrize("fields", WAYS.values(), ids=WAYS)
+def test_gradients_of_coordinates_neither_move_nor_turn_the_chain(fields):
+    """An invariant function pulls at residues with forces whose sum and torque are zero, in all its parts."""
+    model = make_model(**fields)
+    row = random_chain(20, len(model.config.coordinate_atoms))
+    row["coords"].requires_grad_()
+    outputs_of(model, row)[0].square().sum().backward()
+    forces, places = row["coords"].grad.reshape(-1, 3), row["coords"].detach().nan_to_num().reshape(-1, 3)
+    size = forces.norm(dim=-1).sum()
+    assert forces.isfinite().all() and size > 0
+    assert forces.sum(dim=0).norm() < 1e-3 * size
+    arms = places - places.mean(dim=0)
+    torque = torch.linalg.cross(arms, forces).sum(dim=0)
+    assert torque.norm() < 1e-3 * (arms.norm(dim=-1) * forces.norm(dim=-1)).sum()
+
+
+def test_messages_have_their_part_in_the_gradient_of_coordinates():
+    """Against a difference of two evaluations, with all other residues as neighbours."""
+    model = make_model(coordinate_embedding="none", attention_points=1, message_neighbours=25, num_hidden_layers=1)
+    row = random_chain(20)
+    direction = torch.randn_like(row["coords"])
+    torch.nn.init.zeros_(model.coordformer.esm.encoder.layer[0].attention.self.read_points.weight)
+
+    def value(coords: torch.Tensor) -> torch.Tensor:
+        return outputs_of(model, row | {"coords": coords})[0].double().square().sum()
+
+    coords = row["coords"].clone().requires_grad_()
+    value(coords).backward()
+    slope = (coords.grad.nan_to_num() * direction).sum().item()
+    with torch.no_grad():
+        rise = (value(row["coords"] + 0.01 * direction) - value(row["coords"] - 0.01 * direction)).item()
+    assert slope == pytest.approx(rise / 0.02, rel=0.05)
+
+
 def attend_one_by_one(module: PointAttention, hidden, frames) -> torch.Tensor:
     """Jumper et al. 2021, algorithm 22, residue by residue and head by head, without pair representation."""
     origins, axes, seen = (each[0] for each in frames)

@@ -42,7 +42,7 @@ def test_the_card_has_what_was_measured_and_how_it_was_trained(model):
     )
     assert f"{card}\n" == (FOLDER / "README.md").read_text()
     assert {"command", "commit of the code", "SHA-256 of the data", "updates"} <= facts.keys()
-    assert [report["coordinates"] for report in REPORTS] == ["local and points", "withheld"]
+    assert [report["coordinates"] for report in REPORTS] == ["local, points and messages", "withheld"]
     assert all(report["checkpoint"] == FOLDER.name and report["split"] == "valid" for report in REPORTS)
 
 
