@@ -21,7 +21,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Task:
     """Chains of a data set that DeepFRI's lists name, and what they do.
 
     `rows` and `labels` (chains, terms) by split, `annotations` (indices of terms) by the id of a row, `left_out` the
-    numbers of listed chains that the data do not have, or that have no term.
+    numbers of listed chains that the data do not have, or that have no term; `embeddings` keeps what `embed_task` made.
     """
 
     terms: list[str]
@@ -84,6 +84,7 @@ class Task:
     labels: dict[str, np.ndarray]
     annotations: dict[str, np.ndarray]
     left_out: dict[str, dict[str, int]]
+    embeddings: dict[tuple[Path, bool], dict[str, list[np.ndarray]]] = field(default_factory=dict)
 
 
 def load_task(data: Path, annotations: Path, splits: Sequence[Path], ontology: str, quick: bool = False) -> Task:
@@ -275,18 +276,30 @@ def tune_classifier(
     return predict_probabilities(model, processor, chosen, without_coords=without_coords), record
 
 
+def embed_task(task: Task, checkpoint: Path, without_coords: bool) -> dict[str, list[np.ndarray]]:
+    """Mean states of all chains by split, made once for all seeds."""
+    key = (checkpoint, without_coords)
+    if key not in task.embeddings:
+        encoder, processor = load_checkpoint(checkpoint, any_head=True)
+        task.embeddings[key] = {
+            split: embed_chains(
+                encoder, fetch_rows(rows, range(len(rows))), processor.tokenizer, without_coords=without_coords
+            )
+            for split, rows in task.rows.items()
+        }
+    return task.embeddings[key]
+
+
 def tune_frozen(
     task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Embed all chains once and train an MLP on that; returns what `tune_classifier` does."""
-    encoder, processor = load_checkpoint(checkpoint, any_head=True)
-    model = PooledClassifier(encoder.config.hidden_size, len(task.terms))
+    """Train an MLP on the embeddings of all chains; returns what `tune_classifier` does."""
+    embedded = embed_task(task, checkpoint, without_coords)
+    model = PooledClassifier(len(embedded["train"][0]), len(task.terms))
     with torch.no_grad():
         model.out[-1].bias.copy_(log_odds(task.labels["train"]))
     items = {}
-    for split, rows in task.rows.items():
-        chains = fetch_rows(rows, range(len(rows)))
-        embeddings = embed_chains(encoder, chains, processor.tokenizer, without_coords=without_coords)
+    for split, embeddings in embedded.items():
         pairs = zip(map(torch.from_numpy, embeddings), torch.from_numpy(task.labels[split]), strict=True)
         items[split] = [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
     record = fit(model, items["train"], items["valid"], None, folder, batch_size=32, **options)
