@@ -136,7 +136,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         with torch.no_grad():
             module.log_sigma.copy_(module.log_sigmas(1e4, 1e4))
         if module.messages is not None:
-            torch.nn.init.zeros_(module.messages.reads.weight)
+            module.messages.silence()
     model.to(dtype=source.dtype)  # type: ignore[call-arg]
     return model.eval()
 

@@ -486,6 +486,10 @@ class NeighbourMessages(nn.Module):
         self.relates = nn.Linear(width, width, bias=False)
         self.reads = nn.Linear(width, config.hidden_size, bias=False)
 
+    def silence(self) -> None:
+        """Let nothing be heard until training moves `reads`: what a trained model is given starts thus."""
+        nn.init.zeros_(self.reads.weight)
+
     def forward(self, hidden_states: torch.Tensor, relations) -> torch.Tensor:
         """(batch, sequence, hidden), and what `NeighbourRelations` returns -> (batch, sequence, hidden)."""
         places, there, related = relations

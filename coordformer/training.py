@@ -265,7 +265,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         ) from error
     for module in model.modules():
         if added and isinstance(module, NeighbourMessages):
-            torch.nn.init.zeros_(module.reads.weight)
+            module.silence()
     for name, value in coordinates.items():
         if getattr(model.config, name) != value:
             raise ValueError(
