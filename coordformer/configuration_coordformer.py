@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 COORDINATE_EMBEDDINGS = ("linear", "quadratic", "local", "none")
 COORDINATE_INITS = ("normal", "gaussian")
 POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
+MESSAGE_TYPES = ("plain", "gated")
 LM_HEADS = ("esm", "linear")
 CLASSIFIER_POOLINGS = ("cls", "mean")
 
@@ -48,6 +49,10 @@ class CoordformerConfig(EsmConfig):
         message_neighbours (`int`, defaults to 0):
             Number of residues nearest in space whose messages each residue hears in every layer, beside its attention
             with points; 0: none. Time and memory grow with the number.
+        message_type (`str`, defaults to `"plain"`):
+            `"plain"`: messages half as wide as the hidden states, of one layer on both states and the relation of the
+            pair; `"gated"`: as wide as the hidden states and multiplied by a gate of the sender and the relation,
+            which also knows the distances between the neighbours of both along the chain.
         coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
             The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
         coordinate_dim (`int`, defaults to 3):
@@ -105,6 +110,7 @@ class CoordformerConfig(EsmConfig):
     distance_bias: int = 0
     attention_points: int = 0
     message_neighbours: int = 0
+    message_type: str = "plain"
     hidden_act: str = "gelu"
     lm_head: str = "esm"
     classifier_pooling: str = "cls"
@@ -133,6 +139,7 @@ class CoordformerConfig(EsmConfig):
             ("coordinate_embedding", COORDINATE_EMBEDDINGS),
             ("coordinate_init", COORDINATE_INITS),
             ("position_embedding_type", POSITION_EMBEDDINGS),
+            ("message_type", MESSAGE_TYPES),
             ("lm_head", LM_HEADS),
             ("classifier_pooling", CLASSIFIER_POOLINGS),
         ):

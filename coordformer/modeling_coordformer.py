@@ -420,7 +420,9 @@ class NeighbourRelations(nn.Module):
     """How a residue and each of its nearest ones in space lie to one another: one layer, whose output all layers read.
 
     Of a pair: the direction to the other in both frames, the turn from frame to frame, a Gaussian basis of the distance
-    and the separation along the chain (after Ingraham et al. 2019, section 2.2). Invariant to rotations.
+    and the separation along the chain (after Ingraham et al. 2019, section 2.2); for gated messages the basis is of all
+    nine distances between the residues of either and those beside them along the chain, as Dauparas et al. 2022 have it
+    for C-alphas. Invariant to rotations.
     """
 
     bases = 16  # Gaussians, as wide as they are apart
@@ -431,8 +433,9 @@ class NeighbourRelations(nn.Module):
     def __init__(self, config: CoordformerConfig):
         super().__init__()
         self.count = config.message_neighbours
+        self.beside = (-1, 0, 1) if config.message_type == "gated" else (0,)
         width = config.hidden_size // 2
-        self.geometry = nn.Linear(3 + 3 + 9 + self.bases, width)
+        self.geometry = nn.Linear(3 + 3 + 9 + len(self.beside) ** 2 * self.bases, width)
         self.separation = nn.Embedding(2 * self.separations + 1, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
@@ -450,13 +453,11 @@ class NeighbourRelations(nn.Module):
             places, there = nearest_residues(origins.detach(), seen, runs, self.count, longest)
             rows = torch.arange(batch, device=places.device)[:, None, None]
             apart = origins[rows, places] - origins.unsqueeze(2)
-            distances = (apart.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()
-            direction = (apart / distances).unsqueeze(-1)
+            direction = (apart / (apart.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()).unsqueeze(-1)
             mine, theirs = axes.unsqueeze(2), axes[rows, places]
             # No `matmul`, as in `rotate_coordinates`.
             turn = (mine.unsqueeze(-1) * theirs.unsqueeze(-2)).sum(dim=-3)
-            steps = torch.arange(self.bases, device=origins.device) * (self.reach / (self.bases - 1))
-            near = (-((distances - steps) * ((self.bases - 1) / self.reach)).square()).exp()
+            near = self._near(origins, seen, position_ids, runs, rows, places)
             features = torch.cat(
                 ((direction * mine).sum(dim=-2), (direction * theirs).sum(dim=-2), turn.flatten(-2), near), dim=-1
             )
@@ -468,23 +469,44 @@ class NeighbourRelations(nn.Module):
         related = NeighbourMessages.gain * self.norm(nn.functional.gelu(self.gain * summed))
         return (places + length * rows).flatten(), there, related
 
+    def _near(self, origins, seen, position_ids, runs, rows, places) -> torch.Tensor:
+        """Gaussian basis of the distances between the residues `beside` both of a pair, zero where one is missing."""
+        points, known = [], []
+        for offset in self.beside:
+            shifted, there = shift_residues(torch.cat((origins, seen.unsqueeze(-1)), -1), offset, position_ids, runs)
+            points.append(shifted[..., :3])
+            known.append(there & shifted[..., 3].bool())
+        mine, here = torch.stack(points, dim=2), torch.stack(known, dim=2)
+        # (batch, sequence, count, beside, beside)
+        apart = mine[:, :, None, :, None] - mine[rows, places].unsqueeze(3)
+        both = here[:, :, None, :, None] & here[rows, places].unsqueeze(3)
+        distances = (apart.square().sum(dim=-1) + 1e-6).sqrt().unsqueeze(-1)
+        steps = torch.arange(self.bases, device=origins.device) * (self.reach / (self.bases - 1))
+        near = (-((distances - steps) * ((self.bases - 1) / self.reach)).square()).exp()
+        return (near * both.unsqueeze(-1)).flatten(-3)
+
 
 class NeighbourMessages(nn.Module):
     """What a residue hears of its nearest ones in space: the mean of a layer on both states and their relation.
 
     As in message-passing networks (Dauparas et al. 2022), whose second layer commutes with the mean: `reads` is applied
     once a residue and not once a pair. The mean is over `config.message_neighbours`, those that are not there silent.
+    A gated message is multiplied by a linear function of the sender's state and the relation (Shazeer 2020).
     """
 
     gain = 5.0  # of each of the two steps, as in `NeighbourRelations`
 
     def __init__(self, config: CoordformerConfig):
         super().__init__()
-        width = config.hidden_size // 2
-        self.asks = nn.Linear(config.hidden_size, width)
-        self.tells = nn.Linear(config.hidden_size, width, bias=False)
-        self.relates = nn.Linear(width, width, bias=False)
-        self.reads = nn.Linear(width, config.hidden_size, bias=False)
+        gated = config.message_type == "gated"
+        hidden, relation = config.hidden_size, config.hidden_size // 2
+        width = hidden if gated else relation
+        self.asks = nn.Linear(hidden, width)
+        self.tells = nn.Linear(hidden, width, bias=False)
+        self.relates = nn.Linear(relation, width, bias=False)
+        self.gate_tells = nn.Linear(hidden, width, bias=False) if gated else None
+        self.gate_relates = nn.Linear(relation, width, bias=False) if gated else None
+        self.reads = nn.Linear(width, hidden, bias=False)
 
     def silence(self) -> None:
         """Let nothing be heard until training moves `reads`: what a trained model is given starts thus."""
@@ -493,9 +515,15 @@ class NeighbourMessages(nn.Module):
     def forward(self, hidden_states: torch.Tensor, relations) -> torch.Tensor:
         """(batch, sequence, hidden), and what `NeighbourRelations` returns -> (batch, sequence, hidden)."""
         places, there, related = relations
-        told = (self.gain * self.tells(hidden_states)).flatten(0, 1).index_select(0, places).view(*there.shape, -1)
+
+        def of_pairs(tells: nn.Linear, relates: nn.Linear) -> torch.Tensor:
+            told = (self.gain * tells(hidden_states)).flatten(0, 1).index_select(0, places).view(*there.shape, -1)
+            return relates(related.to(told.dtype)).add_(told)
+
         asked = (self.gain * self.asks(hidden_states)).unsqueeze(2)
-        messages = nn.functional.silu(self.relates(related.to(told.dtype)).add_(told).add_(asked))
+        messages = nn.functional.silu(of_pairs(self.tells, self.relates).add_(asked))
+        if self.gate_tells is not None and self.gate_relates is not None:
+            messages = messages * of_pairs(self.gate_tells, self.gate_relates)
         weights = there.to(messages.dtype).unsqueeze(-2) * (self.gain / there.shape[-1])
         return self.reads((weights @ messages).squeeze(-2))
 

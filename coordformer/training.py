@@ -90,6 +90,7 @@ class ModelArguments:
     message_neighbours: int = field(
         default=0, metadata={"help": "Residues nearest in space that are heard in every layer; needs points."}
     )
+    message_type: str = field(default="plain", metadata={"help": "plain, or gated: wider, slower, more accurate."})
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
     )
@@ -232,6 +233,8 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         "message_neighbours": arguments.message_neighbours,
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
+    if arguments.message_neighbours:
+        coordinates["message_type"] = arguments.message_type
     if arguments.init_from is None:
         elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size", "muon")
         shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere}
@@ -252,9 +255,9 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         model.set_attn_implementation(attn_implementation)
         return model
     # Messages can be added to a model with points, which goes on as it was until they are read.
-    added = {}
-    if config.attention_points and not config.message_neighbours:
-        added["message_neighbours"] = arguments.message_neighbours
+    added: dict[str, Any] = {}
+    if config.attention_points and arguments.message_neighbours and not config.message_neighbours:
+        added |= {"message_neighbours": arguments.message_neighbours, "message_type": arguments.message_type}
     try:
         model = AutoModelForMaskedLM.from_pretrained(
             arguments.init_from, attn_implementation=attn_implementation, **added

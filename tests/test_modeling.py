@@ -50,6 +50,12 @@ VARIANTS = {
         "coordinate_atoms": ("N", "CA", "C"),
     },
     "messages": {"coordinate_embedding": "local", "attention_points": 2, "message_neighbours": 5},
+    "gated messages": {
+        "coordinate_embedding": "local",
+        "attention_points": 2,
+        "message_neighbours": 5,
+        "message_type": "gated",
+    },
     "points without positions": {"attention_points": 2, "position_embedding_type": "none"},
     "behind ESM-2": {"sequence_encoder": ESM_2, "lm_head": "linear"},
 }
@@ -847,6 +853,7 @@ def test_dropout_of_attention_is_not_ignored_by_varlen():
             {"attention_points": 1, "message_neighbours": -1},
             "`message_neighbours` is -1; give a number of residues, or 0",
         ),
+        ({"message_type": "loud"}, "`message_type` is 'loud'; choose one of plain, gated."),
         ({"message_neighbours": 4}, "`message_neighbours` is 4, but messages belong to attention with points"),
         ({"attention_points": 2, "coordinate_dim": 2}, "`coordinate_dim` must be 3, not 2"),
         (

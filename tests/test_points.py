@@ -24,6 +24,12 @@ WAYS = {
     "points": {"coordinate_embedding": "none", "attention_points": 3},
     "both": {"coordinate_embedding": "local", "attention_points": 3},
     "messages": {"coordinate_embedding": "none", "attention_points": 2, "message_neighbours": 6},
+    "gated messages": {
+        "coordinate_embedding": "none",
+        "attention_points": 2,
+        "message_neighbours": 6,
+        "message_type": "gated",
+    },
     "both, backbone": {"coordinate_embedding": "local", "attention_points": 2, "coordinate_atoms": ("N", "CA", "C")},
 }
 
@@ -144,8 +150,32 @@ def test_relations_are_computed_by_hand():
     assert not features[0][0, 1, 0, 3:15].any(), "the first residue has no frame of its own"
 
 
-def test_messages_are_those_of_a_loop_over_pairs():
-    config = make_config(attention_points=1, message_neighbours=4)
+def test_gated_relations_know_the_distances_between_neighbours_of_both():
+    """Of residues 1 and 2 of the chain above, and of 0 and 2, where the first has no residue before it."""
+    points = np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]])
+    coords, observed, positions = chain_of(points)
+    frames = residue_frames(coords, observed, positions, None, ["CA"])
+    config = make_config(attention_points=1, message_neighbours=3, hidden_size=64, message_type="gated")
+    module = NeighbourRelations(config)
+    features = []
+    module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    places, _, related = module(frames, positions, None, None)
+    assert related.shape == (1, 4, 3, 32)
+    places = places.view(4, 3)
+    for one, other in ((1, 2), (0, 2)):
+        near = features[0][0, one, places[one].tolist().index(other), 15:].view(3, 3, 16)
+        for i, j in np.ndindex(3, 3):
+            first, second = one + i - 1, other + j - 1
+            expected = np.zeros(16)
+            if first >= 0:
+                distance = np.linalg.norm(points[first] - points[second])
+                expected = np.exp(-(((distance - np.linspace(0, 20, 16)) / (20 / 15)) ** 2))
+            np.testing.assert_allclose(near[i, j], expected, atol=1e-3)  # of 0 Å the root of 1e-6 is taken
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_messages_are_those_of_a_loop_over_pairs(kind):
+    config = make_config(attention_points=1, message_neighbours=4, message_type=kind)
     module = NeighbourMessages(config)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -155,12 +185,15 @@ def test_messages_are_those_of_a_loop_over_pairs():
     output = module(hidden, ((places + torch.tensor([0, 7])[:, None, None]).flatten(), there, related))
     for row in range(2):
         for i in range(7):
-            heard = torch.zeros(config.hidden_size // 2)
+            heard = torch.zeros(config.hidden_size // (1 if kind == "gated" else 2))
             for k in range(4):
                 told = module.tells(hidden[row, places[row, i, k]]) + module.asks(hidden[row, i])
                 message = torch.nn.functional.silu(5 * told + module.relates(related[row, i, k]))
+                if kind == "gated":
+                    gate = 5 * module.gate_tells(hidden[row, places[row, i, k]])
+                    message = message * (gate + module.gate_relates(related[row, i, k]))
                 heard = heard + 5 / 4 * message * there[row, i, k]
-            torch.testing.assert_close(output[row, i], module.reads(heard), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(output[row, i], module.reads(heard), atol=2e-4, rtol=1e-4)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -318,13 +351,14 @@ def test_a_residue_hears_the_letters_beside_it_in_space_and_no_others_in_one_lay
         assert (difference > 1e-6) == (number < 3), (number, difference)
 
 
-def test_messages_are_added_to_a_trained_model(tmp_path):
+@pytest.mark.parametrize(("kind", "other"), [("plain", "gated"), ("gated", "plain")])
+def test_messages_are_added_to_a_trained_model(kind, other, tmp_path):
     """It predicts what it did; then they are trained with the rest."""
     model = make_model(attention_points=2)
     model.save_pretrained(tmp_path)
     given = {"init_from": str(tmp_path), "attention_points": 2}
-    grown = build_model(ModelArguments(**given, message_neighbours=4)).eval()
-    assert grown.config.message_neighbours == 4
+    grown = build_model(ModelArguments(**given, message_neighbours=4, message_type=kind)).eval()
+    assert (grown.config.message_neighbours, grown.config.message_type) == (4, kind)
     row = pad_rows([random_chain(11)])
     torch.testing.assert_close(grown(**row).logits, model(**row).logits)
     grown(**row, labels=row["input_ids"]).loss.backward()
@@ -332,8 +366,11 @@ def test_messages_are_added_to_a_trained_model(tmp_path):
     with pytest.raises(ValueError, match="has attention_points=2, not 3; set --attention_points to it"):
         build_model(ModelArguments(init_from=str(tmp_path), attention_points=3, message_neighbours=4))
     grown.save_pretrained(tmp_path / "grown")
+    given["init_from"] = str(tmp_path / "grown")
     with pytest.raises(ValueError, match="has message_neighbours=4, not 5; set --message_neighbours to it"):
-        build_model(ModelArguments(**given | {"init_from": str(tmp_path / "grown")}, message_neighbours=5))
+        build_model(ModelArguments(**given, message_neighbours=5, message_type=kind))
+    with pytest.raises(ValueError, match=f"has message_type='{kind}', not '{other}'; set --message_type to it"):
+        build_model(ModelArguments(**given, message_neighbours=4, message_type=other))
 
 
 def test_checkpoints_lead_the_gradient_of_relations_or_are_refused():
@@ -365,7 +402,7 @@ def test_points_added_to_esm_change_nothing_at_first():
     esm = EsmForMaskedLM(
         EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", **shape)
     ).eval()
-    model = from_esm(esm, attention_points=4, coordinate_embedding="local", message_neighbours=5)
+    model = from_esm(esm, attention_points=4, coordinate_embedding="local", message_neighbours=5, message_type="gated")
     chain = read_chains(STRUCTURES / "1orc.pdb.gz")[0]
     batch = CoordformerProcessor()(chain.sequence, coords=chain.coords)
     expected = esm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

@@ -380,7 +380,7 @@ def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
             train(*parse_arguments(options + change))
     assert (output / "model.safetensors").read_bytes() == before
     settings = json.loads((output / "run.json").read_text())
-    del settings["model"]["message_neighbours"]  # as an older version wrote it
+    del settings["model"]["message_neighbours"], settings["model"]["message_type"]  # as an older version wrote it
     (output / "run.json").write_text(json.dumps(settings))
     train(*parse_arguments([*options[:-1], "6"]))  # more of the same run is fine
     assert len(losses(output)) == 6

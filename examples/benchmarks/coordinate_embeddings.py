@@ -30,6 +30,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distance bias": {"coordinate_embedding": "none", "distance_bias": 32},
     "points": {"coordinate_embedding": "local", "attention_points": 4},
     "messages": {"coordinate_embedding": "local", "attention_points": 4, "message_neighbours": 24},
+    "gated messages": {
+        "coordinate_embedding": "local",
+        "attention_points": 4,
+        "message_neighbours": 24,
+        "message_type": "gated",
+    },
 }
 
 
