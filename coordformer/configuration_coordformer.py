@@ -51,8 +51,9 @@ class CoordformerConfig(EsmConfig):
             with points; 0: none. Time and memory grow with the number.
         message_type (`str`, defaults to `"plain"`):
             `"plain"`: messages half as wide as the hidden states, of one layer on both states and the relation of the
-            pair; `"gated"`: as wide as the hidden states and multiplied by a gate of the sender and the relation,
-            which also knows the distances between the neighbours of both along the chain.
+            pair; `"gated"`: as wide as the hidden states and multiplied by a gate of the sender and the relation; the
+            relation then also holds the distances between the residues beside both along the chain. More accurate, for
+            up to six times the memory of messages in training.
         coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
             The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
         coordinate_dim (`int`, defaults to 3):

@@ -266,7 +266,8 @@ def coordinates_of(model: PreTrainedModel) -> str:
     """How a model takes coordinates, in a word or two; `none` if it does not."""
     ways = [model.config.coordinate_embedding] if model.config.coordinate_embedding != "none" else []
     ways += ["distance bias"] * bool(model.config.distance_bias) + ["points"] * bool(model.config.attention_points)
-    ways += ["messages"] * bool(model.config.message_neighbours)
+    messages = "gated messages" if model.config.message_type == "gated" else "messages"
+    ways += [messages] * bool(model.config.message_neighbours)
     return " and ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or "none"
 
 

@@ -308,6 +308,28 @@ def shift_residues(
     return values.roll(-offset, 1), there
 
 
+class Frames:
+    """What `residue_frames` returns, on the way to the layers.
+
+    FSDP2 casts every tensor that enters a layer to its `param_dtype`, in tuples and dataclasses, too; here it does not
+    look.
+    """
+
+    def __init__(self, origins: torch.Tensor, axes: torch.Tensor, seen: torch.Tensor):
+        self.parts = origins, axes, seen
+
+    def __iter__(self):
+        return iter(self.parts)
+
+
+def origins_beside(
+    origins: torch.Tensor, seen: torch.Tensor, offset: int, position_ids: torch.Tensor, runs: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the residue `offset` further along the chain is, (batch, sequence, 3), and whether it is observed there."""
+    shifted, there = shift_residues(torch.cat((origins, seen.unsqueeze(-1)), -1), offset, position_ids, runs)
+    return shifted[..., :3], there & shifted[..., 3].bool()
+
+
 def residue_frames(
     coords: torch.Tensor,
     observed: torch.Tensor,
@@ -337,13 +359,9 @@ def residue_frames(
         before, after = coords[:, :, place["N"]], coords[:, :, place["C"]]
         known = observed[:, :, [place["N"], centre, place["C"]]].all(dim=-1)
     else:
-        known = seen
-        neighbours = []
-        for offset in (-1, 1):
-            shifted, there = shift_residues(torch.cat((origins, seen.unsqueeze(-1)), -1), offset, position_ids, runs)
-            known = known & there & shifted[..., 3].bool()
-            neighbours.append(shifted[..., :3])
-        before, after = neighbours
+        before, has_before = origins_beside(origins, seen, -1, position_ids, runs)
+        after, has_after = origins_beside(origins, seen, 1, position_ids, runs)
+        known = seen & has_before & has_after
     before, after = before - origins, after - origins
     first = nn.functional.normalize(after - before, dim=-1)
     third = nn.functional.normalize(torch.linalg.cross(before, after), dim=-1)
@@ -471,15 +489,11 @@ class NeighbourRelations(nn.Module):
 
     def _near(self, origins, seen, position_ids, runs, rows, places) -> torch.Tensor:
         """Gaussian basis of the distances between the residues `beside` both of a pair, zero where one is missing."""
-        points, known = [], []
-        for offset in self.beside:
-            shifted, there = shift_residues(torch.cat((origins, seen.unsqueeze(-1)), -1), offset, position_ids, runs)
-            points.append(shifted[..., :3])
-            known.append(there & shifted[..., 3].bool())
-        mine, here = torch.stack(points, dim=2), torch.stack(known, dim=2)
-        # (batch, sequence, count, beside, beside)
-        apart = mine[:, :, None, :, None] - mine[rows, places].unsqueeze(3)
-        both = here[:, :, None, :, None] & here[rows, places].unsqueeze(3)
+        around = [origins_beside(origins, seen, offset, position_ids, runs) for offset in self.beside]
+        points, known = (torch.stack(each, dim=2) for each in zip(*around, strict=True))
+        # (batch, sequence, count, beside, beside, 3), and which of these pairs there are
+        apart = points[:, :, None, :, None] - points[rows, places].unsqueeze(3)
+        both = known[:, :, None, :, None] & known[rows, places].unsqueeze(3)
         distances = (apart.square().sum(dim=-1) + 1e-6).sqrt().unsqueeze(-1)
         steps = torch.arange(self.bases, device=origins.device) * (self.reach / (self.bases - 1))
         near = (-((distances - steps) * ((self.bases - 1) / self.reach)).square()).exp()
@@ -491,7 +505,8 @@ class NeighbourMessages(nn.Module):
 
     As in message-passing networks (Dauparas et al. 2022), whose second layer commutes with the mean: `reads` is applied
     once a residue and not once a pair. The mean is over `config.message_neighbours`, those that are not there silent.
-    A gated message is multiplied by a linear function of the sender's state and the relation (Shazeer 2020).
+    A gated message is multiplied by a linear function of the sender's state and the relation (Shazeer 2020). For the
+    backward pass each pair keeps hidden / 2 numbers a layer, gated three times hidden.
     """
 
     gain = 5.0  # of each of the two steps, as in `NeighbourRelations`
@@ -566,7 +581,7 @@ class PointAttention(EsmSelfAttention):
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         *,
-        frames: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        frames: Frames | tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         relations: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -1036,7 +1051,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
                         f"{self.config._attn_implementation!r} does not have; choose 'sdpa'."
                     )
                 origins, axes, seen = frames
-                kwargs["frames"] = (origins / self.config.coordinate_scale, axes, seen)
+                kwargs["frames"] = Frames(origins / self.config.coordinate_scale, axes, seen)
                 if self.relations is not None:
                     bound = None if runs is None else kwargs.get("max_length_q")
                     kwargs["relations"] = self.relations(frames, position_ids, runs, bound)

@@ -90,7 +90,9 @@ class ModelArguments:
     message_neighbours: int = field(
         default=0, metadata={"help": "Residues nearest in space that are heard in every layer; needs points."}
     )
-    message_type: str = field(default="plain", metadata={"help": "plain, or gated: wider, slower, more accurate."})
+    message_type: str = field(
+        default="plain", metadata={"help": "plain, or gated: more accurate, slower, needs more memory."}
+    )
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
     )
@@ -231,10 +233,9 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         "distance_bias": arguments.distance_bias,
         "attention_points": arguments.attention_points,
         "message_neighbours": arguments.message_neighbours,
+        "message_type": arguments.message_type,
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
-    if arguments.message_neighbours:
-        coordinates["message_type"] = arguments.message_type
     if arguments.init_from is None:
         elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size", "muon")
         shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere}
@@ -259,6 +260,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     if config.attention_points and arguments.message_neighbours and not config.message_neighbours:
         added |= {"message_neighbours": arguments.message_neighbours, "message_type": arguments.message_type}
     try:
+        CoordformerConfig.from_dict(config.to_dict() | added)  # what is given to `from_pretrained` is not validated
         model = AutoModelForMaskedLM.from_pretrained(
             arguments.init_from, attn_implementation=attn_implementation, **added
         )
@@ -266,9 +268,13 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         raise ValueError(
             f"The weights in {arguments.init_from} are damaged or cut off ({error}); copy them again."
         ) from error
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
     for module in model.modules():
         if added and isinstance(module, NeighbourMessages):
             module.silence()
+    if not model.config.message_neighbours:
+        del coordinates["message_type"]  # says nothing
     for name, value in coordinates.items():
         if getattr(model.config, name) != value:
             raise ValueError(

@@ -95,6 +95,7 @@ def cast_to_bfloat16(mesh) -> dict:
     inner(**{name: row[name] for name in ("input_ids", "coords")})
     model(**row, rotations=torch.eye(3).roll(1, dims=0).view(1, 1, 3, 3))
     return {
+        "frame": frame_of_layer(mesh, row),
         "coordinate": coordinate,
         "nested": float(seen["nested"][0, 1, 0, 0]),
         "turned": seen["coords"][0, 1, 0].tolist(),
@@ -103,6 +104,19 @@ def cast_to_bfloat16(mesh) -> dict:
         "loss": loss,
         "loss_of_float32": expected,
     }
+
+
+def frame_of_layer(mesh, row) -> float:
+    """Where attention with points has the second residue, Å, in a sharded layer."""
+    points = make_model(coordinate_embedding="local", attention_points=2, message_neighbours=2)
+    shard(points, mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
+    frames = []
+    points.coordformer.esm.encoder.layer[0].attention.self.register_forward_pre_hook(
+        lambda _, arguments, keywords: frames.append(keywords["frames"]), with_kwargs=True
+    )
+    points(**row).loss.backward()
+    origins, _, _ = frames[0]
+    return float(origins[0, 1, 0]) * points.config.coordinate_scale
 
 
 def main(output: Path) -> None:

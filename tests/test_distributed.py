@@ -177,6 +177,7 @@ def test_coordinates_survive_the_input_cast_of_fsdp(sharded):
     assert report["layer_dtype"] == "torch.bfloat16"  # the cast is on
     assert report["coordinate"] == pytest.approx(300.37, abs=1e-4)
     assert report["nested"] == pytest.approx(300.37, abs=1e-4)
+    assert report["frame"] == pytest.approx(300.37, abs=1e-4)
     assert report["embedding_dtype"] == "torch.float32"
     assert report["turned"] == pytest.approx([0.0, 300.37, 0.0], abs=1e-4)
     assert report["loss"] == pytest.approx(report["loss_of_float32"], rel=0.02)

@@ -111,7 +111,9 @@ class DistanceBiasTest(PlainTest):
 class PointsTest(PlainTest):
     """Frames, points and messages."""
 
-    fields = {"coordinate_embedding": "local", "attention_points": 2, "message_neighbours": 3}
+    fields = {
+        "coordinate_embedding": "local", "attention_points": 2, "message_neighbours": 3, "message_type": "gated",
+    }  # fmt: skip
 
 
 class SequenceEncoderTest(PlainTest):
