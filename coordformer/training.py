@@ -10,7 +10,8 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -222,6 +223,16 @@ def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """What a config refuses, as a ValueError of one line: it is raised as no ValueError, and in two lines."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+
+
+@_one_line_errors()
 def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") -> CoordformerForMaskedLM:
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given.
 
@@ -239,12 +250,9 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     if arguments.init_from is None:
         elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size", "muon")
         shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere}
-        try:
-            if arguments.sequence_encoder is not None:
-                return behind_esm(arguments.sequence_encoder, attn_implementation, **shape | coordinates)
-            config = CoordformerConfig(**shape | coordinates)
-        except StrictDataclassError as error:  # no ValueError, and in two lines
-            raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
+        if arguments.sequence_encoder is not None:
+            return behind_esm(arguments.sequence_encoder, attn_implementation, **shape | coordinates)
+        config = CoordformerConfig(**shape | coordinates)
         return CoordformerForMaskedLM._from_config(config, attn_implementation=attn_implementation)
     if arguments.sequence_encoder is not None:
         raise ValueError(
@@ -259,8 +267,8 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     added: dict[str, Any] = {}
     if config.attention_points and arguments.message_neighbours and not config.message_neighbours:
         added |= {"message_neighbours": arguments.message_neighbours, "message_type": arguments.message_type}
+    CoordformerConfig.from_dict(config.to_dict() | added)  # what is given to `from_pretrained` is not validated
     try:
-        CoordformerConfig.from_dict(config.to_dict() | added)  # what is given to `from_pretrained` is not validated
         model = AutoModelForMaskedLM.from_pretrained(
             arguments.init_from, attn_implementation=attn_implementation, **added
         )
@@ -268,8 +276,6 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         raise ValueError(
             f"The weights in {arguments.init_from} are damaged or cut off ({error}); copy them again."
         ) from error
-    except StrictDataclassError as error:
-        raise ValueError(" ".join(str(error.__cause__ or error).split())) from error
     for module in model.modules():
         if added and isinstance(module, NeighbourMessages):
             module.silence()

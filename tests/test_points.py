@@ -426,6 +426,13 @@ def test_points_added_to_esm_change_nothing_at_first():
             assert parameter.grad.any(), name
 
 
+def test_esm_is_not_given_what_no_config_takes(tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    EsmForMaskedLM(EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, **shape)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^`message_type` is 'loud'; choose one of plain, gated\.$"):
+        build_model(ModelArguments(init_from=str(tmp_path), message_type="loud"))
+
+
 def test_contacts_of_a_model_with_points_are_those_of_its_maps():
     model = make_model(attention_points=2, contact_head=True)
     head = model.coordformer.contact_head
