@@ -628,8 +628,9 @@ class PointAttention(EsmSelfAttention):
         ones = seen.to(query.dtype).expand_as(of_key)
         query = torch.cat((query, strength * asking, ones, of_query), dim=-1)
         key = torch.cat((key, asked, of_key, ones), dim=-1)
-        # The second one makes values as wide as keys, which kernels want.
-        return query, key, torch.cat((value, read, ones, ones), dim=-1)
+        # The second one makes values as wide as keys. CUDA's kernels that keep no pair want a multiple of four.
+        value = torch.cat((value, read, ones, ones), dim=-1)
+        return tuple(nn.functional.pad(states, (0, -states.shape[-1] % 4)) for states in (query, key, value))
 
     def _points_read(self, points, frames):
         """Mean value points (batch, sequence, heads, features) in the residue's frame, with norms and their share."""

@@ -29,6 +29,43 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return groups
 
 
+def orthogonalise(matrices: torch.Tensor, eps: float = 1e-7) -> torch.Tensor:
+    """Nearly orthogonal matrices from (count, rows, columns), in bfloat16: five steps of Jordan's (2024) iteration."""
+    a, b, c = 3.4445, -4.775, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class _Muon(torch.optim.Muon):
+    """`torch.optim.Muon` that takes matrices of one shape together: of hundreds, each would launch thirty kernels."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            parameters: list[Any] = []
+            gradients: list[Any] = []
+            buffers: list[Any] = []
+            self._init_group(group, parameters, gradients, buffers)
+            if not parameters:
+                continue
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            shapes: dict[torch.Size, list[int]] = {}
+            for number, parameter in enumerate(parameters):
+                shapes.setdefault(parameter.shape, []).append(number)
+            for shape, numbers in shapes.items():
+                moves = orthogonalise(torch.stack([updates[number] for number in numbers])).float()
+                rate = 0.2 * max(shape) ** 0.5 * group["lr"]
+                torch._foreach_add_([parameters[number] for number in numbers], list(moves), alpha=-rate)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """`torch.optim.Muon` and `torch.optim.AdamW` side by side.
 
@@ -51,7 +88,7 @@ class MuonAdamW(torch.optim.Optimizer):
     ):
         super().__init__(groups, {"lr": lr})
         # They get the very groups that a scheduler changes.
-        self.muon = torch.optim.Muon(self.param_groups[:1], lr=lr, adjust_lr_fn="match_rms_adamw")
+        self.muon = _Muon(self.param_groups[:1], lr=lr, adjust_lr_fn="match_rms_adamw")
         self.adamw = torch.optim.AdamW(self.param_groups[1:], lr=lr, betas=betas, eps=eps)
         self._share()
 

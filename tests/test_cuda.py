@@ -1,12 +1,14 @@
-"""What only a GPU shows: the variable-length kernel, and steps that never wait for the device."""
+"""What only a GPU shows: kernels that the CPU has not, and steps that never wait for the device."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_model, pack_rows, random_chain
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coordformer import build_tokenizer
 from coordformer.data_collator import CoordformerDataCollator
+from coordformer.muon import MuonAdamW
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -30,6 +32,43 @@ def test_the_kernel_agrees_with_a_mask(fields):
         results.append((output.logits.float(), gradient))
     for left, right in zip(*results, strict=True):
         assert (left - right).norm() < 0.02 * left.norm()
+
+
+@pytest.mark.parametrize("points", [3, 4])
+def test_points_attend_by_a_kernel_that_keeps_no_pair(points):
+    """It takes heads whose size is a multiple of four alone, which the features of points need not be."""
+    batch = to_cuda(pack_rows([random_chain(n) for n in (70, 3, 41)], padding=5))
+    torch.manual_seed(0)
+    fields = {"attention_points": points, "message_neighbours": 6, "message_type": "gated"}
+    model = make_model(coordinate_embedding="local", attention="sdpa", **fields).cuda()
+    results = []
+    for kernel in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
+        model.zero_grad()
+        with sdpa_kernel(kernel):
+            logits = model(**batch).logits
+            logits.square().sum().backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        results.append((logits.detach(), gradient))
+    for left, right in zip(*results, strict=True):
+        assert (left - right).norm() < 1e-4 * left.norm()
+
+
+def test_muon_moves_matrices_as_torchs_does():
+    """In bfloat16 on both sides, but in other kernels."""
+    torch.manual_seed(0)
+    matrices = [torch.randn(shape, device="cuda") for shape in ((64, 32), (64, 32), (32, 64))]
+    ours = [torch.nn.Parameter(matrix.clone()) for matrix in matrices]
+    theirs = [torch.nn.Parameter(matrix.clone()) for matrix in matrices]
+    groups = [{"params": ours, "weight_decay": 0.1}, {"params": [torch.nn.Parameter(torch.zeros(1, device="cuda"))]}]
+    one = MuonAdamW(groups, lr=0.1)
+    two = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for left, right in zip(ours, theirs, strict=True):
+        left.grad = torch.randn_like(left)
+        right.grad = left.grad.clone()
+    one.step()
+    two.step()
+    for start, left, right in zip(matrices, ours, theirs, strict=True):
+        assert (left - right).norm() < 0.02 * (right - start).norm()
 
 
 @pytest.mark.parametrize("attention", ["varlen", "sdpa"])
