@@ -145,10 +145,13 @@ def varlen_attention(
                 f"`attention_probs_dropout_prob` is {dropout}, but torch's varlen attention has no dropout; set it to "
                 "0 or choose attn_implementation='sdpa'."
             )
-        # The kernel divides by the root of the head size, ESM has scaled its queries already.
-        factor = head_size**0.5 * (head_size**-0.5 if scaling is None else scaling)
+        # The kernel takes heads of a multiple of eight, and divides by the root of their size; ESM has scaled its
+        # queries already.
+        query, key, value = (nn.functional.pad(states, (0, -head_size % 8)) for states in (query, key, value))
+        factor = query.shape[-1] ** 0.5 * (head_size**-0.5 if scaling is None else scaling)
         longest = length if max_length_q is None else max_length_q
         output: Any = varlen_attn(query * factor, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
+        output = output[..., :head_size]
     else:
         output = _attend_one_by_one(query, key, value, cu_seq_lens_q, dropout, scaling)
     return output.unflatten(0, (batch, length)), None

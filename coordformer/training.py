@@ -97,6 +97,9 @@ class ModelArguments:
     coordinate_atoms: list[str] = field(
         default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
     )
+    hidden_dropout_prob: float | None = field(
+        default=None, metadata={"help": "Dropout after each layer; default: that of --init_from, or 0."}
+    )
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -237,7 +240,9 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given.
 
     An ESM-2 there may get any of them, and a Coordformer with `attention_points` messages of `message_neighbours`.
+    Either gets the dropout given.
     """
+    dropout = {} if arguments.hidden_dropout_prob is None else {"hidden_dropout_prob": arguments.hidden_dropout_prob}
     atoms = arguments.coordinate_atoms
     coordinates = {
         "coordinate_embedding": arguments.coordinate_embedding,
@@ -248,8 +253,9 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         "coordinate_atoms": (atoms,) if isinstance(atoms, str) else tuple(atoms),
     }
     if arguments.init_from is None:
-        elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size", "muon")
-        shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere}
+        elsewhere = ("init_from", "sequence_encoder", "attn_implementation", "compile_layers", "max_shard_size", "muon",
+                     "hidden_dropout_prob")  # fmt: skip
+        shape = {name: value for name, value in asdict(arguments).items() if name not in elsewhere} | dropout
         if arguments.sequence_encoder is not None:
             return behind_esm(arguments.sequence_encoder, attn_implementation, **shape | coordinates)
         config = CoordformerConfig(**shape | coordinates)
@@ -260,24 +266,25 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         )
     config = AutoConfig.from_pretrained(arguments.init_from)
     if config.model_type == "esm":
-        model = from_esm(arguments.init_from, **coordinates)
+        model = from_esm(arguments.init_from, **coordinates | dropout)
         model.set_attn_implementation(attn_implementation)
         return model
     # Messages can be added to a model with points, which goes on as it was until they are read.
-    added: dict[str, Any] = {}
-    if config.attention_points and arguments.message_neighbours and not config.message_neighbours:
-        added |= {"message_neighbours": arguments.message_neighbours, "message_type": arguments.message_type}
-    CoordformerConfig.from_dict(config.to_dict() | added)  # what is given to `from_pretrained` is not validated
+    changed: dict[str, Any] = {**dropout}
+    silent = config.attention_points and arguments.message_neighbours and not config.message_neighbours
+    if silent:
+        changed |= {"message_neighbours": arguments.message_neighbours, "message_type": arguments.message_type}
+    CoordformerConfig.from_dict(config.to_dict() | changed)  # what is given to `from_pretrained` is not validated
     try:
         model = AutoModelForMaskedLM.from_pretrained(
-            arguments.init_from, attn_implementation=attn_implementation, **added
+            arguments.init_from, attn_implementation=attn_implementation, **changed
         )
     except SafetensorError as error:
         raise ValueError(
             f"The weights in {arguments.init_from} are damaged or cut off ({error}); copy them again."
         ) from error
     for module in model.modules():
-        if added and isinstance(module, NeighbourMessages):
+        if silent and isinstance(module, NeighbourMessages):
             module.silence()
     if not model.config.message_neighbours:
         del coordinates["message_type"]  # says nothing
