@@ -26,8 +26,17 @@ from coordformer.dataset import load_rows
 from coordformer.evaluation import count_chains, evaluate, predict_logits, summarise_draws
 from coordformer.metrics import summarise
 from coordformer.processing_coordformer import window_starts
-from coordformer.training import _describe_command, build_model, last_whole_checkpoint, parse_arguments, train
+from coordformer.training import (
+    ModelArguments,
+    _describe_command,
+    build_model,
+    last_whole_checkpoint,
+    parse_arguments,
+    train,
+)
 from coordformer_command import main
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
 TOKENIZER = CoordformerProcessor().tokenizer
 TINY = """\
@@ -262,6 +271,22 @@ def test_bad_sequence_encoders_are_named(preset, esm, tmp_path):
         arguments = [str(preset), "--output_dir", str(tmp_path), "--sequence_encoder", *map(str, options)]
         with pytest.raises(ValueError, match=message):
             train(*parse_arguments(arguments))
+
+
+def test_dropout_is_that_of_the_option_or_of_the_model_to_start_from(tmp_path, esm):
+    CoordformerProcessor().save_pretrained(tmp_path)
+    build_model(ModelArguments(**SMALL, hidden_dropout_prob=0.25)).save_pretrained(tmp_path)
+    starts = {"esm": {"init_from": str(esm)}, "kept": {"init_from": str(tmp_path)}, "new": SMALL}
+    starts["given"] = starts["kept"] | {"hidden_dropout_prob": 0.5}
+    found = {}
+    for name, start in starts.items():
+        model = build_model(ModelArguments(**start))
+        layers = [module.p for key, module in model.named_modules() if key.endswith("output.dropout")]
+        assert set(layers) == {model.config.hidden_dropout_prob}
+        found[name] = layers[0]
+    assert found == {"esm": SMALL_ESM["hidden_dropout_prob"], "kept": 0.25, "new": 0.0, "given": 0.5}
+    given = build_model(ModelArguments(init_from=str(esm), hidden_dropout_prob=0.2))
+    assert given.config.hidden_dropout_prob == 0.2
 
 
 def test_a_stream_trains_as_many_workers_as_there_are(sharded_preset, tmp_path):

@@ -1,6 +1,6 @@
 """Do attention maps hold contacts? ESM's contact head on frozen encoders, with coordinates given and withheld.
 
-    python examples/contacts/contacts.py                                (the model that comes with the repository)
+    python examples/contacts/contacts.py                                (coordformer-1M-pdb of the repository)
     python examples/contacts/contacts.py demo_output/with_coordinates   (the demo's two; 2.6 minutes of CPU time)
     python examples/contacts/contacts.py --quick                        (fewer updates and chains)
 

@@ -4,7 +4,7 @@
     python examples/demo/demo.py --long     (17 minutes)
 
 Trains both through `coordformer train` with examples/pretraining/demo.yaml, evaluates them on held-out chains under
-both protocols, beside the model that comes with the repository, and predicts masked residues of a structure file.
+both protocols, beside a model that comes with the repository, and predicts masked residues of a structure file.
 OUTPUT gets report.md, results.json, two figures and the two checkpoints. Run it again after a stop: it goes on where it
 was.
 """
@@ -105,7 +105,7 @@ def describe(results: dict) -> str:
         f"{results['parameters']['without coordinates']:,}), trained on the same {results['chains']['train']:,} chains "
         f"for the same {results['steps']:,} updates ({results['residues_seen'] / 1e6:.1f} million residues) with the "
         f"same seed; {results['chains']['valid']} held-out chains that share no cluster at 30 % identity with them. "
-        f"Beside them {SHIPPED.name}, the model that comes with the repository "
+        f"Beside them {SHIPPED.name}, a model that comes with the repository "
         f"({results['parameters'][SHIPPED.name]:,} parameters), which was trained for longer on more chains, "
         "with coordinates; its card says how.",
         "",

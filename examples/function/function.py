@@ -509,7 +509,7 @@ def main() -> None:
     shipped = Path(__file__).resolve().parents[2] / "hub_cards" / "coordformer-1M-pdb"
     parser.add_argument(
         "--checkpoint", type=Path, default=shipped, metavar="FOLDER",
-        help="pretrained with coordinates (default: the model that comes with the repository)",
+        help="pretrained with coordinates (default: coordformer-1M-pdb of the repository)",
     )  # fmt: skip
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--baseline", type=Path, metavar="FOLDER", help="pretrained without coordinates")
