@@ -11,7 +11,8 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("coordformer", "docs", "examples", "hub_cards/coordformer-1M-pdb", "hub_cards/coordformer-7M-pdb", "tests/data")
+MODELS = ("hub_cards/coordformer-1M-pdb", "hub_cards/coordformer-7M-pdb")
+FOLDERS = ("coordformer", "docs", "examples", *MODELS, "tests/data")
 SUFFIXES = {".csv", ".ipynb", ".json", ".md", ".png", ".py", ".svg", ".yaml"}
 
 
