@@ -449,6 +449,8 @@ def train(
         raise ValueError("--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.")
     if not 0 < data_args.mlm_probability <= 1:
         raise ValueError(f"--mlm_probability is {data_args.mlm_probability}; it is a share above 0.")
+    if not 0 <= (model_args.hidden_dropout_prob or 0) < 1:
+        raise ValueError(f"--hidden_dropout_prob is {model_args.hidden_dropout_prob}; it is a share below 1.")
     # Of the code that is running: at the end another may lie there.
     record = {
         "command": _describe_command(options),

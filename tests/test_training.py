@@ -617,6 +617,8 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
         (["train", "--output_dir", str(tmp_path / "x")], "--data is missing"),
         (["train", str(preset), "--hidden_size", "50", "--num_attention_heads", "3"], "must be a multiple"),
         (["train", str(tmp_path / "no.yaml")], "no.yaml"),
+        (["train", *data, "--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob is 1.5; it is a share below 1"),
+        (["train", *data, "--mlm_probability", "0"], "--mlm_probability is 0.0; it is a share above 0"),
         (["train", *data, "--init_from", str(broken)], "The weights in BROKEN are damaged or cut off"),
         (["train", *data, "--init_from", str(cut)], "The weights in CUT are damaged or cut off"),
         (["train", *data, "--sequence_encoder", str(cut), "--lm_head", "linear"], "The weights in CUT are damaged"),
