@@ -29,14 +29,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return groups
 
 
-def orthogonalise(matrices: torch.Tensor, eps: float = 1e-7) -> torch.Tensor:
-    """Nearly orthogonal matrices from (count, rows, columns), in bfloat16: five steps of Jordan's (2024) iteration."""
-    a, b, c = 3.4445, -4.775, 2.0315
+def orthogonalise(
+    matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> torch.Tensor:
+    """Nearly orthogonal matrices from (count, rows, columns), in bfloat16: Jordan's (2024) iteration."""
+    a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16()
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
-    for _ in range(5):
+    for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
@@ -61,8 +63,9 @@ class _Muon(torch.optim.Muon):
             for number, parameter in enumerate(parameters):
                 shapes.setdefault(parameter.shape, []).append(number)
             for shape, numbers in shapes.items():
-                moves = orthogonalise(torch.stack([updates[number] for number in numbers])).float()
-                rate = 0.2 * max(shape) ** 0.5 * group["lr"]
+                stack = torch.stack([updates[number] for number in numbers])
+                moves = orthogonalise(stack, group["ns_coefficients"], group["ns_steps"], group["eps"]).float()
+                rate = 0.2 * max(shape) ** 0.5 * group["lr"]  # as torch's "match_rms_adamw"
                 torch._foreach_add_([parameters[number] for number in numbers], list(moves), alpha=-rate)
 
 
@@ -88,7 +91,7 @@ class MuonAdamW(torch.optim.Optimizer):
     ):
         super().__init__(groups, {"lr": lr})
         # They get the very groups that a scheduler changes.
-        self.muon = _Muon(self.param_groups[:1], lr=lr, adjust_lr_fn="match_rms_adamw")
+        self.muon = _Muon(self.param_groups[:1], lr=lr)
         self.adamw = torch.optim.AdamW(self.param_groups[1:], lr=lr, betas=betas, eps=eps)
         self._share()
 
