@@ -10,13 +10,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Three groups: matrices between hidden states (for Muon); other matrices; and vectors, which do not decay.
 
     Embeddings and the output layer have rows for tokens, and the coordinate embedding has columns for coordinates, most
-    of which are small or rare: orthogonal updates would move them all alike.
+    of which are small or rare: orthogonal updates would move them all alike; so has the distance bias, for distances.
+    The geometry that messages read is with Muon all the same: its features are of one order.
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()
     hidden = {
         id(module.weight)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not output and "coordinate_embedding" not in name
+        if isinstance(module, nn.Linear)
+        and module is not output
+        and not name.endswith(("coordinate_embedding", "distance_bias"))
     }
     groups: list[dict[str, Any]] = [
         {"params": [], "weight_decay": weight_decay},

@@ -21,15 +21,23 @@ def gradients(model, step):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("fields", [{}, {"lm_head": "linear"}], ids=["tied", "untied"])
-def test_every_parameter_is_in_one_group(fields):
+@pytest.mark.parametrize(
+    ("fields", "also"),
+    [
+        ({}, set()),
+        ({"lm_head": "linear"}, {"lm_head.weight"}),
+        ({"distance_bias": 4}, {"coordformer.distance_bias.weight"}),
+    ],
+    ids=["tied", "untied", "distance bias"],
+)
+def test_every_parameter_is_in_one_group(fields, also):
     model, groups = model_and_groups(**fields)
     ids = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_adamw = {names[id(parameter)] for parameter in groups[1]["params"]}
     expected = {"coordformer.esm.embeddings.word_embeddings.weight", "coordformer.coordinate_embedding.weight"}
-    assert by_adamw == expected | ({"lm_head.weight"} if fields else set())
+    assert by_adamw == expected | also
     assert {parameter.dim() for parameter in groups[0]["params"]} == {2}
     assert {parameter.dim() for parameter in groups[2]["params"]} == {1}
 

