@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
             facts["SHA-256 of the data"] = summary.get("data_sha256")
             facts["command"] = summary.get("command") and f"`{summary['command']}`"
             facts["commit of the code"] = summary.get("commit")
+            facts["trained before"] = "; before that ".join(_earlier_stages(summary))
         if state.exists():
             progress = json.loads(state.read_text(encoding="utf-8"))
             losses = [entry["loss"] for entry in progress["log_history"] if "loss" in entry]
@@ -126,6 +127,14 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
             "export without what they say."
         ) from error
     return {name: value for name, value in facts.items() if value}
+
+
+def _earlier_stages(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Of a `train.json` the trainings that its weights had before, the last one first, in words."""
+    while summary := summary.get("started_from") or {}:
+        command, commit = summary.get("command"), summary.get("commit")
+        by = f" by `{command}`" * bool(command) + f" at commit {commit}" * bool(commit)
+        yield f"{summary['steps']:,} updates{by}"
 
 
 def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:

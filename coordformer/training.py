@@ -326,6 +326,27 @@ def hash_data(path: str | Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def earlier_training(checkpoint: str | Path) -> dict[str, Any] | None:
+    """What is recorded of how the weights in a folder were trained, if anything is.
+
+    Of a training that ended its `train.json`; of a checkpoint on the way how many updates it had.
+
+    Raises:
+        ValueError: what is there cannot be read.
+    """
+    for name in ("train.json", "trainer_state.json"):
+        path = Path(checkpoint, name)
+        if path.exists():
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                return record if name == "train.json" else {"steps": record["global_step"]}
+            except (ValueError, KeyError) as error:
+                raise ValueError(
+                    f"{path} cannot be read ({error}); move it away to start from these weights without what it says."
+                ) from error
+    return None
+
+
 def _describe_command(options: Sequence[str]) -> str:
     """The command line for the record: paths outside the folder in which it was run by their names, no token."""
     words, secret = ["coordformer", "train"], False
@@ -452,11 +473,13 @@ def train(
     if not 0 <= (model_args.hidden_dropout_prob or 0) < 1:
         raise ValueError(f"--hidden_dropout_prob is {model_args.hidden_dropout_prob}; it is a share below 1.")
     # Of the code that is running: at the end another may lie there.
-    record = {
+    record: dict[str, Any] = {
         "command": _describe_command(options),
         "commit": current_commit(),
         "data_sha256": hash_data(data_args.data),
     }
+    if model_args.init_from is not None:
+        record["started_from"] = earlier_training(model_args.init_from)
     batches, rows = _open_batches(model_args, data_args, args)
     valid_rows = None
     if data_args.valid_data is not None or data_args.valid_split is not None:

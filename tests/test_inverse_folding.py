@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CHAINS
+from datasets import concatenate_datasets
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
@@ -15,6 +17,7 @@ from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerPr
 from coordformer.dataset import load_rows
 from coordformer.evaluation import count_chains, letter_ids, summarise_draws
 from coordformer.metrics import COUNT
+from coordformer.structure import AMINO_ACIDS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples" / "inverse_folding"))
 import average
@@ -54,8 +57,11 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
     }
     rows = load_rows(CHAINS, "valid").select(range(4))
     rows = rows.remove_columns(set(rows.column_names) & {"cluster"}).add_column("cluster", [7, 3, 7, 3])
-    rows.to_parquet(tmp_path / "chains.parquet")
+    known = load_rows(CHAINS, "train").select(range(20)).select_columns(rows.column_names[:-1])
+    concatenate_datasets([rows, known.add_column("cluster", [9] * 20)]).to_parquet(tmp_path / "chains.parquet")
     results = tmp_path / "results"
+    results.mkdir()
+    (results / "relatives.csv").write_text("chain,relative\nof_other_data,\n")
     arguments = ["compare.py", "--data", str(tmp_path / "chains.parquet"), "--draws", "2",
                  "--output", str(tmp_path / "counts"), "--results", str(results)]  # fmt: skip
     for name, folder in checkpoints.items():
@@ -64,7 +70,18 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
     compare.main()
     subsets = json.loads((results / "compare.json").read_text())["models"]
     found, first = subsets[compare.ALL], subsets["the first chain of each cluster of held-out chains"]
+    guess = found.pop(compare.FREQUENCIES)
     assert set(found) == {"reads", "reads, coordinates withheld", "does not"}
+    # By hand: one answer to all questions, the shares of the residues in the training chains.
+    letters = Counter("".join(known["sequence"]))
+    asked = np.load(next((tmp_path / "counts").glob("frequencies_train-*")))["counts"][..., COUNT].sum(axis=(0, 1))
+    known_residues = sum(letters[letter] for letter in AMINO_ACIDS)
+    logarithms = {letter: np.log(letters[letter] / known_residues) for letter in AMINO_ACIDS}
+    tokens = letter_ids(CoordformerProcessor().tokenizer)
+    loss = -sum(asked[token] * logarithms[letter] for letter, token in tokens.items()) / asked.sum()
+    assert guess["masked15"]["perplexity"] == pytest.approx(np.exp(loss))
+    assert guess["masked15"]["recovery"] == asked[tokens[max(logarithms, key=logarithms.get)]] / asked.sum()
+    assert compare.ALL in subsets and len(subsets) == 2  # nobody looked for relatives of these chains
     for name, protocols in found.items():
         model = AutoModelForMaskedLM.from_pretrained(checkpoints[name.partition(",")[0]]).eval()
         tokenizer = CoordformerProcessor().tokenizer
@@ -75,7 +92,7 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
         alone = summarise_draws(counts[:, :2], letter_ids(tokenizer))["perplexity"]
         assert first[name]["masked15"]["perplexity"] == pytest.approx(alone)
     asked = [np.load(path)["counts"][..., COUNT] for path in (tmp_path / "counts").glob("*-masked15-2.npz")]
-    assert len(asked) == 3 and asked[0].sum() > 0 and all(np.array_equal(asked[0], each) for each in asked)
+    assert len(asked) == 4 and asked[0].sum() > 0 and all(np.array_equal(asked[0], each) for each in asked)
     assert found["reads"]["masked15"]["perplexity"] != found["reads, coordinates withheld"]["masked15"]["perplexity"]
 
     def refuse(*_, **__):
@@ -87,5 +104,10 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
         compare.main()
         assert (results / "compare.json").read_bytes() == before
         make_checkpoint("reads", 2)  # other weights under the same name are counted
+        with pytest.raises(AssertionError, match="counted before"):
+            compare.main()
+        make_checkpoint("reads", 0)
+        compare.main()
+        rows.select(range(3)).to_parquet(tmp_path / "chains.parquet")  # and so are other data
         with pytest.raises(AssertionError, match="counted before"):
             compare.main()

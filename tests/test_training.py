@@ -24,12 +24,14 @@ from coordformer.batches import ChainBatches
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
 from coordformer.evaluation import count_chains, evaluate, predict_logits, summarise_draws
+from coordformer.export import training_facts
 from coordformer.metrics import summarise
 from coordformer.processing_coordformer import window_starts
 from coordformer.training import (
     ModelArguments,
     _describe_command,
     build_model,
+    earlier_training,
     last_whole_checkpoint,
     parse_arguments,
     train,
@@ -457,6 +459,23 @@ def test_training_without_matplotlib_only_lacks_the_figure(preset, tmp_path, mon
     train(*parse_arguments([str(preset), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]))
     assert (tmp_path / "run" / "train.json").exists() and not (tmp_path / "run" / "loss.png").exists()
     assert "coordformer[figures]" in caplog.text
+
+
+def test_a_training_records_those_that_its_weights_had_before(preset, tmp_path):
+    """A run from nothing, one from its checkpoint on the way, and one from the result of that."""
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    starts = [None, folders[0] / "checkpoint-1", folders[1]]
+    for folder, start in zip(folders, starts, strict=True):
+        options = [str(preset), "--output_dir", str(folder), "--max_steps", "1", "--save_steps", "1"]
+        train(*parse_arguments(options if start is None else [*options, "--init_from", str(start)]))
+    first, second, third = (json.loads((folder / "train.json").read_text()) for folder in folders)
+    assert "started_from" not in first and second["started_from"] == {"steps": 1} and third["started_from"] == second
+    before = training_facts(folders[2])["trained before"]
+    assert before.startswith(f"1 updates by `{second['command']}`") and before.endswith("; before that 1 updates")
+    assert "trained before" not in training_facts(folders[0])
+    (folders[1] / "train.json").write_text("{")
+    with pytest.raises(ValueError, match=r"second/train\.json cannot be read .*move it away"):
+        earlier_training(folders[1])
 
 
 def test_half_checkpoints_are_passed_over(tmp_path):

