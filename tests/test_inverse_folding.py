@@ -86,6 +86,10 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
         model = AutoModelForMaskedLM.from_pretrained(checkpoints[name.partition(",")[0]]).eval()
         tokenizer = CoordformerProcessor().tokenizer
         counts = count_chains(model, rows, tokenizer, "masked15", draws=2, without_coords="withheld" in name)
+        # The interval is over the two clusters, 3 and 7.
+        clusters = np.stack([counts[:, [1, 3]].sum(axis=1), counts[:, [0, 2]].sum(axis=1)], axis=1)
+        summary = summarise_draws(clusters, letter_ids(tokenizer))
+        assert protocols["masked15"]["perplexity_interval"] == pytest.approx(summary["perplexity_interval"])
         measured = summarise_draws(counts, letter_ids(tokenizer))["perplexity"]
         assert protocols["masked15"]["perplexity"] == pytest.approx(measured)
         assert f"| {name} | 0.0M | {measured:.2f} (" in (results / "report.md").read_text()

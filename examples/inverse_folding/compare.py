@@ -9,6 +9,8 @@ to every question. Run it again after a stop, or with further models: what is co
 compare.json and report.md, with what the paper reports (paper.csv, quoted) beside it. Also reported apart: the chains
 without a relative among those to train on (relatives.csv of --results, from relatives.py with the same data), and one
 chain of each cluster, if the data have a column `cluster`, so that no much-studied protein counts a hundred times.
+Intervals are 95 % of a bootstrap over these clusters, whose chains are not independent; without the column, over
+chains.
 """
 
 import argparse
@@ -84,6 +86,14 @@ def count(output: Path, name: str, draws: int, rows: Any, make: Any, protocols: 
 def _save(path: Path, counts: np.ndarray, parameters: int, seconds: float) -> None:
     with open(path, "wb") as file:
         np.savez_compressed(file, counts=counts, parameters=parameters, seconds=seconds)
+
+
+def add_up(counts: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Counts (draws, chains, vocabulary, 3) of each group of chains, (draws, groups, vocabulary, 3)."""
+    names, places = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(counts), len(names), *counts.shape[2:]))
+    np.add.at(sums, (slice(None), places), counts)
+    return sums
 
 
 def without_relatives(results: Path, ids: list[str]) -> np.ndarray | None:
@@ -182,6 +192,7 @@ def main() -> None:
     subsets = {ALL: np.ones(len(rows), dtype=bool)}
     if (far := without_relatives(arguments.results, list(rows["id"]))) is not None:
         subsets["held-out chains without a relative in training"] = far
+    clusters = np.arange(len(rows))
     if "cluster" in rows.column_names:
         clusters = np.array(rows["cluster"])
         first = np.zeros(len(rows), dtype=bool)
@@ -192,7 +203,8 @@ def main() -> None:
         found[subset] = {}
         for name, protocols in tables.items():
             found[subset][name] = {"parameters": int(next(iter(protocols.values()))["parameters"])} | {
-                protocol: summarise_draws(saved["counts"][:, chosen], letters) for protocol, saved in protocols.items()
+                protocol: summarise_draws(add_up(saved["counts"][:, chosen], clusters[chosen]), letters)
+                for protocol, saved in protocols.items()
             }
     summary = {"split": arguments.split, "draws": arguments.draws, "torch": torch.__version__, "models": found}
     (arguments.results / "compare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
