@@ -311,7 +311,8 @@ def convert(arguments: Namespace) -> tuple[dict[str, Any], str]:
     from .conversion import from_esm, from_paper_state_dict, read_state_dict
     from .processing_coordformer import CoordformerProcessor
 
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    if (arguments.output / "config.json").exists():
+        raise ValueError(f"{arguments.output} holds a model; give another folder, or delete it.")
     overrides = {"coordinate_embedding": "none"} if arguments.without_coords else {}
     model: Any
     if arguments.kind == "esm":

@@ -263,6 +263,22 @@ def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str 
     figures.save_figure(figure, path)
 
 
+def file_stems(ids: Sequence[str]) -> list[str]:
+    """Names of files for chains: what some systems do not allow becomes `_`, and of equal ones the later get -2, -3.
+
+    A and a, two chains of a large complex, are equal: on some systems they are one file.
+    """
+    stems: dict[str, str] = {}  # by what makes two of them equal
+    for name in ids:
+        stem = first = re.sub(r'^\.+$|[<>:"/\\|?*\0]', "_", name)
+        number = 1
+        while stem.casefold() in stems:
+            number += 1
+            stem = f"{first}-{number}"
+        stems[stem.casefold()] = stem
+    return list(stems.values())
+
+
 def write_contacts(
     checkpoint: str | Path,
     protein: str | Path,
@@ -277,7 +293,7 @@ def write_contacts(
 ) -> dict[str, Any]:
     """Predict the contacts of the chains of a file.
 
-    Writes into the folder `output` for each chain, by its id (`/` becomes `_`): ID.npz with `probabilities` (residues,
+    Writes into the folder `output` for each chain, by its id (see `file_stems`): ID.npz with `probabilities` (residues,
     residues), float32, `contacts` (as of `contact_labels`) and `sequence`; ID.tsv with the 5 L most probable pairs;
     ID.png with both triangles.
 
@@ -292,8 +308,8 @@ def write_contacts(
 
     Returns:
         What is also in `contacts.json`: `checkpoint`, `protein`, `dtype`, `window` and `chains`, of each its `id`,
-        `residues`, `coordinates` (see `coordinates_given`), `contacts` (known pairs; None without structure) and
-        `precision` as of `precision_at`, None where it is not defined.
+        `file` (without the ending), `residues`, `coordinates` (see `coordinates_given`), `contacts` (known pairs; None
+        without structure) and `precision` as of `precision_at`, None where it is not defined.
 
     Raises:
         ValueError: the checkpoint has no contact head, or an input is unusable.
@@ -309,9 +325,7 @@ def write_contacts(
         )
     atoms = tuple(dict.fromkeys((*processor.coordinate_atoms, "CA")))
     chains = read_proteins(protein, atoms, min_plddt, chain_ids)
-    stems = [re.sub(r"[/\\\0]", "_", chain.id) for chain in chains]  # what a file's name cannot have on any system
-    if len(set(stems)) < len(stems):
-        raise ValueError(f"{protein}: ids of chains differ in / and _ alone; files are named by them, rename one.")
+    stems = file_stems([chain.id for chain in chains])
     output.mkdir(parents=True, exist_ok=True)
     reports = []
     for stem, chain in zip(stems, tqdm(chains, unit="chain", disable=not progress), strict=True):
@@ -321,6 +335,7 @@ def write_contacts(
         known = bool((labels >= 0).any())
         report = {
             "id": chain.id,
+            "file": stem,
             "residues": len(chain),
             "coordinates": coordinates_given(model, chain, without_coords),
             "contacts": int((labels == 1).sum()) // 2 if known else None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -319,7 +320,7 @@ def load_checkpoint(
             kind = "whole model" if any_head else "masked language model"
             raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no {kind}")
         processor = CoordformerProcessor.from_pretrained(checkpoint)
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 

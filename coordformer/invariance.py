@@ -30,7 +30,7 @@ from .evaluation import (
 )
 from .figures import new_figure, save_figure
 from .files import write_text
-from .metrics import CORRECT, COUNT, bootstrap, count_predictions, summarise
+from .metrics import CORRECT, COUNT, bootstrap, count_predictions, resample, summarise
 from .modeling_coordformer import IGNORED_LABEL
 
 NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0)  # Å
@@ -208,9 +208,8 @@ def class_bins(rows: Any, labels: str | Path | None = None) -> dict[str, np.ndar
 
 def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, samples: int = 2000, seed: int = 0) -> list[float]:
     """95 % interval of the ratio of two sums over chains, each (chains,), by a bootstrap over chains."""
-    chains = len(numerator)
-    weights = np.random.default_rng(seed).multinomial(chains, np.full(chains, 1 / chains), size=samples)
-    return np.percentile(weights @ numerator / (weights @ denominator), [2.5, 97.5]).tolist()
+    drawn = resample(np.stack([numerator, denominator], axis=1), samples, seed)
+    return np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5]).tolist()
 
 
 def describe_point(counts: np.ndarray, reference: np.ndarray | None = None) -> dict[str, Any]:

@@ -72,6 +72,20 @@ def summarise(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> d
     return summary
 
 
+def resample(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Sums (samples, ...) over chains that are drawn with replacement, of values (chains, ...).
+
+    In blocks: how often each of a million chains is drawn in each of thousands of samples would fill the memory.
+    """
+    rng, chains = np.random.default_rng(seed), len(values)
+    shares, flat = np.full(chains, 1 / chains), values.reshape(chains, -1)
+    sums = np.empty((samples, flat.shape[1]))
+    for start in range(0, samples, 50):
+        block = sums[start : start + 50]
+        block[:] = rng.multinomial(chains, shares, size=len(block)) @ flat
+    return sums.reshape(samples, *values.shape[1:])
+
+
 def bootstrap(counts: Mapping[str, np.ndarray], samples: int = 2000, seed: int = 0) -> dict[str, dict]:
     """95 % intervals over chains for one or several models on the same chains.
 
@@ -95,12 +109,10 @@ def bootstrap(counts: Mapping[str, np.ndarray], samples: int = 2000, seed: int =
     chains = int((asked[0] > 0).sum())
     if chains == 0:
         raise ValueError("Nothing was predicted: no residue of these chains may be chosen under this protocol.")
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(chains, np.full(chains, 1 / chains), size=samples)
+    drawn_totals = resample(np.stack(list(totals.values()), axis=1), samples, seed)
     result: dict[str, dict] = {}
     reference = None
-    for name, total in totals.items():
-        drawn = weights @ total
+    for (name, total), drawn in zip(totals.items(), drawn_totals.swapaxes(0, 1), strict=True):
         perplexity = np.exp(drawn[:, NLL] / drawn[:, COUNT])
         point = float(np.exp(total[:, NLL].sum() / total[:, COUNT].sum()))
         result[name] = {

@@ -1151,7 +1151,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         assert self.sequence_encoder is not None and self.connector is not None
         with torch.no_grad():
             states = self.sequence_encoder(**inputs).last_hidden_state
-        return self.connector(states)
+        return self.connector(states).to(self.connector.weight.dtype)  # as embeddings are, under autocast as well
 
     def _place_coordinates(
         self, coords, coords_mask, input_ids, attention_mask, shape, device, runs

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate.utils import parse_flag_from_env
+from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -182,7 +183,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     }
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        defaults |= _read_preset(Path(argv.pop(0)), {action.dest: action.nargs for action in parser._actions})
+        defaults |= _read_preset(Path(argv.pop(0)), {action.dest: action for action in parser._actions})
     parser.set_defaults(**defaults)
     parser.error = _refuse_option  # type: ignore[method-assign]  # in one line, without that of a hundred options
     model_args, data_args, args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
@@ -200,7 +201,7 @@ def _refuse_option(message: str) -> NoReturn:
 
 
 def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Options from a YAML file; `known` has argparse's `nargs` of each."""
+    """Options from a YAML file; `known` has argparse's action of each."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -213,10 +214,12 @@ def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"{path} sets {key!r}, which is no option" + (f"; did you mean {near[0]!r}?" if near else ".")
             )
-        if isinstance(value := values[key], list) and known[key] not in ("+", "*"):
+        if isinstance(value := values[key], list) and known[key].nargs not in ("+", "*"):
             raise ValueError(f"{path} sets {key!r} to the list {value}; it takes one value.")
         if isinstance(value, dict) and not key.endswith(("kwargs", "config", "args")):
             raise ValueError(f"{path} sets {key!r} to the mapping {value}; it takes one value.")
+        if value is None and known[key].default is not None:
+            raise ValueError(f"{path} sets {key!r} to nothing; give a value, or leave the line out.")
     # argparse checks and converts text as on the command line, and nothing else.
     return {key: str(value) if type(value) in (int, float) else value for key, value in values.items()}
 
@@ -240,7 +243,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given.
 
     An ESM-2 there may get any of them, and a Coordformer with `attention_points` messages of `message_neighbours`.
-    Either gets the dropout given.
+    Either gets the dropout given. In float32, whatever is saved there: updates are smaller than what bfloat16 resolves.
     """
     dropout = {} if arguments.hidden_dropout_prob is None else {"hidden_dropout_prob": arguments.hidden_dropout_prob}
     atoms = arguments.coordinate_atoms
@@ -266,7 +269,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
         )
     config = AutoConfig.from_pretrained(arguments.init_from)
     if config.model_type == "esm":
-        model = from_esm(arguments.init_from, **coordinates | dropout)
+        model = from_esm(arguments.init_from, **coordinates | dropout).float()
         model.set_attn_implementation(attn_implementation)
         return model
     # Messages can be added to a model with points, which goes on as it was until they are read.
@@ -277,7 +280,7 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     CoordformerConfig.from_dict(config.to_dict() | changed)  # what is given to `from_pretrained` is not validated
     try:
         model = AutoModelForMaskedLM.from_pretrained(
-            arguments.init_from, attn_implementation=attn_implementation, **changed
+            arguments.init_from, attn_implementation=attn_implementation, dtype=torch.float32, **changed
         )
     except SafetensorError as error:
         raise ValueError(
@@ -376,23 +379,28 @@ def current_commit() -> str:
 
 
 def _check_same_run(output: Path, settings: dict[str, dict[str, Any]]) -> None:
-    """Refuse a folder that holds another run; remember the settings of a new one in `run.json`."""
+    """Refuse a folder that holds another run; remember the settings of a new one in `run.json`.
+
+    A run that failed before its first checkpoint left nothing to lose.
+    """
     path = output / "run.json"
     settings = json.loads(json.dumps(settings))
-    if not path.exists():
+    trained = any((output / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+    if not path.exists() or not (trained or last_whole_checkpoint(output)):
         output.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings, indent=2) + "\n")
         return
     before = json.loads(path.read_text())
     # What an older version did not write has its default.
     before["model"] = json.loads(json.dumps(CoordformerConfig.from_dict(before["model"]).to_dict()))
+    defaults = {each.name: each.default for kind in (ModelArguments, DataArguments) for each in fields(kind)}
     # The same data may lie elsewhere by now; its size stands for it.
     passing = {"transformers_version", "data", "valid_data"}
     changed = [
-        f"{name}: {before[part].get(name)!r} -> {value!r}"
+        f"{name}: {was!r} -> {value!r}"
         for part, values in settings.items()
         for name, value in values.items()
-        if name not in passing and before[part].get(name) != value
+        if name not in passing and (was := before[part].get(name, defaults.get(name))) != value
     ]
     if changed:
         raise ValueError(
@@ -461,6 +469,17 @@ def train(
     output = Path(str(args.output_dir))
     if args.per_device_train_batch_size < 1:
         raise ValueError(f"--per_device_train_batch_size is {args.per_device_train_batch_size}; it is at least 1.")
+    if args.gradient_accumulation_steps < 1:
+        raise ValueError(f"--gradient_accumulation_steps is {args.gradient_accumulation_steps}; it is at least 1.")
+    if args.save_only_model:
+        raise ValueError("--save_only_model leaves nothing to go on from after a stop; leave it out.")
+    if model_args.max_shard_size is not None:
+        try:
+            split_torch_state_dict_into_shards({}, max_shard_size=model_args.max_shard_size)
+        except ValueError as error:
+            raise ValueError(
+                f"--max_shard_size is {model_args.max_shard_size}; give a size as 15MB, in KB, MB, GB or TB."
+            ) from error
     if args.n_gpu > 1:
         raise ValueError(
             f"This process sees {args.n_gpu} GPUs; start one for each by `accelerate launch --multi_gpu -m coordformer "
@@ -568,10 +587,17 @@ def train(
     if state is not None and 0 < args.max_steps <= state.global_step:
         # `Trainer` would add a step to what is finished.
         logger.warning("%s is %d updates old, and %d were asked for.", checkpoint, state.global_step, args.max_steps)
-        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        model.load_state_dict(type(model).from_pretrained(best or checkpoint, dtype=torch.float32).state_dict())
         trainer.state = state
+        # Recorded is what trained the weights, not what saves them again.
+        before = earlier_training(output) or {}
+        if before.get("steps") == state.global_step:
+            record |= {name: before[name] for name in (*record, "waiting_share") if name in before}
     else:
         _run(trainer, checkpoint, output)
+    if args.should_save:
+        (output / SAFE_WEIGHTS_INDEX_NAME).unlink(missing_ok=True)  # of shards that go now, if it was trained before
     trainer.save_model()
     if model_args.max_shard_size is not None:
         weights = trainer.accelerator.get_state_dict(trainer.model)  # of all processes, which may hold parts of it

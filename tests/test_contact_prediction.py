@@ -19,6 +19,7 @@ from coordformer.contacts import (
     RANGES,
     ContactCollator,
     contact_labels,
+    file_stems,
     freeze_encoder,
     measure_precision,
     precision_at,
@@ -345,9 +346,19 @@ def test_bad_input_is_named(checkpoint, tmp_path, capsys):
     assert "which is a file; give a folder" in message(checkpoint, STRUCTURE, "--output", tmp_path / "file")
     assert "`window` is 1" in message(checkpoint, STRUCTURE, "--output", tmp_path / "out", "--window", "1")
     assert "no protein chain Z" in message(checkpoint, STRUCTURE, "--output", tmp_path / "out", "--chains", "Z")
-    (tmp_path / "same.fasta").write_text(">a/b\nMKV\n>a_b\nMKV\n")
-    seen = message(checkpoint, tmp_path / "same.fasta", "--output", tmp_path / "out")
-    assert "same.fasta: ids of chains differ in / and _ alone" in seen
+
+
+def test_files_are_named_by_ids_on_every_system(checkpoint, tmp_path, capsys):
+    assert file_stems(["2QFA_A", "sp|P69905|HBA", "a/b", "A_B", "a:b", "..", "x.y"]) == [
+        "2QFA_A", "sp_P69905_HBA", "a_b", "A_B-2", "a_b-3", "_", "x.y",
+    ]  # fmt: skip
+    (tmp_path / "two.fasta").write_text(">A\nMKVAA\n>a\nMKVLLLL\n")
+    command = ["contacts", str(checkpoint), str(tmp_path / "two.fasta"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["chains"]
+    assert [(each["id"], each["file"]) for each in found] == [("A", "A"), ("a", "a-2")]
+    for each in found:
+        assert len(str(np.load(tmp_path / "out" / f"{each['file']}.npz")["sequence"])) == each["residues"]
 
 
 # The example

@@ -291,6 +291,64 @@ def test_dropout_is_that_of_the_option_or_of_the_model_to_start_from(tmp_path, e
     assert given.config.hidden_dropout_prob == 0.2
 
 
+def test_what_was_saved_in_bfloat16_is_trained_in_float32(tmp_path, esm):
+    """Updates of a thousandth of a weight would be lost."""
+    half = make_model().bfloat16()
+    half.save_pretrained(tmp_path / "half")
+    EsmForMaskedLM.from_pretrained(esm).bfloat16().save_pretrained(tmp_path / "esm")
+    for start in ("half", "esm"):
+        model = build_model(ModelArguments(init_from=str(tmp_path / start)))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    saved = half.state_dict()
+    model = build_model(ModelArguments(init_from=str(tmp_path / "half")))
+    assert all(torch.equal(tensor, saved[name].float()) for name, tensor in model.state_dict().items())
+
+
+def test_behind_a_frozen_esm_the_residual_stream_is_float32_under_autocast(esm):
+    """As in all other models; attention with points could not compute with less."""
+    torch.manual_seed(0)
+    shape = SMALL | {"lm_head": "linear", "attention_points": 2}
+    model = build_model(ModelArguments(sequence_encoder=str(esm), **shape)).eval()
+    batch = CoordformerProcessor()(["MKVLA"], coords=[np.random.default_rng(0).normal(scale=5, size=(5, 3))])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        states = model(**batch, output_hidden_states=True).hidden_states
+    assert {state.dtype for state in states[:-1]} == {torch.float32}
+
+
+def test_weights_in_shards_of_another_size_replace_the_old_ones(preset, tmp_path):
+    options = [str(preset), "--output_dir", str(tmp_path / "run"), "--lr_scheduler_type", "constant"]
+    for steps, size in (("1", "5KB"), ("2", "1GB"), ("3", "5KB"), ("4", None)):
+        given = [] if size is None else ["--max_shard_size", size]
+        train(*parse_arguments([*options, "--max_steps", steps, *given]))
+        last = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / f"checkpoint-{steps}").state_dict()
+        final = AutoModelForMaskedLM.from_pretrained(tmp_path / "run").state_dict()
+        assert all(torch.equal(tensor, last[name]) for name, tensor in final.items())
+        assert (tmp_path / "run" / "model.safetensors.index.json").exists() == (size == "5KB")
+
+
+def test_the_best_model_stays_the_final_one(preset, tmp_path):
+    """Asking again for a finished training does not put the last model in the place of the best."""
+    options = [str(preset), "--output_dir", str(tmp_path / "run"), "--valid_split", "valid", "--eval_strategy", "steps",
+               "--eval_steps", "1", "--save_steps", "1", "--load_best_model_at_end", "true", "--max_steps", "3",
+               "--learning_rate", "3"]  # fmt: skip
+    train(*parse_arguments(options))
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert best.name != "checkpoint-3"
+    train(*parse_arguments(options))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_the_folder_free(preset, tmp_path, monkeypatch):
+    options = [str(preset), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(Trainer, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        train(*parse_arguments(options))
+    assert (tmp_path / "run" / "run.json").exists()
+    train(*parse_arguments([*options, "--token_budget", "512"]))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["token_budget"] == 512
+
+
 def test_a_stream_trains_as_many_workers_as_there_are(sharded_preset, tmp_path):
     """The batches and their order do not depend on who reads them."""
     for workers in ("0", "2"):
@@ -407,7 +465,8 @@ def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
             train(*parse_arguments(options + change))
     assert (output / "model.safetensors").read_bytes() == before
     settings = json.loads((output / "run.json").read_text())
-    del settings["model"]["message_neighbours"], settings["model"]["message_type"]  # as an older version wrote it
+    # As an older version wrote it.
+    del settings["model"]["message_neighbours"], settings["model"]["message_type"], settings["training"]["muon"]
     (output / "run.json").write_text(json.dumps(settings))
     train(*parse_arguments([*options[:-1], "6"]))  # more of the same run is fine
     assert len(losses(output)) == 6
@@ -423,7 +482,9 @@ def test_a_finished_training_stays_as_it_is(preset, tmp_path):
     output = tmp_path / "run"
     options = [str(preset), "--output_dir", str(output), "--lr_scheduler_type", "constant", "--max_steps"]
     first = train(*parse_arguments([*options, "5"]))
-    del first["waiting_share"]  # nothing was waited for the second time
+    # What is recorded is of the training, also where it is another commit that saves it again.
+    first |= {"commit": "another"}
+    (output / "train.json").write_text(json.dumps(first))
     weights = (output / "model.safetensors").read_bytes()
     for steps in ("5", "3"):
         again = train(*parse_arguments([*options, steps]))
@@ -628,6 +689,13 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
     make_model().save_pretrained(broken)
     CoordformerProcessor().save_pretrained(broken)
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:500])
+    newer, resized = tmp_path / "newer", tmp_path / "resized"  # a value that this version has not; other sizes
+    for folder, change in ((newer, {"coordinate_embedding": "newer"}), (resized, {"intermediate_size": 8})):
+        make_model().save_pretrained(folder)
+        CoordformerProcessor().save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+    (tmp_path / "empty.yaml").write_text("hidden_size: 16\nmax_steps:\n")
     cut = tmp_path / "cut"
     EsmForMaskedLM(EsmConfig(**SMALL_ESM)).save_pretrained(cut)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:500])
@@ -638,6 +706,13 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
         (["train", str(tmp_path / "no.yaml")], "no.yaml"),
         (["train", *data, "--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob is 1.5; it is a share below 1"),
         (["train", *data, "--mlm_probability", "0"], "--mlm_probability is 0.0; it is a share above 0"),
+        (
+            ["train", *data, "--gradient_accumulation_steps", "0"],
+            "--gradient_accumulation_steps is 0; it is at least 1",
+        ),
+        (["train", *data, "--save_only_model", "true"], "--save_only_model leaves nothing to go on from after a stop"),
+        (["train", *data, "--max_shard_size", "15M"], "--max_shard_size is 15M; give a size as 15MB, in KB, MB, GB"),
+        (["train", str(tmp_path / "empty.yaml")], "empty.yaml sets 'max_steps' to nothing; give a value, or leave"),
         (["train", *data, "--init_from", str(broken)], "The weights in BROKEN are damaged or cut off"),
         (["train", *data, "--init_from", str(cut)], "The weights in CUT are damaged or cut off"),
         (["train", *data, "--sequence_encoder", str(cut), "--lm_head", "linear"], "The weights in CUT are damaged"),
@@ -645,6 +720,9 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
         (["evaluate", str(tmp_path / "nothing"), *data], "nothing"),
         (["evaluate", str(tmp_path / "esm"), *data], "esm cannot be loaded (it holds a esm model)"),
         (["evaluate", str(broken), *data], "broken cannot be loaded"),
+        (["evaluate", str(newer), *data], "newer cannot be loaded"),
+        (["evaluate", str(resized), *data], "resized cannot be loaded"),
+        (["convert", str(tmp_path / "esm"), str(newer), "--kind", "esm"], "newer holds a model; give another folder"),
         (["evaluate", str(Path(preset).parent), *data], "holds no processor"),
         (
             ["evaluate", str(broken), *data, "--output", str(tmp_path / "report.png")],

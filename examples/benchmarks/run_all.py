@@ -175,8 +175,11 @@ def write_table(folder: Path) -> None:
         machines[f"{gpu}{record.get('cpu_count')} cores of {record.get('machine')}"] = None
     if len(lines) == 2:
         sys.exit(f"{folder}: no results to make a table of")
-    lines += ["", "A ratio above 1 says that ours is faster. Beside coordformer without coordinates it is the median over pairs of"]
-    lines += [f"turns, not the quotient of the two columns. Measured on {'; '.join(machines)}."]
+    lines += [
+        "",
+        "A ratio above 1 says that ours is faster. Beside coordformer without coordinates it is the median over",
+        f"pairs of turns, not the quotient of the two columns. Measured on {'; '.join(machines)}.",
+    ]
     table = folder / "speed.md"
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"\n{table.read_text(encoding='utf-8')}\nwritten to {table}")

@@ -62,7 +62,8 @@ RUNS = {
 def train_head(checkpoint: Path, output: Path, drop_coords: float, options: argparse.Namespace) -> dict[str, Any]:
     """Train a contact head on a masked language model, the encoder frozen; with --finetune both after that."""
     processor = CoordformerProcessor.from_pretrained(checkpoint)
-    model = CoordformerForContactPrediction.from_pretrained(checkpoint)
+    # In float32 whatever is saved: updates are smaller than what bfloat16 tells apart.
+    model = CoordformerForContactPrediction.from_pretrained(checkpoint, dtype=torch.float32)
     rows = load_rows(options.data, "train")
     batches = ChainBatches(rows, token_budget=options.token_budget, packing=False, max_length=256)
     collator = CoordformerDataCollator(

@@ -149,6 +149,7 @@ def new_classifier(checkpoint: Path, task: Task, pooling: str = "cls") -> Coordf
     labels = [f"{term} {name}".strip() for term, name in zip(task.terms, task.names, strict=True)]
     model = CoordformerForSequenceClassification.from_pretrained(
         checkpoint,
+        dtype=torch.float32,  # whatever is saved: updates are smaller than what bfloat16 tells apart
         classifier_pooling=pooling,
         problem_type="multi_label_classification",
         id2label=dict(enumerate(labels)),
