@@ -115,7 +115,8 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
             facts["SHA-256 of the data"] = summary.get("data_sha256")
             facts["command"] = summary.get("command") and f"`{summary['command']}`"
             facts["commit of the code"] = summary.get("commit")
-            facts["trained before"] = "; before that ".join(_earlier_stages(summary))
+            if before := "; before that ".join(_earlier_stages(summary)):
+                facts |= {"started from": None, "trained before": before}  # a folder's name says less
         if state.exists():
             progress = json.loads(state.read_text(encoding="utf-8"))
             losses = [entry["loss"] for entry in progress["log_history"] if "loss" in entry]

@@ -533,7 +533,7 @@ def test_a_training_records_those_that_its_weights_had_before(preset, tmp_path):
     assert "started_from" not in first and second["started_from"] == {"steps": 1} and third["started_from"] == second
     before = training_facts(folders[2])["trained before"]
     assert before.startswith(f"1 updates by `{second['command']}`") and before.endswith("; before that 1 updates")
-    assert "trained before" not in training_facts(folders[0])
+    assert "started from" not in training_facts(folders[2]) and "trained before" not in training_facts(folders[0])
     (folders[1] / "train.json").write_text("{")
     with pytest.raises(ValueError, match=r"second/train\.json cannot be read .*move it away"):
         earlier_training(folders[1])
