@@ -311,8 +311,9 @@ def convert(arguments: Namespace) -> tuple[dict[str, Any], str]:
     from .conversion import from_esm, from_paper_state_dict, read_state_dict
     from .processing_coordformer import CoordformerProcessor
 
-    if (arguments.output / "config.json").exists():
-        raise ValueError(f"{arguments.output} holds a model; give another folder, or delete it.")
+    if arguments.output.is_file() or (arguments.output / "config.json").exists():
+        holds = "is a file" if arguments.output.is_file() else "holds a model"
+        raise ValueError(f"{arguments.output} {holds}; give another folder, or delete it.")
     overrides = {"coordinate_embedding": "none"} if arguments.without_coords else {}
     model: Any
     if arguments.kind == "esm":

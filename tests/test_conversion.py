@@ -474,7 +474,7 @@ def test_command_names_what_is_wrong(tmp_path, capsys):
     for arguments, message in (
         ([tmp_path / "none.pt", tmp_path / "out"], "none.pt: no such file; check the name"),
         ([weights, tmp_path / "out"], "no encoder.layers.0.linear1.weight"),
-        ([weights, weights], "File exists"),
+        ([weights, weights], "weights.pt is a file; give another folder"),
     ):
         assert main(["convert", *map(str, arguments), "--kind", "pretrained"]) == 1
         assert message in capsys.readouterr().err
