@@ -72,7 +72,7 @@ def summarise(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> d
     return summary
 
 
-def resample(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
+def resample(values: np.ndarray, samples: int, seed: int | np.random.Generator) -> np.ndarray:
     """Sums (samples, ...) over chains that are drawn with replacement, of values (chains, ...).
 
     In blocks: how often each of a million chains is drawn in each of thousands of samples would fill the memory.

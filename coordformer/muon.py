@@ -10,7 +10,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Three groups: matrices between hidden states (for Muon); other matrices; and vectors, which do not decay.
 
     Embeddings and the output layer have rows for tokens, and the coordinate embedding has columns for coordinates, most
-    of which are small or rare: orthogonal updates would move them all alike; so has the distance bias, for distances.
+    of which are small or rare: orthogonal updates would move them all alike. So has the distance bias, for distances.
     The geometry that messages read is with Muon all the same: its features are of one order.
     """
     output = getattr(model, "get_output_embeddings", lambda: None)()

