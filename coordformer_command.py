@@ -284,7 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
     export = verbs.add_parser(
         "export",
         help="make a folder that is ready for the Hub",
-        description="Make a folder of a checkpoint that loads with and without this package, with its code, licence "
+        description="Make a folder of a checkpoint that loads with and without this package, with its code, license "
         "and model card, and check that it does.",
     )
     export.add_argument("checkpoint", help="folder or Hub name, with any head or none")

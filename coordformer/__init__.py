@@ -16,9 +16,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_coordformer import CoordformerConfig
-from .conversion import from_esm, from_paper_state_dict
-from .modeling_coordformer import (
+from .model.configuration_coordformer import CoordformerConfig
+from .model.modeling_coordformer import (
     CoordformerForContactPrediction,
     CoordformerForMaskedLM,
     CoordformerForSequenceClassification,
@@ -26,13 +25,14 @@ from .modeling_coordformer import (
     CoordformerModel,
     CoordformerPreTrainedModel,
 )
-from .pipeline_coordformer import (
+from .model.pipeline_coordformer import (
     ProteinContactPredictionPipeline,
     ProteinFeatureExtractionPipeline,
     ProteinFillMaskPipeline,
 )
-from .processing_coordformer import CoordformerProcessor, build_tokenizer
-from .structure import Chain, StructureError, read_chains, read_proteins
+from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
+from .model.structure import Chain, StructureError, read_chains, read_proteins
+from .training.conversion import from_esm, from_paper_state_dict
 
 __version__ = "0.1.0"
 

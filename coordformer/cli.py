@@ -15,8 +15,8 @@ from typing import Any
 
 
 def prepare(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .fetch import fetch, parse_ids
-    from .preparation import check_options, prepare
+    from .data.fetch import fetch, parse_ids
+    from .data.prepare import check_options, prepare
 
     inputs: list[str | Path] = list(arguments.inputs)
     failed: list[tuple[str, str]] = []
@@ -77,16 +77,16 @@ def _parse_splits(text: str) -> dict[str, float]:
 
 
 def bundle(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .bundle import write_bundle
-    from .dataset import load_rows
+    from .data.pack import write_pack
+    from .data.rows import load_rows
 
     rows = load_rows(arguments.data, arguments.split)
-    counts = write_bundle(rows, arguments.output, progress=not arguments.quiet)
+    counts = write_pack(rows, arguments.output, progress=not arguments.quiet)
     return counts, f"{_chains(counts)}, {counts['bytes'] / 1e6:,.1f} MB: {arguments.output}"
 
 
 def train(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .training import parse_arguments, train
+    from .training.train import parse_arguments, train
 
     quiet = ["--disable_tqdm", "true"] if arguments.quiet else []
     model_args, data_args, args = parse_arguments([*arguments.options, *quiet])
@@ -114,9 +114,9 @@ def leave_processes() -> None:
 
 
 def evaluate(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .evaluation import evaluate
-    from .figures import plot_recovery
-    from .files import write_text
+    from .data.files import write_text
+    from .inference.evaluate import evaluate
+    from .inference.figures import plot_recovery
 
     if arguments.output:  # an evaluation may take long: what can go wrong at its end is looked at first
         _check_file(arguments.output, ".json")
@@ -157,7 +157,7 @@ def evaluate(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def embed(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .embedding import embed
+    from .inference.embed import embed
 
     counts = embed(
         arguments.checkpoint,
@@ -183,8 +183,8 @@ def embed(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def annotate(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .files import write_text
-    from .function import annotate
+    from .data.files import write_text
+    from .inference.annotate import annotate
 
     if arguments.output:
         _check_file(arguments.output, ".tsv", ".json")
@@ -214,7 +214,7 @@ def annotate(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def contacts(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .contacts import describe_precision, write_contacts
+    from .inference.contacts import describe_precision, write_contacts
 
     summary = write_contacts(
         arguments.checkpoint,
@@ -236,7 +236,7 @@ def contacts(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def score(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .scoring import score_protein
+    from .inference.score import score_protein
 
     summary = score_protein(
         arguments.checkpoint,
@@ -266,9 +266,9 @@ def score(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def attention(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .attention_analysis import analyse_attention
+    from .analysis.attention import analyze_attention
 
-    summary = analyse_attention(
+    summary = analyze_attention(
         arguments.checkpoint,
         arguments.data,
         arguments.output,
@@ -285,10 +285,10 @@ def attention(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def invariance(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .invariance import describe, measure_invariance, write_report
+    from .analysis.robustness import describe, measure_robustness, write_report
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    summary, points = measure_invariance(
+    summary, points = measure_robustness(
         arguments.checkpoint,
         arguments.data,
         split=arguments.split,
@@ -308,8 +308,8 @@ def invariance(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def convert(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .conversion import from_esm, from_paper_state_dict, read_state_dict
-    from .processing_coordformer import CoordformerProcessor
+    from .model.processing_coordformer import CoordformerProcessor
+    from .training.conversion import from_esm, from_paper_state_dict, read_state_dict
 
     if arguments.output.is_file() or (arguments.output / "config.json").exists():
         holds = "is a file" if arguments.output.is_file() else "holds a model"
@@ -329,7 +329,7 @@ def convert(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def export(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .export import export
+    from .hub.export import export
 
     summary = export(
         arguments.checkpoint,
@@ -348,7 +348,7 @@ def export(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def push(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .push import push
+    from .hub.push import push
 
     summary = push(
         arguments.folder,

@@ -17,7 +17,7 @@ from coordformer import (
     CoordformerForTokenClassification,
     CoordformerModel,
 )
-from coordformer.dataset import SCHEMA
+from coordformer.data.rows import SCHEMA
 
 collect_ignore = ["transformers_suite.py"]  # needs Transformers' own tests; test_transformers_suite.py starts it
 STRUCTURES = Path(__file__).parent / "data" / "structures"
@@ -97,12 +97,12 @@ def pack_rows(rows: list[dict[str, torch.Tensor]], padding: int = 0) -> dict[str
     """One row with a segment per chain, and padding at its end."""
     batch = pad_rows([{name: torch.cat([row[name] for row in rows], dim=1) for name in rows[0]}])
     lengths = [row["input_ids"].shape[1] for row in rows]
-    batch["segment_ids"] = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)).unsqueeze(0)
+    batch["sequence_id"] = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)).unsqueeze(0)
     if padding:
         batch["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, padding), value=5)
         batch["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, padding))
         # The padding carries the id of the last chain: it must stay out all the same.
-        batch["segment_ids"] = torch.nn.functional.pad(batch["segment_ids"], (0, padding), value=len(rows) - 1)
+        batch["sequence_id"] = torch.nn.functional.pad(batch["sequence_id"], (0, padding), value=len(rows) - 1)
         extra = torch.full((1, padding, *batch["coords"].shape[2:]), 70.0)
         batch["coords"] = torch.cat([batch["coords"], extra], dim=1)
     return batch

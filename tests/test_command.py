@@ -14,9 +14,9 @@ import pytest
 from conftest import CHAINS, STRUCTURES, hear_ctrl_c, make_model
 
 from coordformer import CoordformerProcessor, cli, scoring
-from coordformer.conversion import PAPER_KINDS
-from coordformer.data_collator import PROTOCOLS
-from coordformer.embedding import FORMATS, POOLINGS
+from coordformer.data.collator import PROTOCOLS
+from coordformer.inference.embed import FORMATS, POOLINGS
+from coordformer.training.conversion import PAPER_KINDS
 from coordformer_command import build_parser, main
 
 VERBS = ["prepare", "bundle", "train", "evaluate", "embed", "annotate", "contacts", "score", "attention", "invariance",

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from coordformer.training import DataArguments, ModelArguments
+from coordformer.training.train import DataArguments, ModelArguments
 from coordformer_command import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -70,8 +70,8 @@ def test_notebooks_are_pages_with_their_pictures(site):
 
 def test_the_reference_is_of_public_names_with_their_examples(site):
     pages = [page.read_text() for page in (site / "docs" / "reference").rglob("*.html")]
-    proteins = next(text for text in pages if 'id="coordformer.structure.read_chains"' in text)
-    assert 'id="coordformer.structure._parse"' not in proteins
+    proteins = next(text for text in pages if 'id="coordformer.model.structure.read_chains"' in text)
+    assert 'id="coordformer.model.structure._parse"' not in proteins
     assert not any("<blockquote>" in text for text in pages)  # what `>>>` outside of a section becomes
 
 

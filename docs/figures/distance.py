@@ -8,9 +8,9 @@ import torch
 from matplotlib.figure import Figure
 
 from coordformer import CoordformerConfig, CoordformerModel, CoordformerProcessor, read_chains
-from coordformer.figures import save_figure
-from coordformer.geometry import rotations_from_normals
-from coordformer.point_clouds import gaussian_maps
+from coordformer.data.geometry import rotations_from_normals
+from coordformer.inference.figures import save_figure
+from coordformer.training.point_clouds import gaussian_maps
 
 STRUCTURE = Path(__file__).parents[2] / "tests" / "data" / "structures" / "1orc.pdb.gz"
 SIGMA = 8.0  # Å, of the terms
@@ -59,7 +59,7 @@ def heads_with_points() -> tuple[CoordformerModel, np.ndarray]:
     """A new model whose heads attend with points alone, each at its residue's C-alpha, and their widths in Å."""
     config = CoordformerConfig(
         hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
-        coordinate_embedding="none", attention_points=1, coordinate_scale=SCALE,
+        coordinate_embedding="none", num_qk_points=1, coordinate_scale=SCALE,
         attn_implementation="eager",
     )  # fmt: skip
     model = CoordformerModel(config).eval()
@@ -90,15 +90,15 @@ def draw_heads(sequence: str, coords: np.ndarray, path: Path) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     titles = {
         'coordinate_init="gaussian": approximate': gaussian_heads(),
-        "attention_points, at the C-alphas: exact": heads_with_points(),
+        "num_qk_points, at the C-alphas: exact": heads_with_points(),
     }
     for ax, (title, (model, sigmas)) in zip(axes, titles.items(), strict=True):
         frames = [relative_attention(model, batch, rotations) for rotations in (None, turned)]
         for head, sigma in enumerate(sigmas):
-            colour = f"C{head}"
-            ax.plot(grid, np.exp(-(grid**2) / (2 * sigma**2)), color=colour, lw=1, label=f"σ = {sigma:.3g} Å")
+            color = f"C{head}"
+            ax.plot(grid, np.exp(-(grid**2) / (2 * sigma**2)), color=color, lw=1, label=f"σ = {sigma:.3g} Å")
             for ratio, marker in zip(frames, ("o", "+"), strict=True):
-                ax.plot(distances[shown], ratio[head][shown], marker, color=colour, mfc="none", ms=4, mew=0.7)
+                ax.plot(distances[shown], ratio[head][shown], marker, color=color, mfc="none", ms=4, mew=0.7)
         ax.set(xlabel="distance between C-alphas (Å)", ylim=(-0.03, 1.5))
         ax.set_title(title, fontsize=10)
         ax.grid(alpha=0.3)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from coordformer.attention_analysis import CONDITIONS, draw_figures, read_tables
+from coordformer.analysis.attention import CONDITIONS, draw_figures, read_tables
 
 # Read off the published plots, one head of each layer: amplitude, sigma in Å (paper, section 3).
 PAPER = {1: (0.11, 4.7), 2: (0.44, 2.7), 3: (0.27, 3.5), 4: (0.15, 4.7), 5: (0.01, 18), 6: (0.03, 7)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def draw_bars(path: Path, title: str, label: str, values: Mapping[str, float]) -> None:
-    """Horizontal bars from top to bottom, those of coordformer in colour; without matplotlib none."""
+    """Horizontal bars from top to bottom, those of coordformer in color; without matplotlib none."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -13,8 +13,8 @@ def draw_bars(path: Path, title: str, label: str, values: Mapping[str, float]) -
     sides = list(values)[::-1]
     figure = Figure(figsize=(9, 1.2 + 0.45 * len(sides)), layout="constrained")
     axes = figure.subplots()
-    colours = ["C0" if side.startswith("coordformer") else "0.6" for side in sides]
-    bars = axes.barh(sides, [values[side] for side in sides], color=colours)
+    colors = ["C0" if side.startswith("coordformer") else "0.6" for side in sides]
+    bars = axes.barh(sides, [values[side] for side in sides], color=colors)
     axes.bar_label(bars, fmt="{:,.0f}" if max(values.values()) >= 1000 else "{:.1f}", padding=3)
     axes.margins(x=0.12)
     axes.set(title=title, xlabel=label)

@@ -20,11 +20,11 @@ import torch
 from harness import take_turns, write_record
 
 from coordformer import build_tokenizer
-from coordformer.batches import ChainBatches
-from coordformer.data_collator import CoordformerDataCollator
-from coordformer.dataset import load_rows
-from coordformer.geometry import rotations_from_normals
-from coordformer.structure import AMINO_ACIDS
+from coordformer.data.batching import ChainBatches
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.geometry import rotations_from_normals
+from coordformer.data.rows import load_rows
+from coordformer.model.structure import AMINO_ACIDS
 
 HERE = Path(__file__).parent
 

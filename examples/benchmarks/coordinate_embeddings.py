@@ -27,14 +27,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"coordinate_embedding": "none"},
     "linear": {"coordinate_embedding": "linear"},
     "quadratic": {"coordinate_embedding": "quadratic"},
-    "distance bias": {"coordinate_embedding": "none", "distance_bias": 32},
-    "points": {"coordinate_embedding": "local", "attention_points": 4},
-    "messages": {"coordinate_embedding": "local", "attention_points": 4, "message_neighbours": 24},
+    "distance bias": {"coordinate_embedding": "none", "num_distance_bins": 32},
+    "points": {"coordinate_embedding": "local_frame", "num_qk_points": 4},
+    "messages": {"coordinate_embedding": "local_frame", "num_qk_points": 4, "num_neighbors": 24},
     "gated messages": {
-        "coordinate_embedding": "local",
-        "attention_points": 4,
-        "message_neighbours": 24,
-        "message_type": "gated",
+        "coordinate_embedding": "local_frame",
+        "num_qk_points": 4,
+        "num_neighbors": 24,
+        "message_gating": True,
     },
 }
 

@@ -41,9 +41,9 @@ from torch import nn
 from transformers import EsmConfig, EsmModel
 
 from coordformer import build_tokenizer, from_esm
-from coordformer.batches import ChainBatches
-from coordformer.data_collator import CoordformerDataCollator
-from coordformer.structure import AMINO_ACIDS
+from coordformer.data.batching import ChainBatches
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.model.structure import AMINO_ACIDS
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -136,7 +136,7 @@ def embed(model: nn.Module, collate: Collate, chains: Chains, batching: dict[str
         rows = batches[number]
         batch = {name: x.to(DEVICE) if torch.is_tensor(x) else x for name, x in collate(rows).items()}
         hidden = model(**batch).last_hidden_state
-        owner = batch.get("segment_ids", torch.arange(len(rows), device=DEVICE).unsqueeze(1))
+        owner = batch.get("sequence_id", torch.arange(len(rows), device=DEVICE).unsqueeze(1))
         owner = torch.where(torch.isin(batch["input_ids"], special), len(rows), owner).flatten()
         total = torch.zeros(len(rows) + 1, hidden.shape[-1], device=DEVICE)
         total.index_add_(0, owner, hidden.flatten(0, 1).float())

@@ -1,4 +1,4 @@
-"""Files a second: `coordformer.preparation.prepare` against Biopython and pyarrow, from mmCIF files to Parquet.
+"""Files a second: `coordformer.data.prepare.prepare` against Biopython and pyarrow, from mmCIF files to Parquet.
 
     python examples/benchmarks/prepare_speed.py
     python examples/benchmarks/prepare_speed.py --folder ~/pdb --processes 1 8 --output pdb.json
@@ -34,9 +34,9 @@ import pyarrow.parquet as pq
 from bars import draw_bars
 from harness import take_turns, write_record
 
-from coordformer.dataset import SCHEMA
-from coordformer.preparation import DATA, FILES_PER_PART, part_path, prepare
-from coordformer.structure import find_structures
+from coordformer.data.prepare import DATA, FILES_PER_PART, part_path, prepare
+from coordformer.data.rows import SCHEMA
+from coordformer.model.structure import find_structures
 
 HERE = Path(__file__).parent
 BIOPYTHON = "Biopython, 1 process"

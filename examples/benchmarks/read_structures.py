@@ -1,4 +1,4 @@
-"""Files a second: `coordformer.structure.read_chains` against Biopython, on the mmCIF files of a folder.
+"""Files a second: `coordformer.model.structure.read_chains` against Biopython, on the mmCIF files of a folder.
 
     python examples/benchmarks/read_structures.py
     python examples/benchmarks/read_structures.py --folder ~/pdb --repeats 3 --output pdb.json
@@ -25,7 +25,7 @@ from Bio.Data.PDBData import protein_letters_3to1_extended
 from Bio.PDB.MMCIFParser import MMCIFParser
 from harness import take_turns, write_record
 
-from coordformer.structure import find_structures, read_chains
+from coordformer.model.structure import find_structures, read_chains
 
 HERE = Path(__file__).parent
 Result = dict[str, tuple[str, np.ndarray]]

@@ -4,7 +4,7 @@
     python examples/benchmarks/structure_layers.py
 
 Every layer takes 128 numbers a point and coordinates (a random walk of 3.8 Å steps), batch 1, float32, and its own work
-on the coordinates counts: distances, neighbours, bases. `KINDS` says what each is; without its package it is left out.
+on the coordinates counts: distances, neighbors, bases. `KINDS` says what each is; without its package it is left out.
 Gradients go to the weights and the 128 numbers; the coordinates are data.
 
 Memory is measured first, in a fresh process for each layer and size: the peak of one pass above what the process holds
@@ -58,14 +58,14 @@ class PairBias(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("centres", torch.linspace(2, 22, 16))
+        self.register_buffer("centers", torch.linspace(2, 22, 16))
         self.bias = nn.Linear(16, HEADS, bias=False)
         self.norm, self.norm_after = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.project_in, self.project_out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.feed_forward = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
 
     def forward(self, features: torch.Tensor, coords: torch.Tensor):
-        pairs = torch.exp(-((torch.cdist(coords, coords).unsqueeze(-1) - self.centres) / 1.25).square())
+        pairs = torch.exp(-((torch.cdist(coords, coords).unsqueeze(-1) - self.centers) / 1.25).square())
         query, key, value = self.project_in(self.norm(features)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         bias = self.bias(pairs).movedim(-1, 1)
         heads = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
@@ -93,27 +93,27 @@ class ScalarsAndVectors(nn.Module):
         return tuple(outputs.values() if isinstance(outputs, dict) else outputs)
 
 
-def egnn(neighbours: int = 0) -> nn.Module:
+def egnn(neighbors: int = 0) -> nn.Module:
     from egnn_pytorch import EGNN
 
-    return EGNN(dim=WIDTH, num_nearest_neighbors=neighbours)
+    return EGNN(dim=WIDTH, num_nearest_neighbors=neighbors)
 
 
-def se3_transformer(neighbours: float = float("inf")) -> nn.Module:
+def se3_transformer(neighbors: float = float("inf")) -> nn.Module:
     from se3_transformer_pytorch import SE3Transformer
 
     shape = dict(dim=WIDTH // 4, heads=HEADS, dim_head=WIDTH // 4 // HEADS, depth=1, num_degrees=2, input_degrees=2)
-    layer = SE3Transformer(**shape, output_degrees=None, num_neighbors=neighbours)  # no convolution after the layer
+    layer = SE3Transformer(**shape, output_degrees=None, num_neighbors=neighbors)  # no convolution after the layer
     layer.conv_in = PassOn()
     return ScalarsAndVectors(layer, "0", "1")
 
 
-def equiformer(neighbours: float = float("inf")) -> nn.Module:
+def equiformer(neighbors: float = float("inf")) -> nn.Module:
     from equiformer_pytorch import Equiformer
 
     dim = (WIDTH // 4, WIDTH // 4)
     shape = dict(dim=dim, dim_in=dim, heads=HEADS, dim_head=dim[0] // HEADS, depth=1, num_degrees=2, input_degrees=2)
-    layer = Equiformer(**shape, num_neighbors=neighbours)
+    layer = Equiformer(**shape, num_neighbors=neighbors)
     layer.tp_in = PassOn()
     return ScalarsAndVectors(layer, 0, 1)
 

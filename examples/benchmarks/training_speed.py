@@ -15,7 +15,7 @@ All have the same width, depth and heads. The sides take turns in one process; a
 length six, from short to long ones. Its rate is the residues (padding and special tokens do not count) over the
 seconds, and a side's rate the median of its turns. The cost of coordinates is the median over further turns of the
 ratio of the two times on the very same chains. Peak memory is of two turns in a fresh process, weights, gradients and
-optimizer included; a side that passes the limit is left out. Utilisation is the floating-point operations that the
+optimizer included; a side that passes the limit is left out. Utilization is the floating-point operations that the
 residues need (6 per weight, 12 x layers x width x length of the chain for attention) over those of a large matrix
 product in the same time and precision. On a GPU `--profile FILE` writes the kernels of one update.
 """
@@ -39,9 +39,9 @@ from transformers import DataCollatorForLanguageModeling, EsmConfig, EsmForMaske
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, build_tokenizer
-from coordformer.batches import ChainBatches, fetch_rows, read_lengths
-from coordformer.data_collator import CoordformerDataCollator
-from coordformer.evaluation import open_chains
+from coordformer.data.batching import ChainBatches, fetch_rows, read_lengths
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.inference.evaluate import open_chains
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -248,7 +248,7 @@ def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str,
     raw_pair = take_turns(pair, 2 * options.repeats)
     rates = {side: statistics.median(n / seconds for n, seconds, _ in turns) for side, turns in raw.items()}
     tops = {"float32": ceiling(torch.float32), "bfloat16": ceiling(torch.bfloat16)}
-    utilisation = {
+    utilization = {
         side: statistics.median(operations / seconds for _, seconds, operations in turns)
         / tops["bfloat16" if side.endswith(BF16) else "float32"]
         for side, turns in raw.items()
@@ -268,7 +268,7 @@ def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str,
         "ratios": ratios,
         "peak_bytes": memory,
         "stopped": stopped,
-        "utilisation": utilisation,
+        "utilization": utilization,
         "ceiling_flops": tops,
         "repeats": options.repeats,
         "residues_seconds_operations_of_each_turn": raw,
@@ -284,12 +284,12 @@ def draw(path: Path, sizes: dict[str, dict[str, Any]]) -> None:
     figure = Figure(figsize=(11, 1.2 + 2.4 * len(sizes)), layout="constrained")
     for row, (size, result) in zip(figure.subplots(len(sizes), 2, squeeze=False), sizes.items(), strict=True):
         sides = [side for side in SIDES if side in result["residues_per_second"]][::-1]
-        colours = ["C0" if side.startswith(OURS) else "0.6" for side in sides]
+        colors = ["C0" if side.startswith(OURS) else "0.6" for side in sides]
         for axes, key, unit, label in (
             (row[0], "residues_per_second", 1, f"{size} parameters: residues trained a second"),
             (row[1], "peak_bytes", 2**30, "peak memory (GiB)"),
         ):
-            bars = axes.barh(sides, [result[key].get(side, 0) / unit for side in sides], color=colours)
+            bars = axes.barh(sides, [result[key].get(side, 0) / unit for side in sides], color=colors)
             axes.bar_label(bars, fmt="{:,.0f}" if unit == 1 else "{:.1f}", padding=3)
             axes.set_xlabel(label)
             axes.margins(x=0.15)
@@ -343,13 +343,13 @@ def main() -> None:
             sizes = before["sizes"]
     for size in options.sizes:
         sizes[size] = result = measure_size(size, rows, options)
-        print(f"\n| {size} | residues/s | peak GiB | utilisation |\n| --- | ---: | ---: | ---: |")
+        print(f"\n| {size} | residues/s | peak GiB | utilization |\n| --- | ---: | ---: | ---: |")
         for side in SIDES:
             if side in result["stopped"]:
                 print(f"| {side} | {result['stopped'][side]} | | |")
             else:
                 rate, held = result["residues_per_second"][side], result["peak_bytes"].get(side, 0) / 2**30
-                print(f"| {side} | {rate:,.0f} | {held:.2f} | {result['utilisation'][side]:.0%} |")
+                print(f"| {side} | {rate:,.0f} | {held:.2f} | {result['utilization'][side]:.0%} |")
         for name, ratio in result["ratios"].items():
             print(f"{name}: {ratio:.3f}", flush=True)
         record = {

@@ -26,8 +26,10 @@ from transformers import Trainer, TrainingArguments
 
 import coordformer
 from coordformer import CoordformerForContactPrediction, CoordformerProcessor
-from coordformer.batches import ChainBatches, fetch_rows
-from coordformer.contacts import (
+from coordformer.data.batching import ChainBatches, fetch_rows
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.rows import load_rows
+from coordformer.inference.contacts import (
     CUTS,
     RANGES,
     ContactCollator,
@@ -39,9 +41,7 @@ from coordformer.contacts import (
     precision_at,
     predict_chain,
 )
-from coordformer.data_collator import CoordformerDataCollator
-from coordformer.dataset import load_rows
-from coordformer.metrics import resample
+from coordformer.inference.metrics import resample
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "examples" / "data" / "chains.parquet"

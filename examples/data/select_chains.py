@@ -2,7 +2,7 @@
 
     python examples/data/select_chains.py CHAINS.parquet --output examples/data/chains.parquet
 
-CHAINS.parquet is in the compact layout (`coordformer.dataset.read_compact`) with the columns source, cluster30,
+CHAINS.parquet is in the compact layout (`coordformer.data.rows.read_compact`) with the columns source, cluster30,
 cluster50 and split. Taken are chains of at most 256 residues from promod3-data, one per cluster: for training one per
 50 % identity, held out one per 30 % identity; no cluster at 30 % has chains on both sides.
 """

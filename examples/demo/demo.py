@@ -23,12 +23,12 @@ from transformers import AutoModelForMaskedLM, AutoProcessor
 
 import coordformer
 from coordformer import CoordformerProcessor, read_chains
-from coordformer.data_collator import PROTOCOLS
-from coordformer.dataset import load_rows
-from coordformer.evaluation import count_chains, letter_ids, summarise_draws
-from coordformer.figures import plot_losses, plot_recovery
-from coordformer.metrics import bootstrap
-from coordformer.preparation import prepare
+from coordformer.data.collator import PROTOCOLS
+from coordformer.data.prepare import prepare
+from coordformer.data.rows import load_rows
+from coordformer.inference.evaluate import count_chains, letter_ids, summarize_draws
+from coordformer.inference.figures import plot_losses, plot_recovery
+from coordformer.inference.metrics import bootstrap
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "examples" / "data" / "chains.parquet"
@@ -190,12 +190,12 @@ def main() -> None:
         counted = {name: count_chains(model, rows, tokenizer, protocol) for name, model in models.items()}
         intervals = bootstrap({name: counts.sum(axis=0) for name, counts in counted.items()})
         evaluation[protocol] = {
-            name: summarise_draws(counts, letter_ids(tokenizer))
+            name: summarize_draws(counts, letter_ids(tokenizer))
             | {key: value for key, value in intervals[name].items() if key.startswith("gain")}
             for name, counts in counted.items()
         }
     low_precision = models["with coordinates"].to(torch.bfloat16)
-    bfloat16 = summarise_draws(count_chains(low_precision, rows, tokenizer, "masked15"), letter_ids(tokenizer))
+    bfloat16 = summarize_draws(count_chains(low_precision, rows, tokenizer, "masked15"), letter_ids(tokenizer))
 
     histories = {name: json.loads((folder_of(output, name) / "trainer_state.json").read_text()) for name in MODELS}
     plot_losses({name: state["log_history"] for name, state in histories.items()}, output / "loss.png")

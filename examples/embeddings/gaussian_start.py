@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from coordformer import CoordformerConfig, CoordformerModel, CoordformerProcessor
-from coordformer.dataset import load_rows
-from coordformer.processing_coordformer import chain_arrays
+from coordformer.data.rows import load_rows
+from coordformer.model.processing_coordformer import chain_arrays
 
 HERE = Path(__file__).parent
 CHAINS = HERE.parents[1] / "examples" / "data" / "chains.parquet"

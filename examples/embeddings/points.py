@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from coordformer.files import write_atomically
-from coordformer.point_clouds import (
+from coordformer.data.files import write_atomically
+from coordformer.training.point_clouds import (
     Member,
     PointCloudAttention,
     best_validation,
@@ -31,7 +31,7 @@ VARIANTS = {
     "linear, scale 16 (paper)": {"coordinate_embedding": "linear", "coordinate_scale": 16},
     "linear": {"coordinate_embedding": "linear", "coordinate_scale": 100},
     "quadratic": {"coordinate_embedding": "quadratic", "coordinate_scale": 100},
-    "distance bias": {"coordinate_embedding": "none", "distance_bias": 32, "coordinate_scale": 175},
+    "distance bias": {"coordinate_embedding": "none", "num_distance_bins": 32, "coordinate_scale": 175},
     "quadratic, Gaussian start": {
         "coordinate_embedding": "quadratic",
         "coordinate_init": "gaussian",

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors import safe_open
 
-from coordformer.data_collator import PROTOCOLS
+from coordformer.data.collator import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = ROOT / "examples" / "pretraining" / "demo.yaml"

@@ -14,7 +14,7 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
-from coordformer.figures import new_figure
+from coordformer.inference.figures import new_figure
 
 HERE = Path(__file__).parent
 COST = HERE.parent / "benchmarks" / "results" / "coordinate_embeddings.json"

@@ -34,13 +34,11 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from coordformer import CoordformerForSequenceClassification, CoordformerProcessor
-from coordformer.batches import ChainBatches, fetch_rows, read_lengths
-from coordformer.data_collator import CoordformerDataCollator
-from coordformer.dataset import load_rows
-from coordformer.embedding import embed_chains
-from coordformer.evaluation import load_checkpoint
-from coordformer.files import write_atomically
-from coordformer.function import (
+from coordformer.data.batching import ChainBatches, fetch_rows, read_lengths
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.files import write_atomically
+from coordformer.data.rows import load_rows
+from coordformer.inference.annotate import (
     FunctionCollator,
     label_matrix,
     log_odds,
@@ -53,7 +51,9 @@ from coordformer.function import (
     read_split,
     score_terms,
 )
-from coordformer.training import last_whole_checkpoint
+from coordformer.inference.embed import embed_chains
+from coordformer.inference.evaluate import load_checkpoint
+from coordformer.training.train import last_whole_checkpoint
 
 LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's
 HEAD_LEARNING_RATE = 1e-3  # of a new head on a pretrained encoder, which the rate of the head would spoil

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from coordformer import CoordformerConfig
-from coordformer.evaluation import letter_ids
+from coordformer.inference.evaluate import letter_ids
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYX"
 
@@ -60,17 +60,17 @@ class ProteinMPNN(nn.Module):
         """
         net = self.net
         residues = torch.arange(coords.shape[1]).expand(coords.shape[:2])
-        edges, neighbours = net.features(coords, mask, residues, torch.ones_like(residues))
+        edges, neighbors = net.features(coords, mask, residues, torch.ones_like(residues))
         nodes, edges = torch.zeros_like(edges[:, :, 0]), net.W_e(edges)
-        pairs = mask.unsqueeze(-1) * mpnn.gather_nodes(mask.unsqueeze(-1), neighbours).squeeze(-1)
+        pairs = mask.unsqueeze(-1) * mpnn.gather_nodes(mask.unsqueeze(-1), neighbors).squeeze(-1)
         for layer in net.encoder_layers:
-            nodes, edges = layer(nodes, edges, neighbours, mask, pairs)
+            nodes, edges = layer(nodes, edges, neighbors, mask, pairs)
         known = net.W_s(letters)
-        with_letters = mpnn.cat_neighbors_nodes(known, edges, neighbours)
-        without = mpnn.cat_neighbors_nodes(torch.zeros_like(known), edges, neighbours)
-        without = mpnn.cat_neighbors_nodes(nodes, without, neighbours)
-        seen, here = before.gather(2, neighbours).unsqueeze(-1), mask[..., None, None]
+        with_letters = mpnn.cat_neighbors_nodes(known, edges, neighbors)
+        without = mpnn.cat_neighbors_nodes(torch.zeros_like(known), edges, neighbors)
+        without = mpnn.cat_neighbors_nodes(nodes, without, neighbors)
+        seen, here = before.gather(2, neighbors).unsqueeze(-1), mask[..., None, None]
         for layer in net.decoder_layers:
-            decoded = mpnn.cat_neighbors_nodes(nodes, with_letters, neighbours)
+            decoded = mpnn.cat_neighbors_nodes(nodes, with_letters, neighbors)
             nodes = layer(nodes, here * (seen * decoded + (1 - seen) * without), mask)
         return net.W_out(nodes)

@@ -27,18 +27,18 @@ import torch
 from torch import nn
 
 from coordformer import CoordformerConfig, build_tokenizer
-from coordformer.data_collator import PROTOCOLS
-from coordformer.dataset import load_rows
-from coordformer.evaluation import (
+from coordformer.data.collator import PROTOCOLS
+from coordformer.data.files import write_atomically
+from coordformer.data.rows import load_rows
+from coordformer.inference.evaluate import (
     coordinates_of,
     count_chains,
     digest_weights,
     letter_ids,
     load_checkpoint,
-    summarise_draws,
+    summarize_draws,
 )
-from coordformer.files import write_atomically
-from coordformer.training import hash_data
+from coordformer.training.train import hash_data
 
 WITHHELD = ", coordinates withheld"
 FREQUENCIES = "frequencies of the residues"
@@ -205,7 +205,7 @@ def main() -> None:
         found[subset] = {}
         for name, protocols in tables.items():
             found[subset][name] = {"parameters": int(next(iter(protocols.values()))["parameters"])} | {
-                protocol: summarise_draws(add_up(saved["counts"][:, chosen], clusters[chosen]), letters)
+                protocol: summarize_draws(add_up(saved["counts"][:, chosen], clusters[chosen]), letters)
                 for protocol, saved in protocols.items()
             }
     summary = {"split": arguments.split, "draws": arguments.draws, "torch": torch.__version__, "models": found}

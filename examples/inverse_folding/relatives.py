@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from coordformer.dataset import load_rows
+from coordformer.data.rows import load_rows
 
 
 def main() -> None:

@@ -32,15 +32,15 @@ from structures import build_tokenizer, crystal_rows, molecule_row, read_smiles
 from transformers import Trainer, TrainingArguments
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM
-from coordformer.batches import ChainBatches
-from coordformer.data_collator import CoordformerDataCollator
-from coordformer.metrics import CORRECT, COUNT, NLL, bootstrap, count_predictions, summarise
+from coordformer.data.batching import ChainBatches
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.inference.metrics import CORRECT, COUNT, NLL, bootstrap, count_predictions, summarize
 
 TOKENIZER = build_tokenizer()
 # Of the 32 values of the bias the last is at twice the scale.
 MODELS: dict[str, dict[str, Any]] = {
     "without coordinates": {"coordinate_embedding": "none"},
-    "with coordinates": {"coordinate_embedding": "quadratic", "distance_bias": 32},
+    "with coordinates": {"coordinate_embedding": "quadratic", "num_distance_bins": 32},
 }
 SCALES = {"molecules": 1.5, "crystals": 4.0}  # Å: about a bond, about a unit cell
 FREQUENCIES = "element frequencies"
@@ -169,7 +169,7 @@ def train_and_count(task: tuple[list, list, dict[str, Any], int, int]) -> np.nda
 
 
 def assess(name: str, rows: list[dict[str, Any]], steps: int, seeds: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
-    """Train all models on one set and summarise their predictions on the formulas held out."""
+    """Train all models on one set and summarize their predictions on the formulas held out."""
     # Settings were chosen on the split of seed 0: this one was not looked at.
     train_rows, test_rows = split_by_formula(rows, seed=1)
     tasks = [
@@ -189,17 +189,17 @@ def assess(name: str, rows: list[dict[str, Any]], steps: int, seeds: int, pool: 
     letters = {element: TOKENIZER.convert_tokens_to_ids(element) for element in elements_of(train_rows)}
     models = {}
     for model, each in counted.items():
-        summary = summarise(each, letters)
+        summary = summarize(each, letters)
         models[model] = {
             "perplexity": summary["perplexity"],
             "perplexity_interval": intervals[model]["perplexity"],
-            "perplexity_by_seed": [summarise(one)["perplexity"] for one in each],
+            "perplexity_by_seed": [summarize(one)["perplexity"] for one in each],
             "recovery": summary["recovery"],
             "recovery_interval": intervals[model]["recovery"],
-            "recovery_by_seed": [summarise(one)["recovery"] for one in each],
+            "recovery_by_seed": [summarize(one)["recovery"] for one in each],
             "recovery_by_element": summary["recovery_by_residue"],
             "recovery_by_structure": {
-                structure: summarise(table)["recovery"]
+                structure: summarize(table)["recovery"]
                 for structure, table in sum_by(each.sum(axis=0), structures).items()
             },
         }

@@ -106,8 +106,8 @@ def build_crystal(sites: str, structure: str, a: float, c: float | None = None) 
 def cut_cluster(cell: Atoms, rng: np.random.Generator) -> Atoms:
     """The `CLUSTER_ATOMS` atoms nearest to a random point of a crystal, displaced at random."""
     blocks = cell.repeat(7)
-    centre = (3 + rng.random(3)) @ cell.cell.array  # in the block in the middle
-    nearest = np.argsort(np.linalg.norm(blocks.positions - centre, axis=1))[:CLUSTER_ATOMS]
+    center = (3 + rng.random(3)) @ cell.cell.array  # in the block in the middle
+    nearest = np.argsort(np.linalg.norm(blocks.positions - center, axis=1))[:CLUSTER_ATOMS]
     cluster = blocks[nearest]
     cluster.positions += rng.normal(scale=DISPLACEMENT, size=cluster.positions.shape)
     return cluster

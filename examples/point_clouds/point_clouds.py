@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from coordformer.figures import new_figure
-from coordformer.files import write_atomically
-from coordformer.point_clouds import Member, best_validation, make_structures, point_cloud_config, train_stack
+from coordformer.data.files import write_atomically
+from coordformer.inference.figures import new_figure
+from coordformer.training.point_clouds import Member, best_validation, make_structures, point_cloud_config, train_stack
 
 HERE = Path(__file__).parent
 STRUCTURES = 10_000

@@ -32,8 +32,8 @@ import numpy as np
 from dask.distributed import CancelledError, Client, KilledWorker, as_completed
 from tqdm import tqdm
 
-from coordformer.clustering import assign_splits, find_mmseqs
-from coordformer.preparation import READING, ReadSettings, assemble, begin, part_path, plan, read_part
+from coordformer.data.cluster import assign_splits, find_mmseqs
+from coordformer.data.prepare import READING, ReadSettings, assemble, begin, part_path, plan, read_part
 
 
 def read(part, settings, path):

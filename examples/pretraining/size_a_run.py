@@ -27,10 +27,10 @@ import torch
 from datasets import Dataset
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, build_tokenizer
-from coordformer.bundle import write_bundle
-from coordformer.data_collator import CoordformerDataCollator
-from coordformer.dataset import SCHEMA, ShardBatches, read_compact
-from coordformer.preparation import READING, REJECTS_KEY, ReadSettings, assemble, part_path, plan, read_part
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.pack import write_pack
+from coordformer.data.prepare import READING, REJECTS_KEY, ReadSettings, assemble, part_path, plan, read_part
+from coordformer.data.rows import SCHEMA, ShardBatches, read_compact
 
 ROOT = Path(__file__).parent.parent.parent
 SHAPES = {"8M": (320, 6), "35M": (480, 12), "150M": (640, 30), "650M": (1280, 33)}  # of ESM-2: width and layers
@@ -56,7 +56,7 @@ INPUTS = {
     "open_shards": (16, "chosen"),
     "requests_per_second": (10, "the default of --fetch, which needs two requests for a chain"),
     "peak": (989e12, "quoted: bfloat16 operations a second of an H100 or H200, dense"),
-    "utilisation": (0.4, "assumed"),
+    "utilization": (0.4, "assumed"),
 }
 
 
@@ -97,7 +97,7 @@ def tables(given):
             )
             parameters = CoordformerForMaskedLM(config).num_parameters()
         work = 6 * parameters + 12 * layers * width * use.attention_length
-        rate = use.utilisation * use.peak / work
+        rate = use.utilization * use.peak / work
         checkpoint = 12 * parameters / gb  # float32 weights and two moments of Adam
         values = f"{parameters / 1e6:.1f}M | {work:.2e} | {tokens / rate / hour:,.1f} | {rate / 1e6:.2f}M"
         print(f"| {name} | {values} | {checkpoint:.2f} |")
@@ -150,7 +150,7 @@ def measure_bytes(folder):
     residues = int(np.sum(table["length"]))
     pq.write_table(table, folder / "shard.parquet", compression="zstd")
     with Cost() as cost:
-        size = write_bundle(Dataset(table), folder / "bundle.safetensors", progress=False)["bytes"]
+        size = write_pack(Dataset(table), folder / "bundle.safetensors", progress=False)["bytes"]
     sizes = (folder / "shard.parquet").stat().st_size, size, cost.peak
     names = "shard_bytes", "bundle_bytes", "memory to write a bundle, bytes"
     return {name: round(size / residues, 1) for name, size in zip(names, sizes, strict=True)}

@@ -30,12 +30,12 @@ import torch
 from Bio.Align import substitution_matrices
 from transformers import PreTrainedModel
 
-from coordformer.evaluation import coordinates_of, digest_weights, load_checkpoint
-from coordformer.figures import new_figure
-from coordformer.files import write_atomically
-from coordformer.metrics import resample
-from coordformer.scoring import METHODS, parse_mutant, read_mutants, score_mutants, spearman
-from coordformer.structure import Chain, read_chains
+from coordformer.data.files import write_atomically
+from coordformer.inference.evaluate import coordinates_of, digest_weights, load_checkpoint
+from coordformer.inference.figures import new_figure
+from coordformer.inference.metrics import resample
+from coordformer.inference.score import METHODS, parse_mutant, read_mutants, score_mutants, spearman
+from coordformer.model.structure import Chain, read_chains
 
 LEAST_IDENTITY = 95.0  # %, of the structure's chain with the protein of the assay
 LEAST_COVERAGE = 0.9  # of the substituted residues with coordinates
@@ -269,7 +269,7 @@ def compare(
     return table | {"mean": [mean, *np.percentile(np.mean(drawn, axis=0), [2.5, 97.5]).tolist()]}
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Averages over the assays with a structure good enough for the comparison, and over all; and the differences."""
     assays = [result for result in results if result["uniprot"] is not None]
     summary: dict[str, Any] = {}
@@ -491,7 +491,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = {
         "settings": settings,
         "max_length": arguments.max_length,
-        **summarise(results),
+        **summarize(results),
         "seconds": round(sum(each["seconds"] for each in results)),
         "command": " ".join(["python examples/variants/variants.py", *options]),
         "machine": f"{torch.get_num_threads()} core(s) of {platform.machine()}"

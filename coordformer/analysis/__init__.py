@@ -1,0 +1,1 @@
+"""What a checkpoint attends to and how robust it is."""

@@ -1,0 +1,270 @@
+"""From rows of a data set to masked, augmented batches, padded or packed.
+
+Every random number (crop, mask, noise, rotation, dropped coordinates) is a function of (seed, epoch, row id), so that
+workers, processes and resumed runs agree on it.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..model.modeling_coordformer import IGNORED_LABEL
+from ..model.processing_coordformer import SPECIAL_TOKENS, chain_arrays
+from ..model.structure import AMINO_ACIDS
+from .geometry import rotations_from_normals
+
+PROTOCOLS = ("paper", "masked15")
+
+# Where the random numbers of a row lie in its stream, one for each residue or coordinate from there on.
+CHOOSE, FATE, CROP, DROP, ROTATE, NOISE = np.arange(6, dtype=np.uint64) << np.uint64(40)
+
+
+def splitmix(counters: np.ndarray) -> np.ndarray:
+    """64 random bits for each counter, a multiple of 0x9E3779B97F4A7C15 away from a key (Steele et al. 2014, SplitMix).
+
+    A generator object for each row costs ten times as much as everything else that is done to it.
+    """
+    x = (counters ^ (counters >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniform(keys: np.ndarray, places: np.ndarray | np.uint64) -> np.ndarray:
+    """Numbers uniform in [0, 1): element by element the number at a place of the stream of a key, both uint64."""
+    bits = splitmix(keys + (np.atleast_1d(places) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def normal(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Standard normal numbers (Box-Muller), each from the two uniform ones at 2 place and 2 place + 1."""
+    places = places * np.uint64(2)
+    radius = np.sqrt(-2 * np.log1p(-uniform(keys, places)))
+    return radius * np.cos(2 * np.pi * uniform(keys, places + np.uint64(1)))
+
+
+@dataclass
+class CoordformerDataCollator:
+    """Masked-LM batches of chains with coordinates.
+
+    Takes rows as `coordformer.data.rows` makes them (`id`, `sequence`, `coords`, `atoms`), or lists of such rows, which
+    is what `ChainBatches` yields. A sequence is a string of letters or, where tokens are longer (chemical elements), a
+    list of tokens. A row with an `epoch` draws its random numbers from (seed, epoch, id); a row without one draws them
+    from torch's global generator, as the collators of Transformers do. A row with `augment` False is masked and
+    cropped, but neither turned nor made noisy, and keeps its coordinates. Rows with a `packed_length` become one row of
+    that many tokens, or if it is 0 of as many as they have.
+
+    Args:
+        tokenizer: maps letters or tokens to ids.
+        atoms: the model's `config.coordinate_atoms`.
+        dim: the model's `config.coordinate_dim`.
+        masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
+            or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
+        mlm_probability: probability with which a residue is chosen; one is in any case, unless this is 0: then nothing
+            is masked, as for embedding chains.
+        rotate: bring a random rotation for each chain, by which the model turns it about its center.
+        noise: standard deviation in Å of Gaussian noise on each coordinate.
+        drop_coords: probability with which all coordinates of a chain are withheld.
+        max_length: longer chains are cropped to this many contiguous residues, at random.
+        seed: of all random numbers.
+        alphabet: the letters, or the list of tokens, that may be masked under `"masked15"` and that random replacements
+            are drawn from.
+
+    Returns, when called: `input_ids`, `labels` (batch, length) and `coords` (batch, length, D), or (batch, length,
+    atoms, D) with several atoms, -100 and NaN where there is nothing; `rotations` (batch, chains of a row, D, D); of
+    padded rows `attention_mask` (batch, length), of a packed one `sequence_id` (1, length) and the segments' bounds, as
+    `CoordformerModel` takes them.
+
+    Examples:
+        >>> from coordformer import build_tokenizer, read_chains
+        >>> collate = CoordformerDataCollator(build_tokenizer())
+        >>> batch = collate(read_chains("tests/data/structures/1orc.pdb.gz"))
+        >>> batch["coords"].shape, batch["rotations"].shape
+        (torch.Size([1, 73, 3]), torch.Size([1, 1, 3, 3]))
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    atoms: Sequence[str] = ("CA",)
+    dim: int = 3
+    masking: str = "paper"
+    mlm_probability: float = 0.15
+    rotate: bool = True
+    noise: float = 0.0
+    drop_coords: float = 0.0
+    max_length: int | None = None
+    seed: int = 0
+    alphabet: Sequence[str] = AMINO_ACIDS
+    _special: dict[str, int] = field(init=False, repr=False)
+    _vocabulary: dict[str, int] = field(init=False, repr=False)
+    _letter_ids: np.ndarray = field(init=False, repr=False)
+    _alphabet_ids: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self):
+        self.atoms = (self.atoms,) if isinstance(self.atoms, str) else tuple(self.atoms)
+        if self.masking not in PROTOCOLS:
+            raise ValueError(f"`masking` is {self.masking!r}; choose 'paper' or 'masked15'.")
+        for name in ("mlm_probability", "drop_coords"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it is a probability between 0 and 1.")
+        if not 0 <= self.noise < np.inf:
+            raise ValueError(f"`noise` is {self.noise} Å; it is a standard deviation and cannot be negative.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"`max_length` is {self.max_length}; keep at least one residue.")
+        if self.seed < 0:
+            raise ValueError(f"`seed` is {self.seed}; it cannot be negative.")
+        self._special = {
+            name: getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "eos", "pad", "mask", "unk")
+        }
+        self._vocabulary = self.tokenizer.get_vocab()
+        # A table from byte to token id is much faster than a tokenizer for letters.
+        self._letter_ids = np.full(256, self._special["unk"], dtype=np.int64)
+        for token, token_id in self._vocabulary.items():
+            if len(token) == 1 and token.isascii():
+                self._letter_ids[ord(token)] = token_id
+        self._alphabet_ids = self._token_ids([self.alphabet])
+        if not self.alphabet or self._special["unk"] in self._alphabet_ids:
+            raise ValueError(f"`alphabet` is {self.alphabet!r}; give letters or tokens that the tokenizer knows.")
+
+    def __call__(self, features: Sequence[Any]) -> dict[str, torch.Tensor]:
+        rows = [row for feature in features for row in (feature if isinstance(feature, list) else [feature])]
+        rows = [row if isinstance(row, Mapping) else vars(row) for row in rows]  # a Chain has what a row has
+        if not rows:
+            raise ValueError("There is nothing to collate: the batch has no rows.")
+        keys = self._keys(rows)
+        sequences, arrays = [], []
+        for key, row in zip(keys, rows, strict=True):
+            sequence, xyz = chain_arrays(row, self.atoms, self.dim)
+            if self.max_length is not None and len(sequence) > self.max_length:
+                start = int(uniform(key[None], CROP)[0] * (len(sequence) - self.max_length + 1))
+                sequence, xyz = sequence[start : start + self.max_length], xyz[start : start + self.max_length]
+            sequences.append(sequence)
+            arrays.append(xyz)
+
+        # All residues of the batch, one after another, with the row of each and its place in it.
+        lengths = np.array([len(sequence) for sequence in sequences])
+        starts = np.cumsum(lengths) - lengths
+        row_of = np.repeat(np.arange(len(rows)), lengths)
+        place = np.arange(len(row_of)) - starts[row_of]
+        letters = self._token_ids(sequences)
+        if (unknown := np.flatnonzero(letters == self._special["unk"])).size:
+            row, letter = row_of[unknown[0]], place[unknown[0]]
+            raise ValueError(
+                f"Chain {rows[row].get('id', '?')} has the letter {sequences[row][letter]!r}, which is not in the "
+                "tokenizer's alphabet; write X for an unknown residue, or take a tokenizer that knows it."
+            )
+        coords = np.concatenate(arrays)
+        if np.isinf(coords).any():
+            row = row_of[np.flatnonzero(np.isinf(coords).any(axis=(1, 2)))[0]]
+            raise ValueError(f"Chain {rows[row].get('id', '?')} has infinite coordinates; use NaN where not observed.")
+        augment = np.array([row.get("augment", True) for row in rows])
+
+        streams, residue = keys[row_of], place.astype(np.uint64)
+        chosen = self._choose(uniform(streams, CHOOSE + residue), letters, coords, starts)
+        tokens = letters.copy()
+        tokens[chosen] = self._replacements(letters[chosen], uniform(streams[chosen], FATE + residue[chosen]))
+        if self.noise:
+            numbers = np.arange(coords[0].size, dtype=np.uint64)
+            places = NOISE + residue[:, None] * np.uint64(len(numbers)) + numbers
+            noise = normal(streams[:, None], places).reshape(coords.shape) * augment[row_of, None, None]
+            coords = coords + (self.noise * noise).astype(np.float32)
+        if self.drop_coords:
+            coords[(augment & (uniform(keys, DROP) < self.drop_coords))[row_of]] = np.nan
+
+        layout, first = self._lay_out(lengths + SPECIAL_TOKENS, rows[0].get("packed_length"))
+        shape = layout.pop("shape")
+        batch = {
+            "input_ids": np.full(shape, self._special["pad"]),
+            "labels": np.full(shape, IGNORED_LABEL),
+            "coords": np.full((*shape, *coords.shape[1:]), np.nan, dtype=np.float32),
+        }
+        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
+        inside = first[row_of] + 1 + place
+        flat["input_ids"][first] = self._special["cls"]
+        flat["input_ids"][first + lengths + 1] = self._special["eos"]
+        flat["input_ids"][inside] = tokens
+        flat["labels"][inside[chosen]] = letters[chosen]
+        flat["coords"][inside] = coords
+        if len(self.atoms) == 1:
+            batch["coords"] = batch["coords"].squeeze(2)
+        if self.rotate:
+            rotations = self._rotations(keys, augment)
+            if "sequence_id" in layout:  # of which padding at the end is one more
+                more = layout["sequence_id"][0, -1] + 1 - len(rows)
+                rotations = np.concatenate((rotations, np.tile(np.eye(self.dim, dtype=np.float32), (more, 1, 1))))
+            batch["rotations"] = rotations.reshape(shape[0], -1, self.dim, self.dim)
+        batch |= layout
+        return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
+
+    def _token_ids(self, sequences: Sequence[Any]) -> np.ndarray:
+        """Ids of the letters or tokens of all sequences, one after another."""
+        if all(isinstance(sequence, str) for sequence in sequences):
+            text = "".join(sequences).encode("latin-1", errors="replace")
+            return self._letter_ids[np.frombuffer(text, dtype=np.uint8)]
+        unknown = self._special["unk"]
+        return np.array([self._vocabulary.get(token, unknown) for sequence in sequences for token in sequence])
+
+    def _lay_out(self, lengths: np.ndarray, packed_length: int | None) -> tuple[dict[str, Any], np.ndarray]:
+        """Shape of the batch and what describes it to the model, and where each chain of `lengths` tokens begins."""
+        if packed_length is None:
+            width = int(lengths.max())
+            mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
+            return {"shape": mask.shape, "attention_mask": mask}, np.arange(len(lengths)) * width
+        ends = lengths.cumsum()
+        if packed_length and ends[-1] > packed_length:
+            raise ValueError(f"{len(lengths)} chains with {ends[-1]} tokens do not fit in a row of {packed_length}.")
+        # Padding at the end is one more segment, of tokens that nothing asks for.
+        sizes = lengths if packed_length in (0, ends[-1]) else np.append(lengths, packed_length - ends[-1])
+        bounds = torch.from_numpy(np.append(0, sizes.cumsum()).astype(np.int32))
+        return {
+            "shape": (1, int(sizes.sum())),
+            "sequence_id": np.repeat(np.arange(len(sizes)), sizes)[None],
+            "cu_seq_lens_q": bounds,
+            "cu_seq_lens_k": bounds,
+            "max_length_q": int(sizes.max()),
+            "max_length_k": int(sizes.max()),
+        }, ends - lengths
+
+    def _keys(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The key of each row's random numbers, (rows,) uint64."""
+        if all("epoch" in row and "id" in row for row in rows):
+            pairs = [(row["epoch"], zlib.crc32(str(row["id"]).encode())) for row in rows]
+        else:
+            entropy = int(torch.randint(2**31, (1,)))
+            pairs = [(entropy, index) for index in range(len(rows))]
+        epochs, names = np.array(pairs, dtype=np.uint64).T
+        seed = splitmix(np.array([self.seed], dtype=np.uint64))
+        return splitmix(splitmix(seed + epochs) + names)
+
+    def _choose(self, scores: np.ndarray, letters: np.ndarray, coords: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Which of all residues are to be predicted: those that score low, and the lowest of a chain without any."""
+        if self.masking == "masked15":
+            eligible = np.isin(letters, self._alphabet_ids) & ~np.isnan(coords).any(axis=-1).all(axis=-1)
+            scores = np.where(eligible, scores, 1.0)
+        if self.mlm_probability == 0:
+            return np.empty(0, dtype=np.int64)
+        lowest = np.minimum.reduceat(scores, starts)
+        chosen = scores < self.mlm_probability
+        for start, score in zip(starts, lowest, strict=True):
+            if self.mlm_probability <= score < 1.0:
+                chosen[start + int(np.argmax(scores[start:] == score))] = True
+        return np.flatnonzero(chosen)
+
+    def _replacements(self, letters: np.ndarray, fate: np.ndarray) -> np.ndarray:
+        """What stands in the input where `letters` are to be predicted."""
+        if self.masking == "masked15":
+            return np.full_like(letters, self._special["mask"])
+        # From 0.8 to 0.9 the number also says which residue of the alphabet.
+        pick = ((fate - 0.8).clip(0, 0.0999999) * 10 * len(self._alphabet_ids)).astype(np.int64)
+        replaced = np.where(fate < 0.9, self._alphabet_ids[pick], letters)
+        return np.where(fate < 0.8, self._special["mask"], replaced)
+
+    def _rotations(self, keys: np.ndarray, augment: np.ndarray) -> np.ndarray:
+        """A rotation for each row, the identity where it is not augmented: (rows, D, D), float32."""
+        places = ROTATE + np.arange(self.dim * self.dim, dtype=np.uint64)
+        normals = normal(keys[:, None], places).reshape(-1, self.dim, self.dim)
+        normals[~augment] = np.eye(self.dim)
+        return rotations_from_normals(torch.from_numpy(normals)).to(torch.float32).numpy()

@@ -1,0 +1,171 @@
+"""A data set in one safetensors file: what a training machine reads that has torch, transformers and accelerate alone.
+
+Tensors: `tokens` (residues,) uint8, ids of the built-in vocabulary; `coords` (residues, atoms, 3), hundredths of an Å
+relative to the center of the chain, int16 or, where a chain is wider than 650 Å, int32, the least number of the type
+where not observed; `offsets` (chains + 1,) int64, the residues before each chain; `names` uint8, the ids in UTF-8, and
+`name_offsets` (chains + 1,) int64; `splits` (chains,) uint8, numbers of the names in the metadata.
+"""
+
+import errno
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+
+from ..model.processing_coordformer import VOCABULARY, chain_arrays
+from .batching import fetch_rows
+from .files import write_atomically
+
+FORMAT = "coordformer bundle 1"
+UNIT = 0.01  # Å
+TENSORS = ("tokens", "coords", "offsets", "names", "name_offsets", "splits")
+_LETTERS = np.array([ord(token) if len(token) == 1 else 0 for token in VOCABULARY], dtype=np.uint8)
+_TOKENS = np.zeros(256, dtype=np.uint8)
+_TOKENS[_LETTERS] = np.arange(len(VOCABULARY))
+
+
+def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, int]:
+    """Write chains into one file of 7 bytes for a residue with one atom; while it is written, all are held in memory.
+
+    Coordinates are rounded to 0.01 Å and moved to the center of their chain, which a Coordformer does in any case.
+
+    Args:
+        rows: a `datasets.Dataset` with the columns of `dataset.SCHEMA`.
+        path: ends in `.safetensors`.
+        progress: show a progress bar.
+
+    Returns:
+        Counts of `chains`, `residues` and `bytes`.
+
+    Raises:
+        ValueError: the path has another ending, or the chains do not all have the same atoms.
+        OSError: the file could not be written; nothing is left of it.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"The bundle is to be {path}; give a name that ends in .safetensors.")
+    splits = list(rows["split"][:]) if "split" in rows.column_names else [None] * len(rows)
+    names_of_splits = sorted({split for split in splits if split is not None})
+    atoms: tuple[str, ...] | None = None
+    tokens, coords, names = [], [], []
+    for start in tqdm(range(0, len(rows), 1000), unit="k chains", disable=not progress):
+        for row in fetch_rows(rows, range(start, min(start + 1000, len(rows)))):
+            atoms = atoms or row["atoms"]
+            if row["atoms"] != atoms:
+                raise ValueError(f"Chain {row['id']} has the atoms {row['atoms']}, the chains before it {atoms}.")
+            sequence, xyz = chain_arrays(row, atoms)
+            if odd := set(sequence) - set(VOCABULARY):
+                raise ValueError(
+                    f"Chain {row['id']} has the letters {''.join(sorted(odd))}; write X for unknown residues."
+                )
+            observed = ~np.isnan(xyz).any(axis=-1)
+            center = xyz[observed].mean(axis=0, dtype=np.float64) if observed.any() else 0.0
+            units = np.where(observed[..., None], np.nan_to_num(np.rint((xyz - center) / UNIT)), -(2**31))
+            tokens.append(_TOKENS[np.frombuffer(sequence.encode("latin-1"), dtype=np.uint8)])
+            coords.append(units.astype(np.int32))
+            names.append(str(row["id"]).encode())
+    flat = np.concatenate(coords)
+    missing = flat == -(2**31)
+    if np.abs(flat, where=~missing, out=np.zeros_like(flat)).max(initial=0) < 2**15:
+        flat = np.where(missing, -(2**15), flat).astype(np.int16)
+    arrays: dict[str, np.ndarray] = {
+        "tokens": np.concatenate(tokens),
+        "coords": flat,
+        "offsets": np.cumsum([0, *map(len, tokens)], dtype=np.int64),
+        "names": np.frombuffer(b"".join(names), dtype=np.uint8),
+        "name_offsets": np.cumsum([0, *map(len, names)], dtype=np.int64),
+        "splits": np.array([255 if each is None else names_of_splits.index(each) for each in splits], dtype=np.uint8),
+    }
+    metadata = {
+        "format": FORMAT,
+        "atoms": json.dumps(atoms),
+        "splits": json.dumps(names_of_splits),
+        "unit": f"{UNIT} angstrom",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(arrays, temporary, metadata)
+        except SafetensorError as error:  # what it makes of an error of the operating system
+            raise OSError(errno.EIO, str(error)) from error
+
+    write_atomically(path, write)
+    return {"chains": len(rows), "residues": len(flat), "bytes": path.stat().st_size}
+
+
+class PackedChains:
+    """The chains of a file that `write_pack` made; `len`, columns by name (`id`, `length`, `split`) and `fetch`.
+
+    Args:
+        path: the file.
+        split: only chains of this split.
+
+    Raises:
+        ValueError: the file is broken or no bundle, or the split is empty.
+    """
+
+    column_names = ("id", "length", "split")
+
+    def __init__(self, path: str | Path, split: str | None = None):
+        self.path = Path(path)
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT or not set(TENSORS) <= set(file.keys()):
+                    raise ValueError(f"{path} is no bundle of chains; make one with `coordformer bundle`.")
+                arrays = {name: file.get_tensor(name) for name in TENSORS}
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read ({error}); copy or make it again.") from error
+        self.atoms = tuple(json.loads(metadata["atoms"]))
+        self._tokens, self._coords, self._names = arrays["tokens"], arrays["coords"], arrays["names"]
+        self._offsets, self._name_offsets = arrays["offsets"], arrays["name_offsets"]
+        if self._offsets[-1] != len(self._tokens) or len(self._coords) != len(self._tokens):
+            raise ValueError(f"{path} is inconsistent: {len(self._tokens)} tokens for {self._offsets[-1]} residues.")
+        self._split_names = names_of_splits = list(json.loads(metadata["splits"]))
+        self._rows = np.arange(len(self._offsets) - 1)
+        self._splits = arrays["splits"]
+        if split is not None:
+            number = names_of_splits.index(split) if split in names_of_splits else -1
+            self._rows = np.flatnonzero(self._splits == number)
+            if len(self._rows) == 0:
+                found = f"it has: {', '.join(names_of_splits)}" if names_of_splits else "it has none: leave it out"
+                raise ValueError(f"No chain of {path} is in split {split!r}; {found}.")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, column: str) -> Any:
+        if column == "length":
+            return np.diff(self._offsets)[self._rows]
+        if column == "id":
+            return [self._name(row) for row in self._rows]
+        if column == "split":
+            names = dict(enumerate(self._split_names))
+            return [names.get(int(number)) for number in self._splits[self._rows]]
+        raise KeyError(
+            f"{column!r} is no column of a bundle; {', '.join(self.column_names)} are, `fetch` gives the rest."
+        )
+
+    def _name(self, row: np.integer) -> str:
+        return self._names[self._name_offsets[row] : self._name_offsets[row + 1]].tobytes().decode()
+
+    def fetch(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The rows at `indices` with what a collator reads."""
+        return [self._row(self._rows[index]) for index in indices]
+
+    def _row(self, row: np.integer) -> dict[str, Any]:
+        inside = slice(self._offsets[row], self._offsets[row + 1])
+        coords = self._coords[inside]
+        missing = coords == np.iinfo(coords.dtype).min
+        return {
+            "id": self._name(row),
+            "sequence": _LETTERS[self._tokens[inside]].tobytes().decode(),
+            "atoms": self.atoms,
+            "coords": np.where(missing, np.float32("nan"), coords * np.float32(UNIT)).reshape(-1),
+        }

@@ -1,0 +1,742 @@
+"""From structure files to a data set: `coordformer prepare`.
+
+Three steps, each of which can be stopped at any moment and called again:
+
+1. `plan` lists what there is to read, in parts of a few files;
+2. `read_part` turns one part into one Parquet file: any engine may run it, here it is a pool of processes;
+3. `assemble` merges duplicates, finds sequence clusters, splits, and writes the shards and what describes them.
+"""
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from ..model.structure import MAX_BYTES, SUFFIXES, Chain, find_structures, has_suffix, read_chains
+from .cluster import assign_splits, cluster_sequences, find_mmseqs
+from .files import write_atomically, write_text
+from .rows import SCHEMA, chain_to_row, read_footer
+
+ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+MAX_EXPANSION = 200
+"""A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
+MAX_HEADER = 1024**2
+"""Bytes between the contents of two members: names and the like have some hundred, and `tarfile` sets no bound."""
+FILES_PER_PART = 64
+PARTS_WORTH_WORKERS = 8
+"""Fewer are read sooner than other processes start, which takes some seconds."""
+ROWS_AT_ONCE = 2000
+
+READING, DATA, JOB = "reading", "data", "job.json"
+REJECTS_KEY = b"coordformer.rejects"
+
+LARGE = {pa.string(): pa.large_string()}
+
+Reject = tuple[str, str, str]  # file, chain or "", reason
+
+
+@dataclass(frozen=True)
+class Source:
+    """A structure file, a member of a tar archive (`offset` is where its content begins), or a compressed archive as a
+    whole, which only can be read from its start."""
+
+    name: str
+    path: str
+    size: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What decides whether and how a chain is read; see `prepare`."""
+
+    atoms: tuple[str, ...] = ("CA",)
+    min_plddt: float | None = None
+    min_mean_plddt: float | None = None
+    min_length: int = 1
+    max_length: int | None = None
+    min_observed: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.atoms or not all(self.atoms) or len(set(self.atoms)) < len(self.atoms):
+            raise ValueError(f"`atoms` is {list(self.atoms)}; name each atom once, for example N, CA and C.")
+        for name in ("min_length", "max_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+        if self.max_length is not None and self.max_length < self.min_length:
+            raise ValueError(f"`max_length` ({self.max_length}) is less than `min_length` ({self.min_length}).")
+        if not 0 <= self.min_observed <= 1:
+            raise ValueError(f"`min_observed` is {self.min_observed}; it is a share between 0 and 1.")
+
+    def reject(self, chain: Chain) -> str | None:
+        """Why a chain is left out, or None."""
+        observed = float(chain.observed.any(axis=1).mean())
+        if len(chain) < self.min_length:
+            return f"{len(chain)} residues are fewer than min_length={self.min_length}"
+        if self.max_length is not None and len(chain) > self.max_length:
+            return f"{len(chain)} residues are more than max_length={self.max_length}"
+        if observed < self.min_observed:
+            return f"{observed:.3f} of the residues are observed, less than min_observed={self.min_observed}"
+        if self.min_mean_plddt is not None:
+            if chain.method is not None and "THEORETICAL" not in chain.method.upper():
+                return f"min_mean_plddt needs a predicted model, but the file is experimental ({chain.method})"
+            if (mean := float(np.nanmean(chain.b_factor))) < self.min_mean_plddt:
+                return f"the mean pLDDT is {mean:.1f}, less than min_mean_plddt={self.min_mean_plddt}"
+        return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What there is to read
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]]:
+    """List structure files, and the members of tar archives, in parts that are read one at a time.
+
+    Args:
+        inputs: structure files, tar archives, and folders that are searched for both.
+
+    Returns:
+        The parts, and what cannot be read of the archives. A compressed archive is a part for itself.
+    """
+    paths = find_structures(inputs, (*SUFFIXES, *ARCHIVES))
+    root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    parts: list[list[Source]] = []
+    sources: list[Source] = []
+    rejects: list[Reject] = []
+    for path in paths:
+        name = path.resolve().relative_to(root).as_posix()
+        if not has_suffix(path.name, ARCHIVES):
+            sources.append(Source(name, str(path), path.stat().st_size))
+        elif _opener(path):
+            parts.append([Source(name, str(path), path.stat().st_size)])
+        else:
+            for member in _members(path, name, rejects):
+                sources.append(Source(f"{name}/{member.name}", str(path), member.size, member.offset_data))
+    parts += [sources[start : start + FILES_PER_PART] for start in range(0, len(sources), FILES_PER_PART)]
+    return parts, rejects
+
+
+def _opener(path: Path) -> Any:
+    """What opens a compressed archive; its content says which, None where it is not compressed."""
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    return next((opener for start, opener in openers.items() if magic.startswith(start)), None)
+
+
+class _Allowance:
+    """A decompressed stream that gives out no more than `left` bytes."""
+
+    def __init__(self, file: Any):
+        self.file, self.left = file, MAX_HEADER
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self.file.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise tarfile.ReadError(f"a header of more than {MAX_HEADER} bytes, a bomb?")
+        return data
+
+
+def _members(path: Path, name: str, rejects: list[Reject]) -> Iterator[Any]:
+    """The structure files in a tar archive: nothing of it is ever written to the disk.
+
+    Yields the headers, or of a compressed archive, which is read as a stream, pairs of a header and the bytes.
+    """
+    opener = _opener(path)
+    limit = MAX_EXPANSION * path.stat().st_size
+    last = "its start"
+    try:
+        with contextlib.ExitStack() as stack:
+            if opener is None:
+                archive = stack.enter_context(tarfile.open(path, "r:"))
+            else:
+                stream: Any = _Allowance(stack.enter_context(opener(path)))
+                archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # or it keeps the headers of millions
+                if opener is not None:
+                    if member.offset_data + member.size > limit:
+                        rejects.append(
+                            (name, "", f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?")
+                        )
+                        return
+                    stream.left = member.size + MAX_HEADER
+                if not has_suffix(member.name):
+                    continue
+                last = member.name
+                if not member.isreg() or member.issparse():
+                    rejects.append((f"{name}/{member.name}", "", "a link or special file; only plain files are read"))
+                elif member.size > MAX_BYTES:
+                    rejects.append((f"{name}/{member.name}", "", f"larger than {MAX_BYTES} bytes; split the file"))
+                elif opener is not None:
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    yield member, file.read()
+                else:
+                    yield member
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        rejects.append((name, "", f"broken or cut off after {last} ({error}); get the archive again"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _contents(source: Source, rejects: list[Reject]) -> Iterator[tuple[str, bytes | str]]:
+    """Name and content, or what is wrong with it, of a source or of all members of a compressed archive."""
+    path = Path(source.path)
+    if source.offset is None and has_suffix(path.name, ARCHIVES):
+        for member, data in _members(path, source.name, rejects):
+            yield f"{source.name}/{member.name}", data
+        return
+    try:
+        if source.size > MAX_BYTES:
+            yield source.name, f"larger than {MAX_BYTES} bytes; split the file"
+            return
+        with open(path, "rb") as file:
+            file.seek(source.offset or 0)
+            data = file.read(source.size)
+    except (FileNotFoundError, PermissionError) as error:
+        if not path.parent.exists():  # a file system that is away for a moment must not cost a part
+            raise
+        yield source.name, f"cannot be read ({error.strerror})"
+        return
+    yield source.name, data if len(data) == source.size else "cut off: the archive ends within it; get it again"
+
+
+def _read_rows(
+    part: Iterable[Source], settings: ReadSettings, rejects: list[Reject]
+) -> Iterator[dict[str, Any] | None]:
+    """The rows of a part, and a None after each file."""
+    for source in part:
+        for name, data in _contents(source, rejects):
+            problems: list[tuple[str, str]] = []
+            chains: list[Chain] = []
+            try:
+                if isinstance(data, str):
+                    raise ValueError(data)
+                chains = read_chains(
+                    name, atoms=settings.atoms, min_plddt=settings.min_plddt, problems=problems, data=data
+                )
+            except (ValueError, OSError) as error:
+                problems.append(("", str(error).removeprefix(f"{name}: ")))
+            except Exception as error:  # whatever else a file of a million brings up must not cost the others
+                problems.append(("", f"{type(error).__name__}: {error}"))
+            for chain in chains:
+                if (reason := settings.reject(chain)) is None:
+                    yield chain_to_row(chain, source=name)
+                else:
+                    problems.append((chain.id, reason))
+            rejects += [(name, chain_id, reason) for chain_id, reason in problems]
+            yield None
+
+
+def read_part(part: Sequence[Source], settings: ReadSettings, path: str | Path) -> int:
+    """Read a part into a Parquet file, which appears whole or not at all, with the rejects in its metadata.
+
+    Returns:
+        The number of structure files.
+    """
+    rejects: list[Reject] = []
+    files = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal files
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            rows: list[dict[str, Any]] = []
+            for row in _read_rows(part, settings, rejects):
+                if row is None:
+                    files += 1
+                else:
+                    rows.append(row)
+                if len(rows) == ROWS_AT_ONCE:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                    rows = []
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            writer.add_key_value_metadata({REJECTS_KEY: json.dumps(rejects).encode(), b"files": str(files).encode()})
+
+    write_atomically(Path(path), write)
+    return files
+
+
+def part_path(output: Path, number: int) -> Path:
+    return output / READING / f"part-{number:07d}.parquet"
+
+
+def _read_all(parts: list[list[Source]], settings: ReadSettings, output: Path, workers: int, progress: bool) -> None:
+    """Read the parts that are not there yet."""
+    left = []
+    for number, part in enumerate(parts):
+        path = part_path(output, number)
+        if path.exists():
+            read_footer(path)  # or raises
+        else:
+            left.append((part, settings, path))
+    done = sum(map(len, parts)) - sum(len(part) for part, *_ in left)
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=sum(map(len, parts)), initial=done, unit="file", disable=not progress, smoothing=0)
+        )
+        if workers == 1 or len(left) < PARTS_WORTH_WORKERS:
+            for arguments in left:
+                read_part(*arguments)
+                bar.update(len(arguments[0]))
+            return
+        # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang.
+        pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+        running = {pool.submit(read_part, *arguments): arguments for arguments in left}
+        try:
+            for future in as_completed(running):
+                future.result()
+                bar.update(len(running[future][0]))
+        except BrokenProcessPool as error:
+            pool.shutdown(cancel_futures=True)
+            raise OSError(
+                f"a worker of `prepare` was killed, perhaps for want of memory; {output} keeps what was read: run the "
+                f"same command again to go on, with fewer than {workers} --workers if it happens again"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Duplicates, clusters, splits, shards
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None]]:
+    """One chain for each sequence: the one with most observed residues, then the best resolution, then the first.
+
+    Returns:
+        The row numbers that stay, ascending, and for each the ids of the chains it stands for besides itself.
+    """
+    sequences = table["sequence"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    resolution = np.nan_to_num(table["resolution"].to_numpy(), nan=np.inf)
+    rank = np.lexsort((np.arange(len(table)), resolution, -table["observed"].to_numpy(), sequences))
+    first = np.flatnonzero(np.diff(sequences[rank], prepend=-1))
+    ids = table["id"].to_pylist()
+    chosen = {int(group[0]): [ids[row] for row in group[1:]] for group in np.split(rank, first[1:]) if len(group)}
+    kept = sorted(chosen)
+    return np.array(kept, dtype=np.int64), [sorted(chosen[row]) or None for row in kept]
+
+
+def assemble(
+    output: str | Path,
+    rejects: Sequence[Reject] = (),
+    *,
+    splits: Mapping[str, float] | None = None,
+    identity: float = 0.3,
+    coverage: float = 0.8,
+    seed: int = 0,
+    keep_duplicates: bool = False,
+    chains_per_shard: int = 5000,
+    threads: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make the data set out of the parts in `output/reading`, which are removed at the end.
+
+    Args:
+        output: the folder of the data set.
+        rejects: of `plan`.
+        settings: goes into the datasheet, as everything else that was decided.
+        splits, identity, coverage, seed, keep_duplicates, chains_per_shard: as in `prepare`.
+        threads: of MMseqs2.
+
+    Returns:
+        The datasheet, see `write_datasheet`.
+    """
+    output = Path(output)
+    parts = sorted((output / READING).glob("part-*.parquet"))
+    columns = ["id", "sequence", "length", "observed", "resolution", "method"]
+    tables, counts, all_rejects = [], Counter(chains_read=0, files=0), list(rejects)
+    for part in parts:
+        metadata = read_footer(part).metadata
+        all_rejects += [tuple(reject) for reject in json.loads(metadata[REJECTS_KEY])]
+        counts["files"] += int(metadata[b"files"])
+        tables.append(pq.read_table(part, columns=columns))
+    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns)
+    # More than 2^31 letters together do not fit in Arrow's plain strings.
+    table = table.cast(pa.schema([(each.name, LARGE.get(each.type, each.type)) for each in table.schema]))
+    counts["chains_read"] = len(table)
+    kept = np.arange(len(table))
+    aliases: list[list[str] | None] = [None] * len(table)
+    if not keep_duplicates:
+        kept, aliases = merge_duplicates(table)
+    summary = table.take(pa.array(kept))
+    clusters: np.ndarray | None = None
+    names = ["train"] * len(kept)
+    if splits is not None and len(kept):
+        # In an order of their own, so that clusters do not depend on the names of the files.
+        order = np.array(pc.sort_indices(summary["sequence"]))
+        sequences = summary["sequence"].take(pa.array(order)).to_pylist()
+        labels = cluster_sequences(sequences, identity, coverage, threads, output / READING)
+        back = np.argsort(order)
+        sorted_names = assign_splits(labels, sequences, splits, seed)
+        names = [sorted_names[place] for place in back]
+        clusters = np.unique(labels, return_inverse=True)[1][back]
+    extra = pa.table(
+        {
+            "cluster": pa.array(clusters, pa.int32()) if clusters is not None else pa.nulls(len(kept), pa.int32()),
+            "split": pa.array(names) if splits is not None else pa.nulls(len(kept), pa.string()),
+            "aliases": pa.array(aliases, SCHEMA.field("aliases").type),
+        }
+    )
+
+    # Built beside and moved into place whole, so that no part of a data set is taken for one.
+    folder = output / f"{DATA}.tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    writers = {name: _ShardWriter(folder, name, names.count(name), chains_per_shard) for name in (splits or ("train",))}
+    ends = np.cumsum([len(each) for each in tables], dtype=np.int64)
+    for part, end, rows_of_part in zip(parts, ends, map(len, tables), strict=True):
+        inside = np.arange(*np.searchsorted(kept, [end - rows_of_part, end]))
+        rows = pq.read_table(part).take(pa.array(kept[inside] - (end - rows_of_part)))
+        more = extra.take(pa.array(inside))
+        for column in extra.column_names:
+            rows = rows.set_column(rows.column_names.index(column), SCHEMA.field(column), more[column])
+        for name, writer in writers.items():
+            writer.add(rows.filter(pa.array([names[row] == name for row in inside], pa.bool_())))
+    for writer in writers.values():
+        writer.close()
+    shutil.rmtree(output / DATA, ignore_errors=True)
+    os.replace(folder, output / DATA)
+
+    write_rejects(output / "rejected.tsv", all_rejects)
+    sheet = write_datasheet(
+        output,
+        summary.append_column("split", pa.array(names)),
+        clusters,
+        all_rejects,
+        counts={**counts, "duplicates_merged": len(table) - len(kept)},
+        settings={
+            **(settings or {}),
+            "keep_duplicates": keep_duplicates,
+            "splits": None if splits is None else dict(splits),
+            **({} if splits is None else {"identity": identity, "coverage": coverage, "seed": seed}),
+        },
+    )
+    shutil.rmtree(output / READING, ignore_errors=True)
+    return sheet
+
+
+def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
+    """Write what was left out, a line for each file or chain, with the reason."""
+    lines = ["file\tchain\treason"]
+    lines += ["\t".join(" ".join(str(value).split()) for value in reject) for reject in rejects]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+class _ShardWriter:
+    """Writes rows as shards of equal numbers of chains."""
+
+    def __init__(self, folder: Path, split: str, chains: int, chains_per_shard: int):
+        self.folder, self.split, self.size = folder, split, chains_per_shard
+        self.shards = -(-chains // chains_per_shard)
+        self.written = 0
+        self.waiting = SCHEMA.empty_table()
+
+    def add(self, rows: pa.Table) -> None:
+        self.waiting = pa.concat_tables([self.waiting, rows.cast(SCHEMA)])
+        while len(self.waiting) >= self.size:
+            self._write(self.waiting.slice(0, self.size))
+            self.waiting = self.waiting.slice(self.size)
+
+    def close(self) -> None:
+        if len(self.waiting):
+            self._write(self.waiting)
+
+    def _write(self, rows: pa.Table) -> None:
+        path = self.folder / f"{self.split}-{self.written:05d}-of-{self.shards:05d}.parquet"
+        write_atomically(path, lambda temporary: pq.write_table(rows, temporary, compression="zstd"))
+        self.written += 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Datasheet
+# ---------------------------------------------------------------------------------------------------------------------
+
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+
+
+def write_datasheet(
+    output: Path,
+    chains: pa.Table,
+    clusters: np.ndarray | None,
+    rejects: Sequence[Reject],
+    counts: Mapping[str, int],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write what a user of the data set has to know as `datasheet.json` and, for people and the Hub, `README.md`."""
+    lengths, observed = chains["length"].to_numpy(), chains["observed"].to_numpy()
+    shares = observed / np.maximum(lengths, 1)
+    names = np.array(chains["split"].to_pylist(), dtype=object)
+    # Numbers differ from file to file, the reason does not.
+    reasons = Counter(re.sub(r"\d+(\.\d+)?", "#", reason)[:100] for *_, reason in rejects)
+
+    def quantiles(values: np.ndarray) -> dict[str, float]:
+        if not len(values):
+            return {}
+        return {f"{q:.0%}": round(float(np.quantile(values, q)), 4) for q in QUANTILES}
+
+    sheet: dict[str, Any] = {
+        "counts": {
+            **counts,
+            "rejected": len(rejects),
+            "chains": len(chains),
+            "residues": int(lengths.sum()),
+            "observed_residues": int(observed.sum()),
+            "clusters": None if clusters is None else len(np.unique(clusters)),
+        },
+        "splits": {
+            str(name): {
+                "chains": int((names == name).sum()),
+                "residues": int(lengths[names == name].sum()),
+                "clusters": None if clusters is None else len(np.unique(clusters[names == name])),
+            }
+            for name in sorted(set(names))
+        },
+        "length": quantiles(lengths),
+        "observed_share": quantiles(shares),
+        "methods": dict(Counter(method or "not stated" for method in chains["method"].to_pylist()).most_common()),
+        "reject_reasons": dict(reasons.most_common(20)),
+        "settings": dict(settings),
+        "versions": {name: _version(name) for name in ("coordformer", "gemmi", "pyarrow")},
+        "shards": {
+            path.name: {
+                "rows": pq.read_metadata(path).num_rows,
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+            }
+            for path in sorted((output / DATA).glob("*.parquet"))
+        },
+    }
+    write_text(output / "README.md", _readme(sheet))
+    text = json.dumps(sheet, indent=2) + "\n"
+    write_text(output / "datasheet.json", text)
+    return dict(json.loads(text))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readme(sheet: Mapping[str, Any]) -> str:
+    counts = sheet["counts"]
+    lines = ["---", "tags:", "- protein", "- structure", "configs:", "- config_name: default", "  data_files:"]
+    for name in sheet["splits"]:
+        lines += [f"  - split: {name}", f"    path: {DATA}/{name}-*.parquet"]
+    lines += [
+        "---",
+        "# Protein chains with coordinates",
+        "",
+        f"{counts['chains']:,} chains with {counts['residues']:,} residues, {counts['observed_residues']:,} of them "
+        f"observed, read from {counts['files']:,} structure files by `coordformer prepare`. "
+        f"{counts['duplicates_merged']:,} chains with the sequence of another are merged into it (column `aliases`). "
+        f"{counts['rejected']:,} files or chains were left out; `rejected.tsv` says which and why.",
+        "",
+        "| split | chains | residues | sequence clusters |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, split in sheet["splits"].items():
+        clusters = "not made" if split["clusters"] is None else f"{split['clusters']:,}"
+        lines.append(f"| {name} | {split['chains']:,} | {split['residues']:,} | {clusters} |")
+    if counts["clusters"] is not None:
+        settings = sheet["settings"]
+        lines += [
+            "",
+            f"No cluster is in two splits (MMseqs2, {settings['identity']:.0%} identity over "
+            f"{settings['coverage']:.0%} of the shorter sequence).",
+        ]
+    lines += ["", "| | " + " | ".join(sheet["length"]) + " |", "| --- |" + " --- |" * len(sheet["length"])]
+    lines.append("| residues | " + " | ".join(f"{value:g}" for value in sheet["length"].values()) + " |")
+    lines.append("| observed | " + " | ".join(f"{value:.0%}" for value in sheet["observed_share"].values()) + " |")
+    lines += ["", "Settings, versions, reasons for rejection and the SHA-256 of every shard: `datasheet.json`.", ""]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All of it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    atoms: Sequence[str] = ("CA",),
+    min_plddt: float | None = None,
+    min_mean_plddt: float | None = None,
+    min_length: int = 1,
+    max_length: int | None = None,
+    min_observed: float = 0.0,
+    keep_duplicates: bool = False,
+    splits: Mapping[str, float] | None = None,
+    identity: float = 0.3,
+    coverage: float = 0.8,
+    seed: int = 0,
+    chains_per_shard: int = 5000,
+    workers: int | None = None,
+    failed: Sequence[tuple[str, str]] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Turn structure files into Parquet shards that `datasets.load_dataset(output)` reads and streams.
+
+    The data set appears whole or not at all; a run that was stopped goes on where it was when it is called again with
+    the same arguments. The result depends on the files alone, not on the number of workers.
+
+    Args:
+        inputs: structure files, tar archives of them, and folders that are searched for both.
+        output: a folder; gets `data/<split>-*.parquet`, `rejected.tsv` (file, chain, reason), `datasheet.json` and
+            `README.md`.
+        atoms: the atoms to keep.
+        min_plddt: residues of predicted structures below this confidence count as not observed.
+        min_mean_plddt: chains of predicted structures with a lower mean confidence are rejected.
+        min_length: chains with fewer residues are rejected.
+        max_length: chains with more residues are rejected.
+        min_observed: chains with a smaller share of observed residues are rejected.
+        keep_duplicates: keep all chains of equal sequence; the default merges them into the best observed one.
+        splits: shares of the sequence clusters by split, such as `{"train": 0.95, "valid": 0.05}`; no cluster is in two
+            splits. The default is one split, `train`, without clustering.
+        identity, coverage: of the clusters, see `clustering.cluster_sequences`.
+        seed: of the splits.
+        chains_per_shard: rows of a shard.
+        workers: processes that read; the default is one per core.
+        failed: ids and reasons of what could not be fetched; they go into `rejected.tsv`.
+        progress: show a progress bar.
+
+    Returns:
+        The datasheet, see `write_datasheet`.
+
+    Raises:
+        ValueError: nothing to read, or `output` holds another data set.
+        OSError: a worker was lost or a disk is full; what was read stays.
+    """
+    settings = check_options(
+        atoms=atoms,
+        min_plddt=min_plddt,
+        min_mean_plddt=min_mean_plddt,
+        min_length=min_length,
+        max_length=max_length,
+        min_observed=min_observed,
+        splits=splits,
+        identity=identity,
+        coverage=coverage,
+        seed=seed,
+        chains_per_shard=chains_per_shard,
+        workers=workers,
+    )
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parts, rejects = plan(inputs)
+    rejects = [*((name, "", reason) for name, reason in failed), *rejects]
+    output = Path(output)
+    job = {
+        "reading": asdict(settings),
+        "assembling": [keep_duplicates, chains_per_shard, splits and [splits, identity, coverage, seed]],
+        "sources": [[source.name, source.size, source.offset] for part in parts for source in part],
+    }
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+    if not begin(output, digest):
+        sheet: dict[str, Any] = json.loads((output / "datasheet.json").read_text(encoding="utf-8"))
+        return sheet
+    _read_all(parts, settings, output, workers, progress)
+    return assemble(
+        output,
+        rejects,
+        splits=splits,
+        identity=identity,
+        coverage=coverage,
+        seed=seed,
+        keep_duplicates=keep_duplicates,
+        chains_per_shard=chains_per_shard,
+        threads=workers,
+        settings={**asdict(settings), "job": digest},
+    )
+
+
+def check_options(
+    *,
+    splits: Mapping[str, float] | None = None,
+    identity: float = 0.3,
+    coverage: float = 0.8,
+    seed: int = 0,
+    chains_per_shard: int = 5000,
+    workers: int | None = None,
+    keep_duplicates: bool = False,
+    **reading: Any,
+) -> ReadSettings:
+    """Look at the options of `prepare` before hours of work, and return those of reading.
+
+    Raises:
+        ValueError: one is unusable.
+        FileNotFoundError: splits are asked for and there is no MMseqs2.
+    """
+    settings = ReadSettings(**reading | {"atoms": tuple(atom.strip() for atom in reading.get("atoms", ("CA",)))})
+    for name, value in (("chains_per_shard", chains_per_shard), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+    if splits is not None:
+        find_mmseqs()
+        cluster_sequences([], identity, coverage)
+        assign_splits(np.array([], dtype=np.int64), [], splits, seed)
+    return settings
+
+
+def begin(output: Path, job: str) -> bool:
+    """Whether there is anything left to do for a job; refuse a folder that belongs to another one."""
+    other = ValueError(
+        f"{output} was made from other files or with other settings; choose another output folder, or delete "
+        f"{DATA}, {READING} and datasheet.json in it."
+    )
+    sheet = output / "datasheet.json"
+    if sheet.exists():
+        if json.loads(sheet.read_text(encoding="utf-8"))["settings"].get("job") != job:
+            raise other
+        shutil.rmtree(output / READING, ignore_errors=True)
+        return False
+    reading = output / READING
+    if (reading / JOB).exists():
+        if json.loads((reading / JOB).read_text(encoding="utf-8")) != job:
+            raise other
+        for leftover in reading.glob("*.tmp"):
+            leftover.unlink()
+    elif (output / DATA).exists():
+        raise other
+    else:
+        reading.mkdir(parents=True, exist_ok=True)
+        write_text(reading / JOB, json.dumps(job))
+    return True

@@ -1,0 +1,124 @@
+"""What a run leaves beside its results: its settings, the contents it read by hash, the code and command it ran.
+
+One guard for every verb that fills a folder: `begin_run` writes `run.json`, and refuses a folder that holds another run.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .files import write_json
+
+RUN = "run.json"
+
+
+def begin_run(
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    holds_results: bool,
+    passing: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> bool:
+    """Claim a folder for a run, or find that it goes on with one.
+
+    Args:
+        folder: is made if there is none.
+        settings: what decides the results, as JSON has it; mappings in it are compared value by value.
+        holds_results: whether the folder has anything that another run would spoil; without, its `run.json` is
+            written anew.
+        passing: names of settings that may differ, such as where the same data lies.
+        defaults: values of settings that a `run.json` of an older version does not have, by name.
+
+    Returns:
+        Whether the folder held this run already.
+
+    Raises:
+        ValueError: the folder holds results of another run, or of one without `run.json`.
+    """
+    folder = Path(folder)
+    path = folder / RUN
+    wanted = json.loads(json.dumps(settings))
+    if not holds_results:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+        return False
+    fix = "choose another output folder, or delete it"
+    try:
+        before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds results without a {RUN}, of nobody knows which run; {fix}.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); {fix}.") from error
+    defaults = json.loads(json.dumps(dict(defaults or {})))
+    changed = [
+        f"{name}: {was!r} -> {value!r}"
+        for name, value in _flat(wanted)
+        if name.rpartition(".")[2] not in passing
+        and (was := before.get(name, defaults.get(name.rpartition(".")[2]))) != value
+    ]
+    if changed:
+        raise ValueError(f"{folder} holds another run ({'; '.join(changed)}); {fix}.")
+    return True
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(values: Any) -> str:
+    """SHA-256 of what JSON makes of `values`, in hexadecimal; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def hash_data(path: str | Path) -> str:
+    """SHA-256 of a data set: of its file, or of the datasheet of a folder, which has those of its shards.
+
+    A folder without one has none: an empty string.
+    """
+    path = Path(path)
+    file = path / "datasheet.json" if path.is_dir() else path
+    return hash_file(file) if file.is_file() else ""
+
+
+def describe_command(verb: str, options: Sequence[str]) -> str:
+    """A command line for the record: paths outside the folder in which it was run by their names, no token."""
+    words, secret = ["coordformer", verb], False
+    for option in options:
+        path = option.startswith(("/", ".."))
+        words.append("..." if secret else Path(option).name if path else re.sub("token=.*", "token=...", option))
+        secret = option.endswith("token")
+    return shlex.join(words)
+
+
+def current_commit() -> str:
+    """Commit of the repository that the package runs from, `-dirty` where files differ; empty where it is installed."""
+    folder = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(folder)]
+    try:
+        commit, inside, changed = (
+            subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (
+                ("rev-parse", "HEAD"),
+                ("ls-files", "__init__.py"),
+                ("status", "--porcelain", "--untracked-files=no", "."),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return (commit + "-dirty" * bool(changed)) if inside else ""

@@ -1,0 +1,306 @@
+"""Rows of a data set: their columns, and how they are read from Parquet.
+
+A row is a dictionary with the columns of `SCHEMA`. Coordinates are one flat list per chain, (residues, atoms, 3) in C
+order, NaN where unobserved: nested lists read 40 times slower.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
+
+from ..model.processing_coordformer import SPECIAL_TOKENS
+from ..model.structure import Chain
+from .batching import ChainBatches, check_budget, packed_slots, token_lengths
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("sequence", pa.string()),
+        ("length", pa.int32()),  # residues
+        ("observed", pa.int32()),  # residues with at least one observed atom
+        ("atoms", pa.list_(pa.string())),
+        ("coords", pa.list_(pa.float32())),  # Å
+        ("b_factor", pa.list_(pa.float32())),  # Å^2, or pLDDT in predicted structures
+        ("method", pa.string()),
+        ("resolution", pa.float32()),  # Å
+        ("source", pa.string()),  # the file a chain was read from, or the collection it belongs to
+        ("cluster", pa.int32()),  # sequence cluster, where known
+        ("split", pa.string()),
+        ("aliases", pa.list_(pa.string())),  # ids of other chains with this sequence, which the row stands for
+    ]
+)
+
+
+def chain_to_row(chain: Chain, source: str | None = None) -> dict[str, Any]:
+    """The row of a chain; `processing_coordformer.chain_arrays` reads it back."""
+    return {
+        "id": chain.id,
+        "sequence": chain.sequence,
+        "length": len(chain),
+        "observed": int(chain.observed.any(axis=1).sum()),
+        "atoms": list(chain.atoms),
+        "coords": chain.coords.reshape(-1),
+        "b_factor": chain.b_factor,
+        "method": chain.method,
+        "resolution": chain.resolution,
+        "source": source,
+        "cluster": None,
+        "split": None,
+        "aliases": None,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_rows(path: str | Path, split: str | None = None) -> Dataset:
+    """Open a data set of chains.
+
+    Args:
+        path: a folder made by `prepare`, or one Parquet file with the columns of `SCHEMA` or in the compact layout of
+            `read_compact`.
+        split: only rows whose column `split` has this value, such as `"train"` or `"valid"`; where the column is empty,
+            the rows of the shards of that name.
+
+    Returns:
+        A `datasets.Dataset` with the columns of `SCHEMA`.
+
+    Raises:
+        FileNotFoundError: there is no Parquet file.
+        ValueError: the columns are others, a file is unreadable, or the split is empty.
+
+    Examples:
+        >>> rows = load_rows("examples/data/chains.parquet", "valid")
+        >>> len(rows), rows[0]["atoms"]
+        (400, ['CA'])
+    """
+    path = Path(path)
+    named: list[Path] = []
+    if path.is_dir():
+        named = sorted(path.glob(f"data/{split}-*.parquet")) if split else []
+        files = named or sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
+    else:
+        files = [path] if path.exists() else []
+    if not files:
+        raise FileNotFoundError(f"No Parquet file at {path}; give a folder made by `coordformer prepare` or a file.")
+    files = [file for file in files if read_footer(file).num_rows]  # `datasets` cannot read an empty one
+    if not files:
+        raise ValueError(f"{path} has no rows; see rejected.tsv for why, if `coordformer prepare` made it.")
+    columns = pq.read_schema(files[0]).names
+    if "ca_x" in columns:
+        rows = Dataset(pa.concat_tables([read_compact(file) for file in files]))
+    elif not {"id", "sequence", "length", "coords", "atoms"} <= set(columns):
+        raise ValueError(
+            f"{files[0]} has the columns {', '.join(columns)}; a data set of chains needs {', '.join(SCHEMA.names)}. "
+            "Make one with `coordformer prepare`."
+        )
+    else:
+        try:
+            rows = Dataset.from_parquet([str(file) for file in files])
+        except DatasetGenerationError as error:
+            raise ValueError(f"{path} cannot be read ({error.__cause__ or error}); prepare it again.") from error
+    if split is not None and not (named and rows.data.column("split").null_count == len(rows)):
+        if "split" not in rows.column_names:
+            raise ValueError(f"{path} has no column `split`; leave the split {split!r} out.")
+        values = np.asarray(rows["split"][:], dtype=object)
+        rows = rows.select(np.flatnonzero(values == split))
+        if len(rows) == 0:
+            found = ", ".join(sorted({str(value) for value in values if value is not None}))
+            raise ValueError(
+                f"No row of {path} is in split {split!r}; "
+                + (f"the file has: {found}." if found else "its column `split` is empty: leave the split out.")
+            )
+    return rows
+
+
+def read_footer(file: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is not a readable Parquet file ({error}); prepare it again.") from error
+
+
+def read_compact(path: str | Path) -> pa.Table:
+    """Read the compact layout: one C-alpha per residue in whole hundredths of an Å.
+
+    The columns `ca_x`, `ca_y` and `ca_z` are lists of int16, -32768 where not observed; `id` and `sequence` are
+    required, `source`, `method`, `resolution`, `cluster30`, `split` and `alias_ids` are taken where present.
+
+    Returns:
+        A table with the columns of `SCHEMA`; `b_factor` is null.
+
+    Raises:
+        ValueError: a column is missing, or coordinates and sequence of a chain differ in length.
+    """
+    table = _read_table(Path(path))
+    if missing := {"id", "sequence", "ca_x", "ca_y", "ca_z"} - set(table.column_names):
+        raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of the compact layout.")
+    if table["sequence"].null_count:
+        raise ValueError(f"{path} has {table['sequence'].null_count} rows without a sequence; remove them.")
+    sequences = table["sequence"].combine_chunks()
+    lengths = np.asarray(pc.utf8_length(sequences))
+    planes = []
+    for name in ("ca_x", "ca_y", "ca_z"):
+        column = table[name].combine_chunks()
+        counts = np.asarray(column.value_lengths())
+        if not np.array_equal(counts, lengths):
+            row = int(np.flatnonzero(counts != lengths)[0])
+            raise ValueError(
+                f"{path}, chain {table['id'][row]}: {counts[row]} values in {name} for {lengths[row]} residues."
+            )
+        planes.append(column.flatten().to_numpy())
+    raw = np.stack(planes, axis=1)
+    coords = np.where(raw == -32768, np.float32("nan"), raw.astype(np.float32) / np.float32(100))
+    ends = lengths.cumsum()
+    seen = np.append(0, np.isfinite(coords).all(axis=1).cumsum())
+    observed = seen[ends] - seen[ends - lengths]
+    offsets = np.append(0, 3 * ends).astype(np.int32)
+
+    def optional(column: str, name: str) -> pa.Array:
+        kind = SCHEMA.field(name).type
+        return table[column].combine_chunks().cast(kind) if column in table.column_names else pa.nulls(len(table), kind)
+
+    columns = {
+        "id": optional("id", "id"),
+        "sequence": sequences,
+        "length": pa.array(lengths, pa.int32()),
+        "observed": pa.array(observed, pa.int32()),
+        "atoms": pa.array([["CA"]] * len(table), SCHEMA.field("atoms").type),
+        "coords": pa.ListArray.from_arrays(pa.array(offsets), pa.array(coords.reshape(-1))),
+        "b_factor": pa.nulls(len(table), SCHEMA.field("b_factor").type),
+        "method": optional("method", "method"),
+        "resolution": optional("resolution", "resolution"),
+        "source": optional("source", "source"),
+        "cluster": optional("cluster30", "cluster"),
+        "split": optional("split", "split"),
+        "aliases": optional("alias_ids", "aliases"),
+    }
+    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shards, one after another
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ShardBatches(torch.utils.data.Dataset):
+    """The batches of a data set too large for memory: each shard is packed by itself and read when its turn comes.
+
+    The batches of an epoch, shard after shard in an order of its own, are cut into `open_shards` equal runs, which are
+    read side by side: item i comes from run i modulo `open_shards`. So a process or worker that takes each n-th item
+    touches its own runs alone, if n divides `open_shards`, and holds one shard of each; and since an item is a function
+    of its number, the seed and the epoch, a run that was stopped goes on in the middle of an epoch without reading what
+    came before, on any number of processes.
+
+    Args:
+        path: a folder made by `preparation.prepare`.
+        token_budget: tokens of a batch.
+        split: only the shards of this split, by their names.
+        open_shards: shards that are read side by side; a multiple of processes x workers.
+        pad_to_budget, max_length, seed: as in `ChainBatches`.
+
+    Raises:
+        FileNotFoundError: there is no shard of the split.
+        ValueError: a shard is unreadable, or a chain does not fit in the budget.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        token_budget: int,
+        *,
+        split: str | None = None,
+        open_shards: int = 16,
+        pad_to_budget: bool = False,
+        max_length: int | None = None,
+        seed: int = 0,
+    ):
+        if open_shards < 1:
+            raise ValueError(f"`open_shards` is {open_shards}; at least one shard has to be read.")
+        self.files = sorted(Path(path).glob(f"data/{split or '*'}-*.parquet"))
+        if not self.files:
+            raise FileNotFoundError(
+                f"No shard data/{split or '*'}-*.parquet in {path}; give a folder made by `coordformer prepare`"
+                + (" with --splits." if split else ".")
+            )
+        self.seed = seed
+        self._settings: dict[str, Any] = {
+            "token_budget": token_budget,
+            "pad_to_budget": pad_to_budget,
+            "max_length": max_length,
+            "seed": seed,
+        }
+        self.chains = self.tokens = 0
+        self._counts = np.zeros(len(self.files), dtype=np.int64)
+        with ThreadPoolExecutor() as pool:
+            for number, table in enumerate(pool.map(lambda file: _read_table(file, ["length"]), self.files)):
+                lengths = token_lengths(np.asarray(table["length"]), max_length)
+                check_budget(token_budget, lengths)
+                self._counts[number] = len(packed_slots(lengths, token_budget, seed))
+                self.chains += len(lengths)
+                self.tokens += int(lengths.sum())
+        # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._runs = min(open_shards, len(self))
+        self._open: dict[int, tuple[int, ChainBatches]] = {}  # of each run its shard
+        self._order = self._ends = np.zeros(0, dtype=np.int64)
+        self._ordered_epoch: int | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by `Trainer` at the start of an epoch."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return int(self._counts.sum())
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard, batch = self.locate(index)
+        run = index % self._runs
+        if run not in self._open or self._open[run][0] != shard:
+            self._open.pop(run, None)  # before the next one is read
+            table = _read_table(self.files[shard], ["id", "sequence", "length", "atoms", "coords"])
+            self._open[run] = shard, ChainBatches(Dataset(table), **self._settings)
+        batches = self._open[run][1]
+        batches.set_epoch(int(self._epoch))
+        return batches[batch]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the shard, in `files`, and of the batch in it, of an item of this epoch."""
+        run, place = index % self._runs, index // self._runs
+        each, rest = divmod(len(self), self._runs)
+        batch = run * each + min(run, rest) + place  # the first `rest` runs are longer by one
+        if self._ordered_epoch != (epoch := int(self._epoch)):
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.files))
+            self._ends, self._ordered_epoch = self._counts[self._order].cumsum(), epoch
+        position = int(np.searchsorted(self._ends, batch, side="right"))
+        shard = int(self._order[position])
+        return shard, batch - int(self._ends[position] - self._counts[shard])
+
+    @property
+    def residues(self) -> int:
+        """Residues of an epoch."""
+        return self.tokens - SPECIAL_TOKENS * self.chains
+
+    def padding_share(self) -> float:
+        """Share of an epoch's tokens that is padding."""
+        total = len(self) * self._settings["token_budget"] if self._settings["pad_to_budget"] else self.tokens
+        return 1 - self.tokens / total
+
+
+def _read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); copy or prepare it again.") from error

@@ -1,0 +1,1 @@
+"""A checkpoint on its way to the Hub: folder, card, check, push."""

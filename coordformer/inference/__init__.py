@@ -1,0 +1,1 @@
+"""One runner from files to predictions, and the verbs on it."""

@@ -1,0 +1,231 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of Coordformer models."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import EsmConfig
+from transformers.activations import ACT2FN
+
+COORDINATE_EMBEDDINGS = ("linear", "quadratic", "local_frame", "none")
+COORDINATE_INITS = ("normal", "gaussian")
+POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
+LM_HEADS = ("esm", "linear")
+CLASSIFIER_POOLINGS = ("cls", "mean")
+
+# Where the classes are in a saved folder, for `trust_remote_code=True`: any head can be put on any checkpoint.
+AUTO_MAP = {
+    "AutoConfig": "configuration_coordformer.CoordformerConfig",
+    "AutoModel": "modeling_coordformer.CoordformerModel",
+    "AutoModelForMaskedLM": "modeling_coordformer.CoordformerForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_coordformer.CoordformerForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_coordformer.CoordformerForTokenClassification",
+}
+
+
+@strict
+class CoordformerConfig(EsmConfig):
+    r"""An ESM encoder that also reads coordinates.
+
+    Every field of `transformers.EsmConfig` keeps its meaning; the defaults are those of ESM-2's vocabulary and
+    of the paper (no dropout). The fields below are added.
+
+    Args:
+        coordinate_embedding (`str`, defaults to `"linear"`):
+            What the coordinates are lifted to before the linear embedding: `"linear"` (x; the paper's, section 2),
+            `"quadratic"` (x and |x|^2), `"local_frame"` (those of the neighbors along the chain, in the backbone frame
+            of the residue; invariant) or `"none"` (no embedding; without `num_distance_bins` and `num_qk_points` the
+            model without structure).
+        coordinate_init (`str`, defaults to `"normal"`):
+            How a new model starts: `"normal"`, as every weight, or `"gaussian"`: each head of the first layer attends
+            with a Gaussian of distance from the start, of widths that spread over the heads; needs the `"quadratic"`
+            embedding.
+        num_distance_bins (`int`, defaults to 0):
+            Number of distances between which each head's additive attention bias, a function of |xi - xj| that is the
+            same in all layers, is linear; 0: no bias. Time and memory grow with the square of the length.
+        num_qk_points (`int`, defaults to 0):
+            Query and key points of each head in invariant point attention (AlphaFold, supplementary algorithm 22),
+            beside its queries and keys; 0: ordinary attention. Time grows with the square of the length, memory with
+            the length.
+        num_v_points (`int`, *optional*):
+            Value points of each head; the default is `num_qk_points`.
+        num_neighbors (`int`, defaults to 0):
+            k of the k-nearest-neighbor graph over which residues pass messages in every layer, beside invariant point
+            attention; 0: none. Time and memory grow with the number.
+        message_gating (`bool`, defaults to `False`):
+            Whether messages are as wide as the hidden states and multiplied by a gate of the sender and the edge
+            features, which then also hold the distances between the residues beside both along the chain; otherwise
+            they are half as wide, without a gate. More accurate, for up to six times the memory of messages in
+            training.
+        coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
+            The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
+        coordinate_dim (`int`, defaults to 3):
+            Number of spatial dimensions.
+        coordinate_scale (`int | float`, defaults to 16):
+            Length in Å that becomes 1 inside the model.
+        position_embedding_type (`str`, defaults to `"rotary"`):
+            `"rotary"`, `"absolute"` (learned), `"sinusoidal"` (fixed) or `"none"`: without positions the encoder is
+            equivariant to permutations.
+        hidden_act (`str`, defaults to `"gelu"`):
+            Activation of the feed-forward layers, any name that Transformers knows. ESM-2 writes GELU out:
+            `"gelu_python"` is its formula, a fifth slower than `"gelu"`, which differs from it in the last bits.
+        contact_head (`bool`, defaults to `False`):
+            Whether the encoder carries a logistic regression of contacts on its attention maps; `from_esm` brings
+            ESM-2's, `CoordformerForContactPrediction` trains one.
+        lm_head (`str`, defaults to `"esm"`):
+            `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias (the
+            paper's).
+        classifier_pooling (`str`, defaults to `"cls"`):
+            What the head of `CoordformerForSequenceClassification` reads of a chain: `"cls"`, its first token (the
+            paper's, section 4), or `"mean"`, the mean over its residues.
+        sequence_encoder (`EsmConfig`, *optional*):
+            A frozen ESM-2 in front (the paper's section 5): the encoder reads its last hidden states, through a linear
+            connector, in place of token embeddings. Needs the linear head.
+
+    Example:
+
+    ```python
+    >>> from coordformer import CoordformerConfig
+    >>> CoordformerConfig(hidden_size=128, num_attention_heads=4).coordinate_atoms
+    ('CA',)
+
+    ```
+    """
+
+    model_type = "coordformer"
+    # Names of version 0.1.0, which its folders have; `__post_init__` reads the fields whose values changed, too.
+    attribute_map = {"distance_bias": "num_distance_bins", "message_neighbours": "num_neighbors"}
+    _auto_class = "AutoConfig"  # Transformers saves the code beside it
+
+    vocab_size: int = 33
+    mask_token_id: int | None = 32
+    pad_token_id: int = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    hidden_dropout_prob: int | float = 0.0
+    attention_probs_dropout_prob: int | float = 0.0
+    layer_norm_eps: float = 1e-5
+    position_embedding_type: str | None = "rotary"
+    emb_layer_norm_before: bool | None = False
+
+    coordinate_embedding: str = "linear"
+    coordinate_atoms: tuple[str, ...] | list[str] = ("CA",)
+    coordinate_dim: int = 3
+    coordinate_scale: int | float = 16
+    coordinate_init: str = "normal"
+    num_distance_bins: int = 0
+    num_qk_points: int = 0
+    num_v_points: int | None = None
+    num_neighbors: int = 0
+    message_gating: bool = False
+    hidden_act: str = "gelu"
+    lm_head: str = "esm"
+    classifier_pooling: str = "cls"
+    sequence_encoder: EsmConfig | dict | None = None
+    contact_head: bool = False
+
+    def __post_init__(self, **kwargs):
+        if (points := kwargs.pop("attention_points", None)) is not None:
+            self.num_qk_points = points
+        if (kind := kwargs.pop("message_type", None)) is not None:
+            self.message_gating = kind == "gated"
+        if self.coordinate_embedding == "local":
+            self.coordinate_embedding = "local_frame"
+        if self.num_v_points is None:
+            self.num_v_points = self.num_qk_points
+        # JSON knows neither tuples nor a default: a config equals its reloaded self.
+        self.coordinate_atoms = tuple(self.coordinate_atoms)
+        if self.position_embedding_type is None:
+            self.position_embedding_type = "none"
+        if isinstance(self.sequence_encoder, dict):
+            self.sequence_encoder = EsmConfig(**self.sequence_encoder)
+        if self.lm_head == "linear":
+            self.tie_word_embeddings = False
+        super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        # Transformers maps the one class that is being saved, and keeps what a loaded config said of the others.
+        self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: called when a config is made."""
+        for name, allowed in (
+            ("coordinate_embedding", COORDINATE_EMBEDDINGS),
+            ("coordinate_init", COORDINATE_INITS),
+            ("position_embedding_type", POSITION_EMBEDDINGS),
+            ("lm_head", LM_HEADS),
+            ("classifier_pooling", CLASSIFIER_POOLINGS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}; choose one of {', '.join(sorted(ACT2FN))}.")
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+        if self.position_embedding_type == "rotary" and (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"Rotary positions need an even head size; `hidden_size / num_attention_heads` is "
+                f"{self.hidden_size // self.num_attention_heads}."
+            )
+        if self.coordinate_dim < 1:
+            raise ValueError(f"`coordinate_dim` is {self.coordinate_dim}; it must be at least 1.")
+        if not self.coordinate_scale > 0:
+            raise ValueError(f"`coordinate_scale` is {self.coordinate_scale}; it must be a positive length in Å.")
+        if self.coordinate_init == "gaussian":
+            if self.coordinate_embedding != "quadratic":
+                raise ValueError(
+                    '`coordinate_init="gaussian"` reads |x|^2 off the embedding: `coordinate_embedding` must be '
+                    f'"quadratic", not {self.coordinate_embedding!r}.'
+                )
+            head_size, needed = self.hidden_size // self.num_attention_heads, self.coordinate_dim + 1
+            if head_size < needed:
+                raise ValueError(
+                    f'`coordinate_init="gaussian"` needs heads of at least `coordinate_dim` + 1 = {needed} features; '
+                    f"`hidden_size / num_attention_heads` is {head_size}."
+                )
+        if self.sequence_encoder is not None and (self.lm_head != "linear" or self.coordinate_init != "normal"):
+            raise ValueError(
+                "With a `sequence_encoder` there is no token embedding to share or to start from: `lm_head` must be "
+                f'"linear" and `coordinate_init` "normal", not {self.lm_head!r} and {self.coordinate_init!r}.'
+            )
+        if self.num_distance_bins < 0 or self.num_distance_bins == 1:
+            raise ValueError(
+                f"`num_distance_bins` is {self.num_distance_bins}; give at least 2 distances, or 0 for no bias."
+            )
+        for name, what in (("num_qk_points", "points"), ("num_v_points", "points"), ("num_neighbors", "residues")):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; give a number of {what}, or 0 for none.")
+        if bool(self.num_qk_points) != bool(self.num_v_points):
+            raise ValueError(
+                f"`num_qk_points` is {self.num_qk_points} and `num_v_points` {self.num_v_points}; invariant point "
+                "attention needs both, ordinary attention neither."
+            )
+        if self.num_neighbors and not self.num_qk_points:
+            raise ValueError(
+                f"`num_neighbors` is {self.num_neighbors}, but messages are passed beside invariant point attention: "
+                "set `num_qk_points`, too."
+            )
+        if (self.num_qk_points or self.coordinate_embedding == "local_frame") and self.coordinate_dim != 3:
+            raise ValueError(
+                "Residues have backbone frames in three dimensions alone: with `num_qk_points` or "
+                f'`coordinate_embedding` "local_frame", `coordinate_dim` must be 3, not {self.coordinate_dim}.'
+            )
+        if self.coordinate_embedding == "local_frame" and self.position_embedding_type == "none":
+            raise ValueError(
+                '`coordinate_embedding="local_frame"` reads the neighbors along the chain, which '
+                '`position_embedding_type="none"` leaves without an order.'
+            )
+        if not self.coordinate_atoms or len(set(self.coordinate_atoms)) != len(self.coordinate_atoms):
+            raise ValueError(
+                f"`coordinate_atoms` is {self.coordinate_atoms}; name each atom once, for example ('N', 'CA', 'C')."
+            )
+        if self.is_decoder or self.add_cross_attention:
+            raise ValueError("Coordformer is an encoder; `is_decoder` and `add_cross_attention` must be False.")
+
+
+__all__ = ["CoordformerConfig"]

@@ -1,0 +1,263 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""Pipelines of Transformers that take structures: masked residues, embeddings, contacts.
+
+`pipeline("fill-mask")` and `pipeline("feature-extraction")` take sequences alone.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.pipelines.base import ChunkPipeline
+
+from .processing_coordformer import longest_window, window_around, window_starts
+from .structure import AMINO_ACIDS, read_proteins
+
+# As config.json has it, for a folder that carries this file; `import coordformer` registers the same tasks.
+CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
+    "protein-fill-mask": {
+        "impl": "pipeline_coordformer.ProteinFillMaskPipeline",
+        "pt": ["AutoModelForMaskedLM"],
+    },
+    "protein-feature-extraction": {
+        "impl": "pipeline_coordformer.ProteinFeatureExtractionPipeline",
+        "pt": ["AutoModel"],
+    },
+    "protein-contact-prediction": {
+        "impl": "pipeline_coordformer.ProteinContactPredictionPipeline",
+        "pt": ["AutoModel"],
+    },
+}
+
+
+class ProteinPipeline(ChunkPipeline):
+    """What the pipelines of proteins have in common.
+
+    Called with one protein, or with a list of them: the path of a structure or FASTA file, plain or gzipped; a `Chain`;
+    or a dictionary with `sequence`, in which `<mask>` stands for a residue, and perhaps `coords`, as the processor
+    takes them, and `id`; a row of a data set is one. For each protein the result is a list with a dictionary for each
+    of its chains: `id` (None if there is none), `sequence`, and what the pipeline adds.
+
+    Options, of a call or of the pipeline:
+
+    - `chain_ids`: only these chains of each file.
+    - `min_plddt`: residues of a predicted structure below this confidence count as not observed.
+    - `without_coords`: withhold all coordinates.
+    - `window`: longer chains are read in windows of this many residues, 1024 if not given; each is a chain to the
+      model, with its own `<cls>`, `<eos>` and center.
+    - `batch_size`: rows that the model reads at once, of whichever chains; 1 if not given.
+    """
+
+    _load_processor: Any = True
+    _load_tokenizer: Any = False  # the processor has it
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+
+    model: Any
+    processor: Any
+
+    def _sanitize_parameters(self, **options):
+        return options, {}, {}
+
+    def preprocess(  # type: ignore[override]
+        self,
+        protein: Any,
+        chain_ids: str | Sequence[str] | None = None,
+        min_plddt: float | None = None,
+        without_coords: bool = False,
+        window: int = 1024,
+        **options,
+    ) -> Iterator[dict[str, Any]]:
+        """The rows that the model reads, of every chain one for each window: inputs, and where they come from."""
+        if window < 2:
+            raise ValueError(f"`window` is {window}; it must be at least 2.")
+        rows: list[tuple[BatchFeature, dict[str, Any]]] = []
+        for name, inputs in self._read(protein, chain_ids, min_plddt):
+            if without_coords:
+                del inputs["coords"]
+            residues = self.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, 1:-1])
+            inside = min(longest_window(self.model, window), len(residues))
+            chain = {"id": name, "sequence": "".join(residues)}
+            for first, asked in self._cut(name, residues, inside, **options):
+                rows.append((inputs, {**chain, "window": (first, first + inside), "asked": asked}))
+        for number, (inputs, row) in enumerate(rows, 1):
+            first, end = row["window"]
+            tokens = [0, *range(first + 1, end + 1), -1]
+            yield row | {name: values[:, tokens] for name, values in inputs.items()} | {"is_last": number == len(rows)}
+
+    def _read(self, protein: Any, chain_ids, min_plddt) -> list[tuple[str | None, BatchFeature]]:
+        """Ids of the chains of a protein, and of each a batch of one row."""
+        if isinstance(protein, (str, os.PathLike)):
+            if not os.path.exists(protein):
+                raise FileNotFoundError(
+                    f"{os.fspath(protein)}: no such file; check the path, or give a sequence as {{'sequence': ...}}"
+                )
+            chains = read_proteins(protein, self.processor.coordinate_atoms, min_plddt, chain_ids)
+            return [(chain.id, self.processor(chains=[chain])) for chain in chains]
+        if chain_ids is not None or min_plddt is not None:
+            raise ValueError("`chain_ids` and `min_plddt` go with files; chains are chosen as they are read.")
+        if isinstance(protein, Mapping) and "sequence" in protein:
+            if "atoms" in protein:  # a row of a data set, whose coordinates are flat
+                return [(protein.get("id"), self.processor(chains=[protein]))]
+            return [(protein.get("id"), self.processor([protein["sequence"]], coords=[protein.get("coords")]))]
+        if not hasattr(protein, "sequence"):  # rather than its class: code from the Hub has a Chain of its own
+            raise ValueError(
+                f"A protein cannot be read from {type(protein).__name__}; give the path of a structure or FASTA file, "
+                "a Chain, a dictionary with `sequence`, or a list of these."
+            )
+        return [(protein.id, self.processor(chains=[protein]))]
+
+    def _cut(self, name: str | None, residues: list[str], window: int) -> list[tuple[int, list[int]]]:
+        """First residues of the windows of a chain, and of each the residues that are to be predicted, if any."""
+        return [(first, []) for first in window_starts(len(residues), window)]
+
+    def _forward(self, row: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        inputs = {name: row.pop(name) for name in self.processor.model_input_names if name in row}
+        return row | self._predict(inputs, row)
+
+    def postprocess(self, rows: list[dict[str, Any]], **options) -> list[dict[str, Any]]:  # type: ignore[override]
+        chains = (list(group) for _, group in groupby(rows, key=lambda row: row["id"]))
+        return [
+            {"id": group[0]["id"], "sequence": group[0]["sequence"], **self._assemble(group, **options)}
+            for group in chains
+        ]
+
+    def _predict(self, inputs: dict[str, torch.Tensor], row: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """What is kept of the model's outputs for a batch of rows."""
+        raise NotImplementedError
+
+    def _assemble(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a chain's dictionary gets of its rows."""
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        # Transformers saves the processor's parts, but not the processor.
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+class ProteinFillMaskPipeline(ProteinPipeline):
+    """Probabilities of the 20 amino acids at masked residues, given all others and the structure.
+
+    Residues that are `<mask>` in the sequence are predicted together, in one row. Of a sequence without any, each
+    residue is masked in its turn, alone, and costs a row, as in masked marginals. The coordinates of masked residues
+    stay. Of a chain longer than `window` those residues are read that are around the one that is predicted.
+
+    Adds to each chain `predictions`, a list of dictionaries with `position` (of the residue, from 1 on), `residue` (its
+    letter, or `<mask>`) and `probabilities` by letter, highest first; softmax over these 20.
+
+    Options beyond those of `ProteinPipeline`:
+
+    - `positions`: of the residues that are masked in their turn, from 1 on; all if not given.
+    - `top_k`: letters of each prediction, 5 if not given.
+    """
+
+    def _sanitize_parameters(self, top_k=None, **options):
+        if top_k is None:
+            return options, {}, {}
+        if top_k < 1:
+            raise ValueError(f"`top_k` is {top_k}; it must be at least 1.")
+        return options, {}, {"top_k": top_k}
+
+    def _cut(self, name, residues, window, positions: Sequence[int] | None = None):  # type: ignore[override]
+        mask = self.processor.tokenizer.mask_token
+        masked = np.flatnonzero([residue == mask for residue in residues])
+        if len(masked):
+            if positions is not None:
+                raise ValueError(
+                    f"`positions` is {positions}, but the sequence has {mask} in it; choose residues one way."
+                )
+            starts = window_around(masked, len(residues), window)
+            rows = [(first, masked[starts == first]) for first in np.unique(starts)]
+        else:
+            try:
+                alone = np.arange(len(residues)) if positions is None else np.asarray(positions, dtype=np.int64) - 1
+            except (TypeError, ValueError):
+                alone = np.zeros(0, dtype=np.int64)  # no numbers
+            if alone.ndim != 1 or not len(alone) or alone.min() < 0 or alone.max() >= len(residues):
+                raise ValueError(
+                    f"`positions` is {positions}; give a list of numbers from 1 to {len(residues)}, the residues of "
+                    f"chain {name or '?'}."
+                )
+            rows = list(zip(window_around(alone, len(residues), window), alone[:, None], strict=True))
+        return [(int(first), asked.tolist()) for first, asked in rows]
+
+    def preprocess(self, protein: Any, **options) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for row in super().preprocess(protein, **options):
+            places = torch.tensor([row["asked"]]) - row["window"][0] + 1  # <cls> is in front
+            masked = row["input_ids"].index_fill(1, places[0], self.processor.tokenizer.mask_token_id)
+            yield row | {"input_ids": masked, "places": places}
+
+    def _predict(self, inputs, row):
+        letters = self.processor.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS))
+        logits = self.model(**inputs).logits.take_along_dim(row["places"].unsqueeze(-1), dim=1)
+        return {"probabilities": logits[..., letters].float().softmax(dim=-1)}
+
+    def _assemble(self, rows, top_k: int = 5):
+        residues = self.processor.tokenizer.tokenize(rows[0]["sequence"])
+        predictions = []
+        for row in rows:
+            best = row["probabilities"][0].topk(min(top_k, len(AMINO_ACIDS)))
+            for number, index in enumerate(row["asked"]):  # in a batch there is padding after them
+                pairs = zip(best.indices[number].tolist(), best.values[number].tolist(), strict=True)
+                probabilities = {AMINO_ACIDS[letter]: probability for letter, probability in pairs}
+                prediction = {"position": index + 1, "residue": residues[index], "probabilities": probabilities}
+                predictions.append(prediction)
+        return {"predictions": predictions}
+
+
+class ProteinFeatureExtractionPipeline(ProteinPipeline):
+    """The last hidden states of the encoder.
+
+    Adds to each chain `embedding` (hidden,), the mean over its residues, and `residue_embeddings` (residues, hidden),
+    float32 arrays without special tokens. Windows of long chains overlap by half, and what they give for a residue is
+    averaged. The options are those of `ProteinPipeline`.
+    """
+
+    def _predict(self, inputs, row):
+        return {"states": self.model.base_model(**inputs).last_hidden_state.float()}
+
+    def _assemble(self, rows):
+        residues, features = rows[-1]["window"][1], rows[0]["states"].shape[-1]
+        total, count = np.zeros((residues, features), dtype=np.float32), np.zeros((residues, 1), dtype=np.float32)
+        for row in rows:
+            first, end = row["window"]
+            total[first:end] += row["states"][0, 1 : 1 + end - first].numpy()
+            count[first:end] += 1
+        states = total / count
+        return {"embedding": states.mean(axis=0), "residue_embeddings": states}
+
+
+class ProteinContactPredictionPipeline(ProteinPipeline):
+    """Probabilities that two residues are in contact, of a model with a contact head.
+
+    Adds to each chain `probabilities` (residues, residues), a symmetric float32 array. Windows of long chains overlap
+    by half, and probabilities are averaged; NaN where no window holds both residues. The options are those of
+    `ProteinPipeline`; memory grows with the square of `window`.
+    """
+
+    def _predict(self, inputs, row):
+        return {"probabilities": self.model.predict_contacts(**inputs)}
+
+    def _assemble(self, rows):
+        residues = rows[-1]["window"][1]
+        total, count = np.zeros((2, residues, residues), dtype=np.float32)
+        for row in rows:
+            first, end = row["window"]
+            here, inside = slice(first, end), slice(end - first)
+            total[here, here] += row["probabilities"][0, inside, inside].numpy()
+            count[here, here] += 1
+        return {"probabilities": np.where(count > 0, total / np.maximum(count, 1), np.float32(np.nan))}
+
+
+__all__ = [
+    "CUSTOM_PIPELINES",
+    "ProteinContactPredictionPipeline",
+    "ProteinFeatureExtractionPipeline",
+    "ProteinFillMaskPipeline",
+]

@@ -1,0 +1,284 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""From sequences, coordinates, chains or structure files to a padded batch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+from .structure import AMINO_ACIDS, Chain, read_chains
+
+# ESM-2's vocabulary in its order: token ids of its checkpoints keep their meaning.
+VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
+
+
+SPECIAL_TOKENS = 2  # <cls> before a chain and <eos> after it
+
+
+def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
+    """ESM-2's 33 tokens as a fast tokenizer: one token per letter, `<cls>` before and `<eos>` after.
+
+    A letter outside the vocabulary becomes one `<unk>`, so that tokens and residues stay aligned.
+
+    Examples:
+        >>> build_tokenizer()("MK<mask>V").input_ids
+        [0, 20, 15, 32, 7, 2]
+    """
+    special = {name: f"<{name}>" for name in ("cls", "pad", "eos", "unk", "mask")}
+    ids = {token: index for index, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=special["unk"]))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special.values()])
+    tokenizer.add_tokens([AddedToken("<null_1>", normalized=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), behavior="isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <eos>",
+        pair="<cls> $A <eos> $B <eos>",
+        special_tokens=[("<cls>", ids["<cls>"]), ("<eos>", ids["<eos>"])],
+    )
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        # Trainer writes the tokenizer's idea of the first token into the model's config, where <cls> has its place.
+        bos_token=special["cls"],
+        **{f"{name}_token": token for name, token in special.items()},
+        **kwargs,
+    )
+
+
+def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3) -> tuple[Any, np.ndarray]:
+    """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row.
+
+    `atoms` picks and orders the atoms; a row keeps its coordinates as one flat list. Its sequence is a string of
+    letters or a list of tokens.
+    """
+    if isinstance(record, Mapping):
+        if "sequence" not in record or "coords" not in record:
+            raise ValueError(
+                f"A row has the columns {', '.join(map(str, record))}, but `sequence` and `coords` are needed; with "
+                "Trainer set remove_unused_columns=False."
+            )
+        name, sequence, coords = record.get("id", "?"), record["sequence"], record["coords"]
+        available = tuple(record.get("atoms") or ("CA",))
+    else:
+        name, sequence, coords, available = record.id, record.sequence, record.coords, record.atoms
+    coords = np.asarray(coords, dtype=np.float32)
+    flat = coords.ndim == 1 or coords.shape[:1] == (len(sequence),)
+    if not sequence or not flat or coords.size != len(sequence) * len(available) * dim:
+        raise ValueError(
+            f"Chain {name}: coordinates of shape {coords.shape} for {len(sequence)} residues with the atoms "
+            f"{', '.join(available)} in {dim} dimensions; a flat list of {len(sequence) * len(available) * dim} or an "
+            f"array of shape {(len(sequence), len(available), dim)} is needed."
+        )
+    coords = coords.reshape(len(sequence), len(available), dim)
+    if tuple(atoms) == available:
+        return sequence, coords
+    missing = [atom for atom in atoms if atom not in available]
+    if missing:
+        raise ValueError(
+            f"Chain {name} holds the atoms {', '.join(available)}, but {', '.join(missing)} of `coordinate_atoms` "
+            f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}."
+        )
+    return sequence, coords[:, [available.index(atom) for atom in atoms]]
+
+
+def pad_batch(
+    input_ids: Sequence[np.ndarray], coords: Sequence[np.ndarray], pad_token_id: int, pad_to_multiple_of: int = 1
+) -> dict[str, np.ndarray]:
+    """Pad on the right: tokens (length,) and coordinates (length, ...) of each row to the longest of them.
+
+    Padding has no coordinates: NaN.
+    """
+    length = -(-max(map(len, input_ids)) // pad_to_multiple_of) * pad_to_multiple_of
+    rows = len(input_ids)
+    batch = {
+        "input_ids": np.full((rows, length), pad_token_id, dtype=np.int64),
+        "attention_mask": np.zeros((rows, length), dtype=np.int64),
+        "coords": np.full((rows, length, *coords[0].shape[1:]), np.nan, dtype=np.float32),
+    }
+    for row, (tokens, xyz) in enumerate(zip(input_ids, coords, strict=True)):
+        batch["input_ids"][row, : len(tokens)] = tokens
+        batch["attention_mask"][row, : len(tokens)] = 1
+        batch["coords"][row, : len(tokens)] = xyz
+    return batch
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """First residues of windows that cover a chain and overlap by half; the last one ends with the chain."""
+    return [*range(0, max(length - window, 0), max(window // 2, 1)), max(length - window, 0)]
+
+
+def window_around(indices: np.ndarray, length: int, window: int) -> np.ndarray:
+    """First residues of the windows in which the residues at `indices` lie as near the middle as can be.
+
+    Examples:
+        >>> window_around(np.arange(7), length=7, window=3)
+        array([0, 0, 1, 2, 3, 4, 4])
+    """
+    return np.clip(indices - window // 2, 0, max(length - window, 0))
+
+
+def longest_window(model: PreTrainedModel, window: int) -> int:
+    """Residues of a window of at most `window` that the model has positions for."""
+    if model.config.position_embedding_type != "absolute":
+        return window
+    return min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
+
+
+class CoordformerProcessor(ProcessorMixin):
+    """Prepare inputs for a Coordformer.
+
+    Args:
+        tokenizer: a fast tokenizer with one token per residue; the default is ESM-2's vocabulary, built in.
+        coordinate_atoms: the atoms the model reads, `config.coordinate_atoms`.
+        coordinate_dim: number of spatial dimensions, `config.coordinate_dim`.
+
+    Examples:
+        >>> processor = CoordformerProcessor()
+        >>> batch = processor(["MKV", "GA"], coords=[[[0, 0, 0], [3.8, 0, 0], [7.6, 0, 0]], None])
+        >>> batch["input_ids"].shape, batch["coords"].shape
+        (torch.Size([2, 5]), torch.Size([2, 5, 3]))
+    """
+
+    _auto_class = "AutoProcessor"  # Transformers saves the code beside it
+
+    def __init__(self, tokenizer=None, coordinate_atoms: Sequence[str] = ("CA",), coordinate_dim: int = 3, **kwargs):
+        self.coordinate_atoms = (coordinate_atoms,) if isinstance(coordinate_atoms, str) else tuple(coordinate_atoms)
+        self.coordinate_dim = coordinate_dim
+        super().__init__(build_tokenizer() if tokenizer is None else tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "coords"]
+
+    def __call__(
+        self,
+        sequences: str | Sequence[str] | None = None,
+        coords: Any = None,
+        *,
+        chains: Chain | Mapping[str, Any] | Sequence[Chain | Mapping[str, Any]] | None = None,
+        structures: str | Path | Sequence[str | Path] | None = None,
+        chain_ids: str | Sequence[str] | None = None,
+        min_plddt: float | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Make one padded batch from sequences, or from chains, or from structure files.
+
+        Args:
+            sequences: one-letter sequences; `<mask>` stands for one residue.
+            coords: for each sequence (residues, D) or (residues, atoms, D) in Å, special tokens left out, NaN where
+                not observed; None for a sequence without structure.
+            chains: what `coordformer.model.structure.read_chains` returns, or rows of a prepared data set.
+            structures: mmCIF or PDB files, plain or gzipped; every protein chain becomes a row, in file order.
+            chain_ids: only these chains of each structure file.
+            min_plddt: residues of a predicted structure below this confidence count as not observed.
+            pad_to_multiple_of: round the padded length up to a multiple of this.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            `input_ids` and `attention_mask` (batch, length), `coords` (batch, length, D), or (batch, length, atoms, D)
+            with several atoms.
+
+        Raises:
+            ValueError: an input is unusable; the message names the sequence, the value and the fix.
+        """
+        if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+            raise ValueError(f"`pad_to_multiple_of` is {pad_to_multiple_of}; it must be at least 1.")
+        if sum(source is not None for source in (sequences, chains, structures)) != 1:
+            raise ValueError("Give exactly one of `sequences`, `chains` and `structures`.")
+        if structures is not None:
+            if self.coordinate_dim != 3:
+                raise ValueError(f"`structures` are in 3 dimensions, but `coordinate_dim` is {self.coordinate_dim}.")
+            paths = [structures] if isinstance(structures, (str, Path)) else structures
+            chains = [
+                chain
+                for path in paths
+                for chain in read_chains(path, atoms=self.coordinate_atoms, min_plddt=min_plddt, chain_ids=chain_ids)
+            ]
+        elif chain_ids is not None or min_plddt is not None:
+            raise ValueError("`chain_ids` and `min_plddt` go with `structures`; chains are chosen as they are read.")
+        if isinstance(chains, str) or not (sequences is None or isinstance(sequences, (str, Sequence))):
+            raise ValueError("`chains` are Chain objects or rows; `sequences` a string or a list of strings.")
+        if chains is not None:
+            if coords is not None:
+                raise ValueError("`coords` go with `sequences`; chains have their own.")
+            chains = [chains] if isinstance(chains, (Chain, Mapping)) else chains
+            pairs = [chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim) for chain in chains]
+            # The tokenizer splits at spaces; between letters it needs none.
+            sequences = [text if isinstance(text, str) else " ".join(text) for text, _ in pairs]
+            coords = [xyz for _, xyz in pairs]
+        elif isinstance(sequences, str):
+            sequences, coords = [sequences], None if coords is None else [coords]
+        assert sequences is not None
+        if len(sequences) == 0:
+            raise ValueError("There is nothing to process: the list of sequences is empty.")
+        if coords is None:
+            coords = [None] * len(sequences)
+        if len(coords) != len(sequences):
+            raise ValueError(f"`coords` has {len(coords)} entries for {len(sequences)} sequences; give one for each.")
+
+        tokens = [self._tokens(index, sequence) for index, sequence in enumerate(sequences)]
+        arrays = [
+            self._coords(index, len(ids), xyz) for index, (ids, xyz) in enumerate(zip(tokens, coords, strict=True))
+        ]
+        batch = pad_batch(tokens, arrays, self.tokenizer.pad_token_id, pad_to_multiple_of or 1)
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def _tokens(self, index: int, sequence: str) -> np.ndarray:
+        if not isinstance(sequence, str):
+            raise ValueError(f"Sequence {index} is {type(sequence).__name__}; give a string of one-letter codes.")
+        encoding = self.tokenizer(sequence, return_offsets_mapping=True)
+        ids = np.asarray(encoding["input_ids"])
+        if len(ids) <= SPECIAL_TOKENS:
+            raise ValueError(f"Sequence {index} is empty; a chain needs at least one residue.")
+        # Within a chain the one special token is <mask>; <unk> also stands for a letter that is not in the vocabulary.
+        special = set(self.tokenizer.all_special_ids) - {self.tokenizer.mask_token_id}
+        unknown = np.flatnonzero(np.isin(ids[1:-1], list(special))) + 1
+        if len(unknown):
+            start, end = encoding["offset_mapping"][unknown[0]]
+            letter = sequence[start:end]
+            raise ValueError(
+                f"Sequence {index} has {letter!r} at position {unknown[0]}, which is not in the alphabet "
+                f"({AMINO_ACIDS}, X, B, U, Z, O); write X for an unknown residue"
+                + (" and capitals for residues." if letter.isalpha() and letter.islower() else ".")
+            )
+        return ids
+
+    def _coords(self, index: int, length: int, coords: Any) -> np.ndarray:
+        """Coordinates of one row with NaN for the two special tokens: (length, D) or (length, atoms, D)."""
+        atoms, dim = len(self.coordinate_atoms), self.coordinate_dim
+        shape = (length, dim) if atoms == 1 else (length, atoms, dim)
+        padded = np.full(shape, np.nan, dtype=np.float32)
+        if coords is None:
+            return padded
+        if hasattr(coords, "detach"):  # a torch tensor, of any dtype, on any device
+            coords = coords.detach().float().cpu().numpy()
+        try:
+            coords = np.asarray(coords, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`coords` of sequence {index} are no array of numbers ({error}).") from error
+        residues = length - SPECIAL_TOKENS
+        accepted = [(residues, dim), (residues, 1, dim)] if atoms == 1 else [(residues, atoms, dim)]
+        if coords.shape not in accepted:
+            raise ValueError(
+                f"`coords` of sequence {index} has shape {coords.shape}; its {residues} residues with the atoms "
+                f"{', '.join(self.coordinate_atoms)} in {dim} dimensions need {accepted[0]}. Special tokens are "
+                "left out, residues without coordinates are NaN."
+            )
+        if np.isinf(coords).any():
+            residue = np.flatnonzero(np.isinf(coords).reshape(residues, -1).any(axis=1))[0] + 1
+            raise ValueError(
+                f"`coords` of sequence {index} is infinite at residue {residue}; use NaN for coordinates that were "
+                "not observed."
+            )
+        padded[1:-1] = coords.reshape(padded[1:-1].shape)
+        return padded
+
+
+__all__ = ["CoordformerProcessor", "build_tokenizer"]

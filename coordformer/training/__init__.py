@@ -1,0 +1,1 @@
+"""Training with `Trainer`, Muon, and checkpoints made of others."""

@@ -1,0 +1,459 @@
+"""Start a Coordformer from the weights of another model."""
+
+import dataclasses
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, EsmModel, PreTrainedModel
+
+from ..model.configuration_coordformer import CoordformerConfig
+from ..model.modeling_coordformer import CoordformerForMaskedLM, InvariantPointAttention, sinusoidal_positions
+from ..model.processing_coordformer import VOCABULARY
+from .point_clouds import PointCloudAttention
+
+# What a config says of the checkpoint it came from and not of the model.
+_PROVENANCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
+
+# The paper's alphabet in its order, ACDEFGHIKLMNPQRSTVWYX[]~_-, as tokens of ESM's vocabulary. `_` never occurs in the
+# paper's data and becomes the token that never occurs in ESM's.
+PAPER_ALPHABET = (*"ACDEFGHIKLMNPQRSTVWYX", "<cls>", "<eos>", "<mask>", "<null_1>", "<pad>")
+NO_LOGIT = -1e4  # of tokens that the paper lacks: no probability in a softmax, and finite in half precision
+TABLE_TOLERANCE = 1e-3  # a last bit of the frequency, which machines round differently, is 1e-4 at position 2,000
+
+# Parts of a layer of torch.nn.TransformerEncoder, and what EsmModel calls them.
+LAYER_PARTS = {
+    "self_attn.out_proj": "attention.output.dense",
+    "norm1": "attention.LayerNorm",
+    "linear1": "intermediate.dense",
+    "linear2": "output.dense",
+    "norm2": "LayerNorm",
+}
+# The same of fair-esm's ESM2.
+FAIR_ESM_PARTS = {
+    "self_attn.q_proj": "attention.self.query",
+    "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "self_attn_layer_norm": "attention.LayerNorm",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+    "final_layer_norm": "LayerNorm",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ESM-2
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: Any) -> CoordformerForMaskedLM:
+    """Make a Coordformer of an ESM-2 checkpoint: same weights, coordinate embedding at zero.
+
+    At first it predicts what ESM-2 predicts, whatever the coordinates; training lets it use them.
+
+    Args:
+        name_or_path_or_model: a Hub name such as `"facebook/esm2_t6_8M_UR50D"`, a folder, or an `EsmForMaskedLM` or
+            `EsmModel`. An `EsmModel` has no language-model head: the head is new then.
+        **overrides: fields of `CoordformerConfig` that leave the shapes of ESM's weights alone, for example
+            `coordinate_embedding="quadratic"` or `coordinate_atoms=("N", "CA", "C")`.
+
+    Returns:
+        A `CoordformerForMaskedLM` in evaluation mode, in the dtype of the source. To put another head on it, save it
+        and load the folder with that head's class.
+
+    Raises:
+        ValueError: the source is no ESM model, or an override does not fit its weights.
+
+    Examples:
+        >>> from transformers import EsmConfig, EsmForMaskedLM
+        >>> small = EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, hidden_size=32, num_hidden_layers=1,
+        ...                   num_attention_heads=4, intermediate_size=64, position_embedding_type="rotary")
+        >>> from_esm(EsmForMaskedLM(small)).config.coordinate_embedding
+        'linear'
+    """
+    source = name_or_path_or_model
+    if not isinstance(source, PreTrainedModel):
+        source = _load_esm(source)
+    if not isinstance(source, (EsmForMaskedLM, EsmModel)):
+        raise ValueError(f"{type(source).__name__} cannot be converted; give an EsmForMaskedLM or an EsmModel.")
+    _check_fields(overrides)
+
+    fields = {name: value for name, value in source.config.to_dict().items() if name not in _PROVENANCE}
+    # ESM's configs may leave special tokens open; its tokenizer opens a chain with <cls>, and so does the default.
+    fields = {name: value for name, value in fields.items() if value is not None}
+    # ESM computes GELU by its own formula, which differs from torch's in the last bit of every layer.
+    fields["hidden_act"] = "gelu_python"
+    fields["attn_implementation"] = source.config._attn_implementation
+    fields["contact_head"] = True
+    model = CoordformerForMaskedLM(CoordformerConfig(**{**fields, **overrides}))
+
+    weights = {}
+    for name, tensor in source.state_dict().items():
+        if "pooler." in name or ("contact_head." in name and not model.config.contact_head):
+            continue
+        if "contact_head." in name:
+            weights["coordformer.contact_head." + name.rpartition(".")[2]] = tensor
+        elif name.startswith("lm_head."):
+            weights[name.replace("lm_head.bias", "lm_head.decoder.bias")] = tensor
+        else:
+            weights["coordformer.esm." + name.removeprefix("esm.")] = tensor
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}"
+        ) from error
+    new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias.", "coordformer.relations."]
+    if not any(name.startswith("lm_head.") for name in weights):
+        new.append("lm_head.")
+    points = {name: module for name, module in model.named_modules() if isinstance(module, InvariantPointAttention)}
+    esm_has = ("query", "key", "value")
+    new += [
+        f"{name}.{part}"
+        for name, module in points.items()
+        for part in module.state_dict()
+        if part.partition(".")[0] not in esm_has
+    ]
+    lost = unexpected + [name for name in missing if not name.startswith(tuple(new))]
+    if lost:
+        raise ValueError(
+            f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {', '.join(lost)}."
+        )
+    if model.coordformer.coordinate_embedding is not None:
+        for parameter in model.coordformer.coordinate_embedding.parameters():
+            torch.nn.init.zeros_(parameter)
+    for module in points.values():
+        # Points that are seen from everywhere alike, and not read yet.
+        torch.nn.init.zeros_(module.read_points.weight)
+        torch.nn.init.zeros_(module.read_points.bias)
+        torch.nn.init.zeros_(module.missing)
+        with torch.no_grad():
+            module.log_sigma.copy_(module.log_sigmas(1e4, 1e4))
+        if module.messages is not None:
+            module.messages.zero_init()
+    model.to(dtype=source.dtype)  # type: ignore[call-arg]
+    return model.eval()
+
+
+def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fields: Any) -> CoordformerForMaskedLM:
+    """Make a new Coordformer behind a frozen ESM-2, the paper's model of section 5.
+
+    Args:
+        name_or_path: Hub name or folder of the ESM-2 checkpoint, whose weights become part of the model.
+        attn_implementation: of both.
+        **fields: of `CoordformerConfig`, for the part that is trained.
+
+    Raises:
+        ValueError: the checkpoint is no ESM-2 or lacks weights, or a field is unusable.
+    """
+    _check_fields(fields)
+    loaded: Any = _load_esm(name_or_path, output_loading_info=True)
+    esm, info = loaded[0].esm, loaded[1]
+    unused = ("lm_head.", "esm.contact_head.")
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(unused)):
+        raise ValueError(f"{name_or_path} lacks {', '.join(missing[:3])}; give a whole ESM-2 checkpoint.")
+    # Of the checkpoint's config what is of the model, so that the same checkpoint elsewhere makes an equal config.
+    kept = {name: value for name, value in esm.config.to_dict().items() if name not in _PROVENANCE}
+    config = CoordformerConfig(
+        **{"vocab_size": esm.config.vocab_size, "lm_head": "linear", **fields}, sequence_encoder=EsmConfig(**kept)
+    )
+    model = CoordformerForMaskedLM._from_config(config, attn_implementation=attn_implementation)
+    weights = {name: tensor for name, tensor in esm.state_dict().items() if not name.startswith("contact_head.")}
+    front: Any = model.coordformer.sequence_encoder
+    front.esm.load_state_dict(weights)
+    return model.eval()
+
+
+def _load_esm(name_or_path: str | Path, **options: Any) -> Any:
+    kind = AutoConfig.from_pretrained(name_or_path).model_type
+    if kind != "esm":
+        raise ValueError(f"{name_or_path} holds a {kind} model; give an ESM-2 checkpoint.")
+    try:
+        return EsmForMaskedLM.from_pretrained(name_or_path, use_safetensors=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {name_or_path} are damaged or cut off ({error}); get them again.") from error
+
+
+def _check_fields(overrides: Iterable[str]) -> None:
+    known = {field.name for field in dataclasses.fields(CoordformerConfig)}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"{', '.join(unknown)}: no field of CoordformerConfig; it has {', '.join(sorted(known))}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The paper's own weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the weights in a file of torch, or of safetensors where its name ends so.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it holds anything but named tensors. Nothing else is unpickled, as that could run code.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} does not load with weights_only=True: it is damaged, or holds more than weights; if you trust it, "
+            "load it in Python and save the model's state_dict() alone."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds {held} and not the named tensors of a state dict; save these alone.")
+    return content
+
+
+def from_paper_state_dict(
+    state_dict: Mapping[str, torch.Tensor], kind: str, **overrides: Any
+) -> CoordformerForMaskedLM | PointCloudAttention:
+    """Make a Coordformer of weights that the paper's authors published, which compute the same.
+
+    As everywhere, coordinates go in as they are, in Å: the model centers them, as the paper does to its data.
+
+    Args:
+        state_dict: weights under their published names, those of `torch.nn.TransformerEncoder` or of fair-esm.
+        kind: which of the paper's models: `"simulated"` (section 1), `"pretrained"` (2) or `"esm_conditioned"` (5).
+        **overrides: fields of `CoordformerConfig` that leave the shapes of the weights alone. The authors' models
+            without coordinates hold an embedding of coordinates that they never used: they need
+            `coordinate_embedding="none"`. The weights of `"pretrained"` do not tell `num_attention_heads`; the default
+            is the paper's 12. For `"simulated"` it is as many as the measured head goes into the width.
+
+    Returns:
+        For `"simulated"` a `PointCloudAttention`, else a `CoordformerForMaskedLM`, in evaluation mode.
+
+        The alphabet of `"pretrained"` becomes ESM's vocabulary: `[` and `]` are `<cls>` and `<eos>`, `~` is `<mask>`,
+        `-` is `<pad>`, and `_`, which never occurs, `<null_1>`. The tokens that it lacks (`<unk>`, B, U, Z, O, `.` and
+        the gap) are read as X and never predicted: their logit is -10,000, so that a softmax over the vocabulary is
+        one over the paper's alphabet.
+
+    Raises:
+        ValueError: `kind` or an override is unknown; weights are missing, unexpected or of another shape; the positions
+            are not those of `sinusoidal_positions`; the overrides do not fit the weights.
+    """
+    if kind not in PAPER_KINDS:
+        raise ValueError(f"`kind` is {kind!r}; choose one of {', '.join(PAPER_KINDS)}.")
+    _check_fields(overrides)
+    model, weights = PAPER_KINDS[kind](state_dict, overrides)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The overrides {overrides} do not fit the weights of the {kind} model: {error}") from error
+    return model.eval()
+
+
+def _pretrained(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]):
+    """The model of section 2 and its weights under Coordformer's names."""
+    fields = _encoder_sizes(state_dict, "linear1")
+    width, layers, letters = fields["hidden_size"], fields["num_hidden_layers"], len(PAPER_ALPHABET)
+    positions = _shape_of(state_dict, "positional_encoding.pos_embedding", 3)[0]
+    with torch.device("meta"):
+        layout = {
+            "embed": nn.Embedding(letters, width),
+            "coords_embed": nn.Linear(4, width),
+            "positional_encoding": nn.ParameterDict({"pos_embedding": torch.empty(positions, 1, width)}),
+            "encoder": _torch_encoder(width, fields["intermediate_size"], layers),
+            "norm": nn.LayerNorm(width),
+            "generator": nn.Linear(width, letters),
+        }
+    _check_layout(state_dict, layout)
+    table = state_dict["positional_encoding.pos_embedding"].squeeze(1)
+    difference = (table - sinusoidal_positions(torch.arange(positions).unsqueeze(0), width)[0]).abs().max().item()
+    if not difference < TABLE_TOLERANCE:
+        raise ValueError(
+            f"positional_encoding.pos_embedding differs by {difference:.3g} from the fixed table of sines and cosines, "
+            "the only one that the paper's model has; Coordformer computes it and takes no other."
+        )
+
+    fields |= {"num_attention_heads": 12, "position_embedding_type": "sinusoidal", "lm_head": "linear"}
+    model = CoordformerForMaskedLM(CoordformerConfig(**fields | overrides))
+    rows = [PAPER_ALPHABET.index(token if token in PAPER_ALPHABET else "X") for token in VOCABULARY]
+    lacking = torch.tensor([token not in PAPER_ALPHABET for token in VOCABULARY])
+    weights = _torch_encoder_weights(state_dict, layers, "norm", "coordformer.esm.")
+    weights["coordformer.esm.embeddings.word_embeddings.weight"] = state_dict["embed.weight"][rows]
+    weights["lm_head.weight"] = state_dict["generator.weight"][rows].masked_fill(lacking.unsqueeze(1), 0.0)
+    weights["lm_head.bias"] = state_dict["generator.bias"][rows].masked_fill(lacking, NO_LOGIT)
+    if model.coordformer.coordinate_embedding is not None:
+        # The paper divides the missing flag by 16 with the coordinates.
+        flag = torch.tensor([1.0, 1.0, 1.0, 1 / 16])
+        weights["coordformer.coordinate_embedding.weight"] = state_dict["coords_embed.weight"] * flag
+        weights["coordformer.coordinate_embedding.bias"] = state_dict["coords_embed.bias"]
+    return model, weights
+
+
+def _simulated(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]):
+    """The model of section 1 and its weights under Coordformer's names."""
+    fields = _encoder_sizes(state_dict, "linear1")
+    width, layers = fields["hidden_size"], fields["num_hidden_layers"]
+    dim = _shape_of(state_dict, "embed.weight", 2)[1]
+    head_size = _shape_of(state_dict, "pa.query_map.weight", 2)[0]
+    with torch.device("meta"):
+        measured = {"key_map": nn.Linear(width, head_size), "query_map": nn.Linear(width, head_size)}
+        layout = {
+            "embed": nn.Linear(dim, width),
+            "encoder": _torch_encoder(width, fields["intermediate_size"], layers),
+            "pa": nn.ModuleDict(measured | {"norm": nn.LayerNorm(width)}),
+        }
+    _check_layout(state_dict, layout)
+
+    fields |= {"num_attention_heads": max(width // head_size, 1), "coordinate_dim": dim}
+    fields |= {"hidden_act": "relu", "position_embedding_type": "none"}
+    model = PointCloudAttention(CoordformerConfig(**fields | overrides), head_size)
+    weights = _torch_encoder_weights(state_dict, layers, "pa.norm", "encoder.esm.")
+    # Points have no tokens, and none is missing.
+    tokens = model.encoder.get_input_embeddings().weight
+    weights["encoder.esm.embeddings.word_embeddings.weight"] = torch.zeros_like(tokens)
+    weights["encoder.coordinate_embedding.weight"] = nn.functional.pad(state_dict["embed.weight"], (0, 1))
+    weights["encoder.coordinate_embedding.bias"] = state_dict["embed.bias"]
+    for part in ("weight", "bias"):
+        weights[f"query.{part}"] = state_dict[f"pa.query_map.{part}"]
+        weights[f"key.{part}"] = state_dict[f"pa.key_map.{part}"]
+    return model, weights
+
+
+def _esm_conditioned(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]):
+    """The model of section 5 and its weights under Coordformer's names."""
+    fields = _encoder_sizes(state_dict, "fc1")
+    width, layers, letters = fields["hidden_size"], fields["num_hidden_layers"], len(VOCABULARY)
+    frequencies = _shape_of(state_dict, "encoder.layers.0.self_attn.rot_emb.inv_freq", 1)[0]
+    fields["num_attention_heads"] = heads = width // (2 * frequencies)
+    with torch.device("meta"):
+        layout = {
+            "esm_model": _fair_esm(width, fields["intermediate_size"], layers, heads, letters),
+            "encoder": _fair_esm(width, fields["intermediate_size"], layers, heads, letters),
+            "coords_embed": nn.Linear(3, width),
+            "connector": nn.Linear(width, width),
+            "norm": nn.LayerNorm(width),
+            "generator": nn.Linear(width, letters),
+        }
+    _check_layout(state_dict, layout)
+
+    esm = EsmConfig(
+        **fields, vocab_size=letters, pad_token_id=1, mask_token_id=32, position_embedding_type="rotary",
+        token_dropout=True, emb_layer_norm_before=False, layer_norm_eps=1e-5,
+    )  # fmt: skip
+    fields |= {"sequence_encoder": esm, "lm_head": "linear", "hidden_act": "gelu_python"}
+    model = CoordformerForMaskedLM(CoordformerConfig(**fields | overrides))
+    # Neither the second stack's own tokens nor the heads of either have a part in the model.
+    front = "coordformer.sequence_encoder.esm."
+    weights = _fair_esm_weights(state_dict, layers, "esm_model.emb_layer_norm_after", "esm_model.", front)
+    weights |= _fair_esm_weights(state_dict, layers, "norm", "encoder.", "coordformer.esm.")
+    weights[f"{front}embeddings.word_embeddings.weight"] = state_dict["esm_model.embed_tokens.weight"]
+    for part in ("weight", "bias"):
+        weights[f"coordformer.connector.{part}"] = state_dict[f"connector.{part}"]
+        weights[f"lm_head.{part}"] = state_dict[f"generator.{part}"]
+    if model.coordformer.coordinate_embedding is not None:
+        # This model has no missing flag: what is missing lies at the origin.
+        padded = nn.functional.pad(state_dict["coords_embed.weight"], (0, 1))
+        weights["coordformer.coordinate_embedding.weight"] = padded
+        weights["coordformer.coordinate_embedding.bias"] = state_dict["coords_embed.bias"]
+    return model, weights
+
+
+PAPER_KINDS = {"pretrained": _pretrained, "simulated": _simulated, "esm_conditioned": _esm_conditioned}
+
+
+def _shape_of(state_dict: Mapping[str, torch.Tensor], name: str, axes: int) -> torch.Size:
+    if name not in state_dict or state_dict[name].dim() != axes:
+        raise ValueError(
+            f"`state_dict` has no {name} with {axes} axes; give the published weights of the `kind` that you name."
+        )
+    return state_dict[name].shape
+
+
+def _encoder_sizes(state_dict: Mapping[str, torch.Tensor], feed_forward: str) -> dict[str, Any]:
+    """Fields of the config that the encoder's weights tell; `feed_forward` is the first layer of its feed-forward."""
+    intermediate_size, hidden_size = _shape_of(state_dict, f"encoder.layers.0.{feed_forward}.weight", 2)
+    layers = len({name.split(".")[2] for name in state_dict if name.startswith("encoder.layers.")})
+    return {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": layers}
+
+
+def _torch_encoder(width: int, intermediate_size: int, layers: int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(width, 1, intermediate_size)
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def _check_layout(state_dict: Mapping[str, torch.Tensor], layout: dict[str, nn.Module]) -> None:
+    """Say which weights do not fit the published modules."""
+    expected = {name: tuple(tensor.shape) for name, tensor in nn.ModuleDict(layout).state_dict().items()}
+    faults = [f"{name} is missing" for name in expected if name not in state_dict]
+    faults += [f"{name} is unexpected" for name in state_dict if name not in expected]
+    faults += [
+        f"{name} has shape {tuple(state_dict[name].shape)} and not {shape}"
+        for name, shape in expected.items()
+        if name in state_dict and tuple(state_dict[name].shape) != shape
+    ]
+    if faults:
+        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+        raise ValueError(f"`state_dict` does not fit the `kind` that you name: {shown}.")
+
+
+def _torch_encoder_weights(
+    state_dict: Mapping[str, torch.Tensor], layers: int, final_norm: str, ours: str
+) -> dict[str, torch.Tensor]:
+    """The encoder's layers and the LayerNorm after them, under EsmModel's names after `ours`."""
+    weights = {}
+    for part in ("weight", "bias"):
+        for layer in range(layers):
+            source, target = f"encoder.layers.{layer}.", f"{ours}encoder.layer.{layer}."
+            stacked = state_dict[f"{source}self_attn.in_proj_{part}"].chunk(3)
+            for name, tensor in zip(("query", "key", "value"), stacked, strict=True):
+                weights[f"{target}attention.self.{name}.{part}"] = tensor
+            for theirs, name in LAYER_PARTS.items():
+                weights[f"{target}{name}.{part}"] = state_dict[f"{source}{theirs}.{part}"]
+        weights[f"{ours}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
+    return weights
+
+
+def _fair_esm(width: int, intermediate_size: int, layers: int, heads: int, letters: int) -> nn.ModuleDict:
+    """fair-esm's ESM2 as far as names and shapes go."""
+
+    def layer() -> nn.ModuleDict:
+        attention = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("k", "v", "q", "out")})
+        attention["rot_emb"] = nn.ParameterDict({"inv_freq": torch.empty(width // heads // 2)})
+        return nn.ModuleDict(
+            {
+                "self_attn": attention,
+                "self_attn_layer_norm": nn.LayerNorm(width),
+                "fc1": nn.Linear(width, intermediate_size),
+                "fc2": nn.Linear(intermediate_size, width),
+                "final_layer_norm": nn.LayerNorm(width),
+            }
+        )
+
+    lm_head = nn.Linear(width, letters)
+    lm_head.dense, lm_head.layer_norm = nn.Linear(width, width), nn.LayerNorm(width)
+    return nn.ModuleDict(
+        {
+            "embed_tokens": nn.Embedding(letters, width),
+            "layers": nn.ModuleList(layer() for _ in range(layers)),
+            "contact_head": nn.ModuleDict({"regression": nn.Linear(layers * heads, 1)}),
+            "emb_layer_norm_after": nn.LayerNorm(width),
+            "lm_head": lm_head,
+        }
+    )
+
+
+def _fair_esm_weights(
+    state_dict: Mapping[str, torch.Tensor], layers: int, final_norm: str, theirs: str, ours: str
+) -> dict[str, torch.Tensor]:
+    """The layers that begin with `theirs` and the LayerNorm after them, under EsmModel's names after `ours`."""
+    # In EsmModel the layers share one set of rotary frequencies.
+    weights = {f"{ours}rotary_embeddings.inv_freq": state_dict[f"{theirs}layers.0.self_attn.rot_emb.inv_freq"]}
+    for part in ("weight", "bias"):
+        for layer in range(layers):
+            source, target = f"{theirs}layers.{layer}.", f"{ours}encoder.layer.{layer}."
+            for part_of_theirs, name in FAIR_ESM_PARTS.items():
+                weights[f"{target}{name}.{part}"] = state_dict[f"{source}{part_of_theirs}.{part}"]
+        weights[f"{ours}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
+    return weights

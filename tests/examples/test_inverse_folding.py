@@ -1,0 +1,117 @@
+"""examples/inverse_folding: means of weights, and models side by side on the same residues."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHAINS
+from datasets import concatenate_datasets
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
+
+from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerProcessor
+from coordformer.data.rows import load_rows
+from coordformer.inference.evaluate import count_chains, letter_ids, summarize_draws
+from coordformer.inference.metrics import COUNT
+from coordformer.model.structure import AMINO_ACIDS
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "inverse_folding"))
+import average
+import compare
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path):
+    def make(name: str, seed: int, **options) -> Path:
+        torch.manual_seed(seed)
+        config = CoordformerConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                                   initializer_range=0.5, **options)  # fmt: skip
+        CoordformerForMaskedLM(config).save_pretrained(tmp_path / name)
+        CoordformerProcessor().save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+def test_weights_are_averaged_and_of_one_training(make_checkpoint, tmp_path):
+    checkpoints = [make_checkpoint(f"checkpoint-{seed}", seed) for seed in range(3)]
+    average.average(checkpoints, tmp_path / "mean")
+    one, two, three = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
+    for name, mean in load_file(tmp_path / "mean" / "model.safetensors").items():
+        torch.testing.assert_close(mean, (one[name] + two[name] + three[name]) / 3)
+    assert CoordformerProcessor.from_pretrained(tmp_path / "mean").coordinate_atoms == ("CA",)
+    other = make_checkpoint("other", 0, coordinate_embedding="none")
+    with pytest.raises(ValueError, match=r"other and .*checkpoint-0 are different models"):
+        average.average([checkpoints[0], other], tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint, tmp_path, monkeypatch, capsys):
+    checkpoints = {
+        "reads": make_checkpoint("reads", 0),
+        "does not": make_checkpoint("not", 1, coordinate_embedding="none"),
+    }
+    rows = load_rows(CHAINS, "valid").select(range(4))
+    rows = rows.remove_columns(set(rows.column_names) & {"cluster"}).add_column("cluster", [7, 3, 7, 3])
+    known = load_rows(CHAINS, "train").select(range(20)).select_columns(rows.column_names[:-1])
+    concatenate_datasets([rows, known.add_column("cluster", [9] * 20)]).to_parquet(tmp_path / "chains.parquet")
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "relatives.csv").write_text("chain,relative\nof_other_data,\n")
+    arguments = ["compare.py", "--data", str(tmp_path / "chains.parquet"), "--draws", "2",
+                 "--output", str(tmp_path / "counts"), "--results", str(results)]  # fmt: skip
+    for name, folder in checkpoints.items():
+        arguments += ["--model", name, str(folder)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    compare.main()
+    subsets = json.loads((results / "compare.json").read_text())["models"]
+    found, first = subsets[compare.ALL], subsets["the first chain of each cluster of held-out chains"]
+    guess = found.pop(compare.FREQUENCIES)
+    assert set(found) == {"reads", "reads, coordinates withheld", "does not"}
+    # By hand: one answer to all questions, the shares of the residues in the training chains.
+    letters = Counter("".join(known["sequence"]))
+    asked = np.load(next((tmp_path / "counts").glob("frequencies_train-*")))["counts"][..., COUNT].sum(axis=(0, 1))
+    known_residues = sum(letters[letter] for letter in AMINO_ACIDS)
+    logarithms = {letter: np.log(letters[letter] / known_residues) for letter in AMINO_ACIDS}
+    tokens = letter_ids(CoordformerProcessor().tokenizer)
+    loss = -sum(asked[token] * logarithms[letter] for letter, token in tokens.items()) / asked.sum()
+    assert guess["masked15"]["perplexity"] == pytest.approx(np.exp(loss))
+    assert guess["masked15"]["recovery"] == asked[tokens[max(logarithms, key=logarithms.get)]] / asked.sum()
+    assert compare.ALL in subsets and len(subsets) == 2  # nobody looked for relatives of these chains
+    for name, protocols in found.items():
+        model = AutoModelForMaskedLM.from_pretrained(checkpoints[name.partition(",")[0]]).eval()
+        tokenizer = CoordformerProcessor().tokenizer
+        counts = count_chains(model, rows, tokenizer, "masked15", draws=2, without_coords="withheld" in name)
+        # The interval is over the two clusters, 3 and 7.
+        clusters = np.stack([counts[:, [1, 3]].sum(axis=1), counts[:, [0, 2]].sum(axis=1)], axis=1)
+        summary = summarize_draws(clusters, letter_ids(tokenizer))
+        assert protocols["masked15"]["perplexity_interval"] == pytest.approx(summary["perplexity_interval"])
+        measured = summarize_draws(counts, letter_ids(tokenizer))["perplexity"]
+        assert protocols["masked15"]["perplexity"] == pytest.approx(measured)
+        assert f"| {name} | 0.0M | {measured:.2f} (" in (results / "report.md").read_text()
+        alone = summarize_draws(counts[:, :2], letter_ids(tokenizer))["perplexity"]
+        assert first[name]["masked15"]["perplexity"] == pytest.approx(alone)
+    asked = [np.load(path)["counts"][..., COUNT] for path in (tmp_path / "counts").glob("*-masked15-2.npz")]
+    assert len(asked) == 4 and asked[0].sum() > 0 and all(np.array_equal(asked[0], each) for each in asked)
+    assert found["reads"]["masked15"]["perplexity"] != found["reads, coordinates withheld"]["masked15"]["perplexity"]
+
+    def refuse(*_, **__):
+        raise AssertionError("counted before")
+
+    before = (results / "compare.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "count_chains", refuse)
+        compare.main()
+        assert (results / "compare.json").read_bytes() == before
+        make_checkpoint("reads", 2)  # other weights under the same name are counted
+        with pytest.raises(AssertionError, match="counted before"):
+            compare.main()
+        make_checkpoint("reads", 0)
+        compare.main()
+        rows.select(range(3)).to_parquet(tmp_path / "chains.parquet")  # and so are other data
+        with pytest.raises(AssertionError, match="counted before"):
+            compare.main()

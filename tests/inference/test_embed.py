@@ -1,0 +1,340 @@
+"""Embeddings are the model's own states, whatever the batch, the window, the format, and how often a run was killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import CHAINS, STRUCTURES, make_model
+from safetensors import safe_open
+from transformers import set_seed
+
+from coordformer import CoordformerForMaskedLM, CoordformerProcessor, embedding, read_chains
+from coordformer.data.batching import fetch_rows
+from coordformer.data.pack import write_pack
+from coordformer.data.rows import load_rows
+from coordformer.inference.embed import embed, embed_chains, load_embeddings
+from coordformer.model.processing_coordformer import window_starts
+from coordformer_command import main
+
+PROCESSOR = CoordformerProcessor()
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """30 real chains as rows, and one of them without a single coordinate."""
+    rows = fetch_rows(load_rows(CHAINS, "valid"), range(30))
+    rows[4]["coords"] = np.full_like(rows[4]["coords"], np.nan)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    set_seed(0)
+    save(make_model(), folder)
+    return folder
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms).save_pretrained(folder)
+
+
+@torch.no_grad()
+def states_alone(model, chain, coords: bool = True) -> torch.Tensor:
+    """Last hidden states of a chain by itself, special tokens included."""
+    processor = CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms)
+    batch = processor(chains=[chain])
+    if not coords:
+        del batch["coords"]
+    return model.base_model(**batch).last_hidden_state[0]
+
+
+def quietly(checkpoint, output, **options) -> dict[str, int]:
+    return embed(checkpoint, output, progress=False, **options)
+
+
+@pytest.mark.parametrize("token_budget", [1, 700, 100_000])
+def test_vectors_are_those_of_each_chain_alone(chains, token_budget):
+    """One chain a batch, a few, all: special tokens and padding have no part in the residues."""
+    model = make_model()
+    expected = [states_alone(model, chain) for chain in chains]
+    for pooling in ("mean", "first", None):
+        actual = embed_chains(model, chains, PROCESSOR.tokenizer, pooling, token_budget=token_budget)
+        for vectors, states, chain in zip(actual, expected, chains, strict=True):
+            assert len(states) == len(chain["sequence"]) + 2 and vectors.dtype == np.float32
+            wanted = {"mean": states[1:-1].mean(dim=0), "first": states[0], None: states[1:-1]}[pooling]
+            np.testing.assert_allclose(vectors, wanted, atol=1e-5, rtol=0)
+
+
+def test_coordinates_are_withheld(chains):
+    model = make_model()
+    given, withheld = (
+        embed_chains(model, chains[:5], PROCESSOR.tokenizer, without_coords=without) for without in (False, True)
+    )
+    for chain, with_coords, without in zip(chains, given, withheld, strict=False):
+        np.testing.assert_allclose(without, states_alone(model, chain, coords=False)[1:-1].mean(dim=0), atol=1e-5)
+        assert np.allclose(with_coords, without, atol=1e-5) == np.isnan(chain["coords"]).all()
+
+
+@pytest.mark.parametrize("positions", ["rotary", "absolute"])
+def test_long_chains_are_averaged_over_windows(chains, positions):
+    """Against windows cut by hand. Absolute positions end before `window` does, and bound it."""
+    fields = {"position_embedding_type": "absolute", "max_position_embeddings": 44} if positions == "absolute" else {}
+    model = make_model(**fields)
+    chain = max(chains, key=lambda row: len(row["sequence"]))
+    n, window = len(chain["sequence"]), 40  # of 44 positions the padding token has two, <cls> and <eos> have two
+    assert n > 3 * window
+    total, visits, firsts = torch.zeros(n, 48), torch.zeros(n, 1), []
+    for start in window_starts(n, window):
+        inside = slice(start, start + window)
+        coords = np.reshape(chain["coords"], (n, 3))[inside]
+        states = states_alone(model, {"sequence": chain["sequence"][inside], "coords": coords.reshape(-1)})
+        total[inside] += states[1:-1]
+        visits[inside] += 1
+        firsts.append(states[0])
+    residues = total / visits
+    expected = {None: residues, "mean": residues.mean(dim=0), "first": torch.stack(firsts).mean(dim=0)}
+    few = [chain, chains[0], chains[1]]
+    for pooling, wanted in expected.items():
+        for token_budget in (1, 10_000):
+            options = {"window": 40 if positions == "rotary" else 1000, "token_budget": token_budget}
+            actual = embed_chains(model, few, PROCESSOR.tokenizer, pooling, **options)
+            np.testing.assert_allclose(actual[0], wanted, atol=1e-5, rtol=0)
+            assert [len(vectors) for vectors in actual] == (
+                [len(row["sequence"]) for row in few] if pooling is None else [48] * 3
+            )
+
+
+@pytest.mark.parametrize("head", ["base", "multi_label", "token"])
+def test_any_head_will_do(head, tmp_path):
+    model = make_model(head, coordinate_atoms=("N", "CA", "C"))
+    save(model, tmp_path / "model")
+    quietly(tmp_path / "model", tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"])
+    ids, vectors = load_embeddings(tmp_path / "out")
+    chains = read_chains(STRUCTURES / "1BD2.cif.gz", atoms=("N", "CA", "C"))
+    assert ids == [chain.id for chain in chains] and vectors.shape == (5, 48)
+    for chain, vector in zip(chains, vectors, strict=True):
+        np.testing.assert_allclose(vector, states_alone(model, chain)[1:-1].mean(dim=0), atol=1e-5, rtol=0)
+
+
+def test_bfloat16_computes_so_and_writes_float32(checkpoint, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        quietly(checkpoint, tmp_path / dtype, inputs=[STRUCTURES / "1A8O.cif.gz"], dtype=dtype)
+    (_, high), (_, low) = load_embeddings(tmp_path / "float32"), load_embeddings(tmp_path / "bfloat16")
+    assert low.dtype == np.float32 and 0 < np.abs(high - low).max() < 0.1 * np.abs(high).max()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", None])
+def test_both_formats_hold_the_same_numbers(checkpoint, chains, pooling, tmp_path):
+    """As a user reads them, without this package."""
+    rows = load_rows(CHAINS, "valid").select(range(5))
+    rows.to_parquet(tmp_path / "chains.parquet")
+    options = {"data": tmp_path / "chains.parquet", "pooling": pooling, "chains_per_shard": 2}
+    for file_format in ("parquet", "safetensors"):
+        counts = quietly(checkpoint, tmp_path / file_format, file_format=file_format, **options)
+        lengths = list(rows["length"])
+        assert counts == {"chains": 5, "residues": sum(lengths), "shards": 3, "rejected": 0}
+    (names, left), (other_names, right) = (load_embeddings(tmp_path / name) for name in ("parquet", "safetensors"))
+    assert names == other_names == list(rows["id"])
+    assert [x.shape for x in left] == ([(n, 48) for n in lengths] if pooling is None else [(48,)] * 5)
+    assert all(np.array_equal(one, other) for one, other in zip(left, right, strict=True))
+
+    table = pq.read_table(tmp_path / "parquet" / "shard-00001-of-00003.parquet")
+    assert table["id"].to_pylist() == names[2:4] and table["length"].to_pylist() == lengths[2:4]
+    assert np.array_equal(np.array(table["embedding"][1].as_py(), np.float32), np.ravel(left[3]))
+    with safe_open(tmp_path / "safetensors" / "shard-00001-of-00003.safetensors", framework="np") as file:
+        assert json.loads(file.metadata()["ids"]) == names[2:4]
+        one = file.get_tensor(names[3]) if pooling is None else file.get_tensor("embeddings")[1]
+    assert np.array_equal(one, left[3])
+
+
+def test_a_bundle_is_a_data_set(checkpoint, tmp_path):
+    rows = load_rows(CHAINS, "valid").select(range(4))
+    rows.to_parquet(tmp_path / "chains.parquet")
+    write_pack(rows, tmp_path / "chains.safetensors", progress=False)
+    for kind in ("parquet", "safetensors"):
+        quietly(checkpoint, tmp_path / kind, data=tmp_path / f"chains.{kind}", split="valid")
+    (ids, vectors), (same, bundled) = (load_embeddings(tmp_path / kind) for kind in ("parquet", "safetensors"))
+    assert ids == same == list(rows["id"])
+    np.testing.assert_allclose(bundled, vectors, atol=0.05)  # a bundle rounds to 0.01 Å
+
+
+def test_a_sequence_is_a_structure_without_coordinates(checkpoint, tmp_path):
+    structure = STRUCTURES / "1BD2.cif.gz"
+    fasta = tmp_path / "sequences.fa"
+    fasta.write_text(
+        "".join(f">{chain.id} of {structure.name}\n{chain.sequence}\n" for chain in read_chains(structure))
+    )
+    quietly(checkpoint, tmp_path / "fasta", inputs=[fasta])
+    quietly(checkpoint, tmp_path / "structure", inputs=[structure], without_coords=True)
+    (ids, vectors), (same, expected) = load_embeddings(tmp_path / "fasta"), load_embeddings(tmp_path / "structure")
+    assert ids == same and len(ids) == 5
+    np.testing.assert_array_equal(vectors, expected)
+
+
+def test_what_cannot_be_read_is_listed_and_costs_nothing_else(checkpoint, tmp_path, capsys):
+    inputs = tmp_path / "inputs"
+    (inputs / "more").mkdir(parents=True)
+    for name in ("1A8O.cif.gz", "1A8O.pdb.gz", "3jqh.bcif.gz", "1BD2.cif.gz"):
+        shutil.copy(STRUCTURES / name, inputs)
+    (inputs / "more" / "broken.cif").write_text("data_broken\n")
+    (inputs / "more" / "a.fasta").write_text(">one\nMKV\n>1A8O_A\nMKV\n")
+    (inputs / "more" / "b.FAA").write_text(">two\nMK1V\n")
+    command = ["embed", str(checkpoint), str(inputs), "--output", str(tmp_path / "out"), "--quiet", "--json"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["chains"] == 7 and json.loads(printed.out)["rejected"] == 5
+    assert "coordformer: 5 files or chains were left out" in printed.err
+    lines = [line.split("\t") for line in (tmp_path / "out" / "rejected.tsv").read_text().splitlines()]
+    assert lines[0] == ["file", "chain", "reason"]
+    reasons = {(name, chain): reason for name, chain, reason in lines[1:]}
+    assert reasons.keys() == {("1A8O.pdb.gz", "1A8O_A"), ("3jqh.bcif.gz", ""), ("more/broken.cif", ""),
+                              ("more/a.fasta", "1A8O_A"), ("more/b.FAA", "")}  # fmt: skip
+    assert "a chain of 1A8O.cif.gz has this id, too" in reasons["1A8O.pdb.gz", "1A8O_A"]
+    assert "BinaryCIF is not supported" in reasons["3jqh.bcif.gz", ""] and "1" in reasons["more/b.FAA", ""]
+    ids, _ = load_embeddings(tmp_path / "out")
+    assert ids == ["1A8O_A", *(f"1BD2_{name}" for name in "ABCDE"), "one"]
+    assert pq.read_table(tmp_path / "out" / "chains.parquet")["id"].to_pylist() == ids
+    assert main(command) == 0 and json.loads(capsys.readouterr().out)["rejected"] == 5  # nothing is left to do
+
+
+def test_chains_are_chosen_by_name(checkpoint, tmp_path):
+    command = ["embed", str(checkpoint), str(STRUCTURES / "1BD2.cif.gz"), "--output", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, "--chains", "B", "D", "--per_residue", "--format", "safetensors"]) == 0
+    ids, vectors = load_embeddings(tmp_path / "out")
+    lengths = {chain.id: len(chain) for chain in read_chains(STRUCTURES / "1BD2.cif.gz")}
+    assert ids == ["1BD2_B", "1BD2_D"] and [len(each) for each in vectors] == [lengths[name] for name in ids]
+
+
+@pytest.mark.parametrize("file_format", ["parquet", pytest.param("safetensors", marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on(checkpoint, file_format, tmp_path):
+    """SIGKILL between two of 80 shards; then the bytes are those of a run that nobody stopped."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    load_rows(CHAINS, "valid").select(range(160)).to_parquet(tmp_path / "chains.parquet")
+    options = ["--data", str(tmp_path / "chains.parquet"), "--format", file_format, "--chains_per_shard", "2"]
+    command = ["embed", str(checkpoint), *options, "--quiet", "--output"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coordformer", *command, str(killed)],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    while not (killed / f"shard-00002-of-00080.{file_format}").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in killed.glob("shard-*") if path.suffix != ".tmp"}
+    assert 3 <= len(before) < 80
+    with pytest.raises(ValueError, match=f"killed has {len(before)} of 80 shards; run the same"):
+        load_embeddings(killed)
+    (killed / "shard-00079-of-00080.parquet.tmp").write_text("what a kill may leave")
+
+    assert main([*command, str(killed)]) == main([*command, str(whole)]) == 0
+    assert all((killed / name).stat().st_mtime_ns == time_written for name, time_written in before.items())
+    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (killed, whole)]
+    assert contents[0] == contents[1] and len(contents[0]) == 81
+
+
+def test_files_that_a_run_was_begun_with_are_not_read_again(checkpoint, tmp_path, monkeypatch):
+    """The chains of all shards are those that were read at first, and other files are refused."""
+    shutil.copy(STRUCTURES / "1BD2.cif.gz", tmp_path / "structures.cif.gz")
+    options = {"inputs": [tmp_path / "structures.cif.gz"], "chains_per_shard": 2}
+    quietly(checkpoint, tmp_path / "out", **options)
+    _, expected = load_embeddings(tmp_path / "out")
+    (tmp_path / "out" / "shard-00001-of-00003.parquet").unlink()
+    monkeypatch.setattr(embedding, "read_proteins", None)
+    quietly(checkpoint, tmp_path / "out", **options)
+    np.testing.assert_array_equal(load_embeddings(tmp_path / "out")[1], expected)
+    size = (tmp_path / "structures.cif.gz").stat().st_size
+    (tmp_path / "structures.cif.gz").write_bytes(bytes(size))  # as long as before
+    with pytest.raises(ValueError, match="holds other embeddings \\(chains: '[0-9a-f]{16}' -> '[0-9a-f]{16}'\\)"):
+        quietly(checkpoint, tmp_path / "out", **options)
+
+
+def test_other_coordinates_of_the_same_chains_are_refused(checkpoint, tmp_path):
+    rows = load_rows(CHAINS, "valid").select(range(3))
+    rows.to_parquet(tmp_path / "chains.parquet")
+    quietly(checkpoint, tmp_path / "out", data=tmp_path / "chains.parquet")
+    moved = rows.map(lambda row: {"coords": [*row["coords"][:-1], row["coords"][-1] + 1]})
+    moved.to_parquet(tmp_path / "chains.parquet")
+    with pytest.raises(ValueError, match="holds other embeddings \\(chains: "):
+        quietly(checkpoint, tmp_path / "out", data=tmp_path / "chains.parquet")
+
+
+def test_a_folder_in_which_nothing_was_embedded_can_be_used_again(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="No chain could be read"):
+        quietly(checkpoint, tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"], chain_ids=["Z"])
+    assert quietly(checkpoint, tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"], chain_ids=["C"])["chains"] == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file, which is a file; give a folder"):
+        quietly(checkpoint, tmp_path / "file", inputs=[STRUCTURES / "1BD2.cif.gz"])
+
+
+def test_other_embeddings_in_the_same_folder_are_refused(checkpoint, tmp_path):
+    inputs = [STRUCTURES / "1A8O.cif.gz"]
+    quietly(checkpoint, tmp_path / "out", inputs=inputs)
+    before = (tmp_path / "out" / "shard-00000-of-00001.parquet").read_bytes()
+    trained = CoordformerForMaskedLM.from_pretrained(checkpoint)
+    trained.coordformer.coordinate_embedding.weight.data[0, 0] += 1e-3
+    save(trained, tmp_path / checkpoint.name)
+    for change, message in (
+        ({"pooling": None}, "pooling: 'mean' -> None"),
+        ({"dtype": "bfloat16"}, "dtype: 'float32' -> 'bfloat16'"),
+        ({"window": 50, "without_coords": True}, "without_coords: False -> True; window: 1024 -> 50"),
+        ({"file_format": "safetensors"}, "format: 'parquet' -> 'safetensors'"),
+        ({"inputs": [STRUCTURES / "1A8O.pdb.gz"]}, "chains: '.*' -> '.*'"),
+        ({"inputs": [], "data": CHAINS}, "chains: '.*' -> '.*'"),
+    ):
+        with pytest.raises(ValueError, match=f"out holds other embeddings .*{message}.*Choose another output folder"):
+            quietly(checkpoint, tmp_path / "out", **{"inputs": inputs} | change)
+    with pytest.raises(ValueError, match=r"\(weights: '.*' -> '.*'\)"):
+        quietly(tmp_path / checkpoint.name, tmp_path / "out", inputs=inputs)
+    assert (tmp_path / "out" / "shard-00000-of-00001.parquet").read_bytes() == before
+    quietly(checkpoint, tmp_path / "out", inputs=inputs, token_budget=100)  # of no consequence
+    (tmp_path / "out" / "plan.json").unlink()
+    with pytest.raises(ValueError, match="out holds shards without plan.json"):
+        quietly(checkpoint, tmp_path / "out", inputs=inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "Give either files or folders to embed, or a data set"),
+        ({"inputs": ["x.cif"], "data": CHAINS}, "Give either files or folders"),
+        ({"inputs": ["x.cif"], "split": "valid"}, "`split` is 'valid', but files have no splits"),
+        ({"inputs": ["nowhere.cif"]}, "nowhere.cif: no such file or folder"),
+        ({"data": CHAINS, "chain_ids": ["A"]}, "`chain_ids` and `min_plddt` go with files"),
+        ({"data": CHAINS, "min_plddt": 70.0}, "`chain_ids` and `min_plddt` go with files"),
+        ({"data": CHAINS, "pooling": "max"}, "`pooling` is 'max'; choose one of mean, first, None"),
+        ({"data": CHAINS, "file_format": "csv"}, "`file_format` is 'csv'; choose one of parquet, safetensors"),
+        ({"data": CHAINS, "token_budget": 0}, "`token_budget` is 0; it must be at least 1"),
+        ({"data": CHAINS, "window": 1}, "`window` is 1; it must be at least 2"),
+        ({"data": CHAINS, "chains_per_shard": 0}, "`chains_per_shard` is 0; it must be at least 1"),
+        ({"inputs": [Path(__file__)]}, "No chain could be read; .*rejected.tsv says why"),
+        ({"inputs": [STRUCTURES / "1A8O.cif.gz"], "chain_ids": ["Z"]}, "No chain could be read"),
+    ],
+)
+def test_bad_arguments_are_named(checkpoint, tmp_path, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        quietly(checkpoint, tmp_path / "out", **options)
+    assert not list(tmp_path.glob("out/shard-*")) and not (tmp_path / "out" / "chains.parquet").exists()
+
+
+def test_chains_of_one_id_are_refused(checkpoint, tmp_path):
+    load_rows(CHAINS, "valid").select([0, 1, 0]).to_parquet(tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="1 ids of the data set stand for several chains, such as "):
+        quietly(checkpoint, tmp_path / "out", data=tmp_path / "twice.parquet")
+
+
+def test_a_folder_without_embeddings_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No embeddings in .*; give the output of `coordformer embed`"):
+        load_embeddings(tmp_path)

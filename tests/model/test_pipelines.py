@@ -1,0 +1,350 @@
+"""`pipeline`: sequences with the stock tasks, structures with those of the package, in it and from copied code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHAINS, STRUCTURES, make_model
+from transformers import AutoModelForMaskedLM, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains, structure
+from coordformer.data.batching import fetch_rows
+from coordformer.data.rows import load_rows
+from coordformer.hub.export import export
+from coordformer.inference.contacts import predict_chain
+from coordformer.inference.embed import embed_chains
+from coordformer.inference.score import log_probabilities
+from coordformer.model.pipeline_coordformer import CUSTOM_PIPELINES
+from coordformer.model.processing_coordformer import window_around
+from coordformer.model.structure import AMINO_ACIDS
+
+STRUCTURE = STRUCTURES / "1orc.pdb.gz"  # one chain of 71 residues
+COMPLEX = STRUCTURES / "1A8O.cif.gz"
+BATCHED = pytest.mark.parametrize("batch_size", [1, 3])
+
+
+def save(model, folder: Path) -> str:
+    model.save_pretrained(folder)
+    CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """A masked language model with a contact head, whose outputs are far from uniform."""
+    torch.manual_seed(0)
+    model = make_model(contact_head=True)
+    torch.nn.init.normal_(model.coordformer.contact_head.weight, std=30.0)
+    return save(model, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return AutoModelForMaskedLM.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return read_chains(STRUCTURE)[0]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Three chains of a data set, of different lengths, with residues that were not observed."""
+    rows = load_rows(CHAINS, "valid")
+    return fetch_rows(rows, np.argsort(rows["length"][:], kind="stable")[[0, 5, 20]])
+
+
+def table(predictions) -> np.ndarray:
+    """(predictions, 20) probabilities in the order of the letters."""
+    return np.array([[each["probabilities"][letter] for letter in AMINO_ACIDS] for each in predictions])
+
+
+# Sequences
+
+
+@BATCHED
+def test_fill_mask_of_sequences(checkpoint, model, batch_size):
+    """With spaces between the letters or without."""
+    sequences = ["MK<mask>V", "MKTAYIAKQR<mask>QISFVK", "M K T A Y I A K Q R <mask> Q I S F V K"]
+    fill = pipeline("fill-mask", model=checkpoint)
+    results = fill(sequences, targets=list(AMINO_ACIDS), top_k=20, batch_size=batch_size)
+    for sequence, guesses in zip(sequences, results, strict=True):
+        batch = CoordformerProcessor()(sequence)
+        probabilities = model(**batch).logits[batch["input_ids"] == 32][0].softmax(dim=-1)
+        assert {guess["token_str"] for guess in guesses} == set(AMINO_ACIDS)
+        for guess in guesses:
+            assert guess["score"] == pytest.approx(probabilities[guess["token"]].item(), abs=1e-5)
+            assert guess["sequence"] == sequence.replace(" ", "").replace("<mask>", guess["token_str"])
+
+
+@BATCHED
+def test_feature_extraction_of_sequences(checkpoint, model, batch_size):
+    """Of the tokens of a sequence; the stock pipeline returns the padding of a batch, too."""
+    sequences = ["MKV", "MKTAYIAKQRQISFVK", "M K T A Y I A K Q R Q I S F V K"]
+    features = pipeline("feature-extraction", model=checkpoint)(sequences, batch_size=batch_size, return_tensors=True)
+    for sequence, states in zip(sequences, features, strict=True):
+        batch = CoordformerProcessor()(sequence)
+        expected = model.base_model(**batch).last_hidden_state
+        torch.testing.assert_close(states[:, : expected.shape[1]], expected, atol=1e-5, rtol=0)
+
+
+# Structures
+
+
+@BATCHED
+@pytest.mark.parametrize("window", [1024, 30])
+def test_masked_residues_are_masked_marginals(checkpoint, model, chain, rows, batch_size, window):
+    fill = pipeline("protein-fill-mask", model=checkpoint, batch_size=batch_size, top_k=20)
+    positions = [71, 1, 2, 3, 40]
+    predictions = fill(str(STRUCTURE), positions=positions, window=window)[0]["predictions"]
+    assert [each["position"] for each in predictions] == positions
+    assert [each["residue"] for each in predictions] == [chain.sequence[position - 1] for position in positions]
+    indices = np.array(positions) - 1
+    expected = log_probabilities(model, fill.processor, chain, indices, masked=True, window=window)
+    np.testing.assert_allclose(table(predictions), np.exp(expected), atol=1e-5)
+
+    together = fill([rows[0], STRUCTURE], window=window)
+    assert together[0][0]["id"] == rows[0]["id"]
+    assert [len(chains[0]["predictions"]) for chains in together] == [len(rows[0]["sequence"]), 71]
+    np.testing.assert_allclose(table(together[1][0]["predictions"])[indices], np.exp(expected), atol=1e-5)
+
+
+def test_best_letters_come_first(checkpoint):
+    fill = pipeline("protein-fill-mask", model=checkpoint)
+    whole, cut = (fill(STRUCTURE, positions=[9], **options)[0]["predictions"][0] for options in ({"top_k": 20}, {}))
+    values = list(whole["probabilities"].values())
+    assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1)
+    assert list(cut["probabilities"].items()) == list(whole["probabilities"].items())[:5]
+
+
+@BATCHED
+def test_residues_masked_in_the_sequence_are_predicted_together(checkpoint, model, chain, batch_size):
+    sequence = chain.sequence[:10] + "<mask><mask>" + chain.sequence[12:70] + "<mask>"
+    protein = {"id": "design", "sequence": sequence, "coords": chain.coords}
+    fill = pipeline("protein-fill-mask", model=checkpoint, top_k=20)
+    result = fill([protein, {"sequence": "MK<mask>"}], batch_size=batch_size)
+    assert [chains[0]["id"] for chains in result] == ["design", None]
+    predictions = result[0][0]["predictions"]
+    assert result[0][0]["sequence"] == sequence
+    assert [(each["position"], each["residue"]) for each in predictions] == [(n, "<mask>") for n in (11, 12, 71)]
+    batch = fill.processor(sequence, coords=chain.coords)
+    letters = fill.processor.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS))
+    expected = model(**batch).logits[0, [11, 12, 71]][:, letters].softmax(dim=-1)
+    np.testing.assert_allclose(table(predictions), expected.detach(), atol=1e-5)
+
+    # In windows: each is read off the one around it, in which the others stay masked.
+    predictions = fill(protein, window=30, batch_size=batch_size)[0]["predictions"]
+    assert [each["position"] for each in predictions] == [11, 12, 71]
+    for found, index in zip(table(predictions), (10, 11, 70), strict=True):
+        first = int(window_around(np.array(index), 71, 30))
+        places = [0, *range(first + 1, first + 31), 72]
+        logits = model(**{name: values[:, places] for name, values in batch.items()}).logits
+        expected = logits[0, index - first + 1, letters].softmax(dim=-1)
+        np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
+
+
+@BATCHED
+@pytest.mark.parametrize("window", [1024, 30])
+def test_embeddings_are_those_of_embed(checkpoint, model, rows, batch_size, window):
+    extract = pipeline("protein-feature-extraction", model=checkpoint, window=window)
+    result = extract([*rows, str(COMPLEX)], batch_size=batch_size)
+    chains = [*rows, *read_chains(COMPLEX)]
+    for pooling, name in (("mean", "embedding"), (None, "residue_embeddings")):
+        expected = embed_chains(model, chains, extract.processor.tokenizer, pooling, window=window)
+        found = [each[name] for chains in result for each in chains]
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == np.float32
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@BATCHED
+@pytest.mark.parametrize("window", [1024, 30])
+def test_contacts_are_those_of_predict_chain(checkpoint, model, rows, batch_size, window):
+    predict = pipeline("protein-contact-prediction", model=checkpoint)
+    for row, [found] in zip(rows, predict(rows, window=window, batch_size=batch_size), strict=True):
+        expected = predict_chain(model, predict.processor, row, window=window)
+        assert found["probabilities"].dtype == np.float32 and np.nanstd(expected) > 0.1
+        np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
+
+
+def test_contacts_of_a_trained_head(tmp_path, chain):
+    """The head of `CoordformerForContactPrediction` is found, too."""
+    source = make_model("base", contact_head=True)
+    trained = CoordformerForContactPrediction(source.config).eval()
+    with torch.no_grad():
+        trained.coordformer.contact_head.weight.normal_(std=30.0)
+    predict = pipeline("protein-contact-prediction", model=save(trained, tmp_path))
+    expected = predict_chain(trained, predict.processor, chain)
+    np.testing.assert_allclose(predict(chain)[0]["probabilities"], expected, atol=1e-5)
+
+
+def test_a_protein_may_come_in_several_ways(checkpoint, chain):
+    extract = pipeline("protein-feature-extraction", model=checkpoint)
+    proteins = [
+        STRUCTURE,
+        chain,
+        {"sequence": " ".join(chain.sequence), "coords": chain.coords[:, 0]},
+        {"id": "row", "sequence": chain.sequence, "coords": chain.coords.reshape(-1).tolist(), "atoms": ["CA"]},
+    ]
+    results = extract(proteins)
+    assert [chains[0]["id"] for chains in results] == ["1ORC_A", "1ORC_A", None, "row"]
+    assert {chains[0]["sequence"] for chains in results} == {chain.sequence}
+    for [found] in results[1:]:
+        np.testing.assert_array_equal(found["embedding"], results[0][0]["embedding"])
+
+
+def test_options_reach_the_reader_and_the_model(checkpoint, chain, tmp_path):
+    extract = pipeline("protein-feature-extraction", model=checkpoint)
+    [every] = extract([STRUCTURES / "1BD2.cif.gz"], batch_size=3)
+    assert [each["id"] for each in every] == [f"1BD2_{name}" for name in "ABCDE"]
+    [one] = extract(STRUCTURES / "1BD2.cif.gz", chain_ids="C")
+    assert one["id"] == "1BD2_C"
+    np.testing.assert_allclose(one["embedding"], every[2]["embedding"], atol=1e-5)
+
+    [given], [withheld] = extract(STRUCTURE), extract(STRUCTURE, without_coords=True)
+    [sequence] = extract({"sequence": chain.sequence})
+    np.testing.assert_allclose(withheld["embedding"], sequence["embedding"], atol=1e-6)
+    assert np.abs(given["embedding"] - withheld["embedding"]).max() > 0.01
+    (tmp_path / "one.fasta").write_text(f">one\n{chain.sequence}\n")
+    np.testing.assert_array_equal(extract(tmp_path / "one.fasta")[0]["embedding"], sequence["embedding"])
+
+
+@BATCHED
+def test_several_atoms(tmp_path, batch_size):
+    model = make_model("base", coordinate_atoms=("N", "CA", "C"))
+    extract = pipeline("protein-feature-extraction", model=save(model, tmp_path), batch_size=batch_size)
+    chains = [read_chains(path, atoms=("N", "CA", "C"))[0] for path in (STRUCTURE, COMPLEX)]
+    arrays = {"sequence": chains[1].sequence, "coords": chains[1].coords}
+    expected = embed_chains(model, chains, extract.processor.tokenizer)
+    for [found], vector in zip(extract([STRUCTURE, arrays]), expected, strict=True):
+        np.testing.assert_allclose(found["embedding"], vector, atol=1e-5)
+
+
+def test_half_precision_leaves_coordinates_alone(checkpoint, chain):
+    extract = pipeline("protein-feature-extraction", model=checkpoint, dtype="bfloat16")
+    assert extract.model.dtype == torch.bfloat16
+    seen = []
+    extract.model.coordinate_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    [found] = extract(chain)
+    expected = chain.coords[:, 0] - np.nanmean(chain.coords[:, 0], axis=0)
+    np.testing.assert_allclose(seen[0][0, 1:-1, 0], np.nan_to_num(expected), atol=1e-4)
+    assert found["embedding"].dtype == np.float32
+
+
+def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
+    fill, extract, predict = (pipeline(task, model=checkpoint) for task in CUSTOM_PIPELINES)
+
+    with pytest.raises(FileNotFoundError, match="MKTAYIAK: no such file; .* give a sequence as {'sequence': ...}"):
+        fill("MKTAYIAK")
+    (tmp_path / "no.cif").write_text("nothing, 1\n")
+    with pytest.raises(ValueError, match="no.cif: neither mmCIF"):
+        extract(str(tmp_path / "no.cif"))
+    with pytest.raises(ValueError, match="no protein chain Z"):
+        extract(STRUCTURE, chain_ids="Z")
+    with pytest.raises(ValueError, match="1orc.pdb.gz: min_plddt=70 needs a predicted model"):
+        extract(STRUCTURE, min_plddt=70)
+    for protein in (5, {"coords": [[0, 0, 0]]}):
+        with pytest.raises(ValueError, match=f"cannot be read from {type(protein).__name__}; give the path"):
+            extract(protein)
+    with pytest.raises(ValueError, match="`chain_ids` and `min_plddt` go with files"):
+        extract({"sequence": "MKV"}, chain_ids="A")
+    with pytest.raises(ValueError, match="has shape .2, 3.; its 3 residues"):
+        extract({"sequence": "MKV", "coords": np.zeros((2, 3))})
+    with pytest.raises(ValueError, match="`window` is 1;"):
+        predict(STRUCTURE, window=1)
+
+    for positions in ([0], [72], [], 3, ["a"]):
+        with pytest.raises(ValueError, match="`positions` is .*from 1 to 71, the residues of chain 1ORC_A"):
+            fill(STRUCTURE, positions=positions)
+    with pytest.raises(ValueError, match=r"`positions` is \[1\], but the sequence has <mask>"):
+        fill({"sequence": "MK<mask>"}, positions=[1])
+    with pytest.raises(ValueError, match="`top_k` is 0;"):
+        fill(STRUCTURE, top_k=0)
+
+    headless = pipeline("protein-contact-prediction", model=save(make_model("base"), tmp_path / "headless"))
+    with pytest.raises(ValueError, match="no contact head; train"):
+        headless(STRUCTURE)
+
+    monkeypatch.setattr(structure, "gemmi", None)
+    with pytest.raises(ImportError, match="needs gemmi: pip install gemmi"):
+        fill(STRUCTURE)
+    assert len(fill({"sequence": "MKV"})[0]["predictions"]) == 3
+
+
+# Code that travels with a checkpoint
+
+
+def test_config_json_gets_what_is_registered(checkpoint, tmp_path):
+    """And a pipeline that is saved is whole: with its processor and its code."""
+    for task in CUSTOM_PIPELINES:
+        pipe = pipeline(task, model=checkpoint)
+        assert type(pipe) is PIPELINE_REGISTRY.supported_tasks[task]["impl"]
+        pipe.save_pretrained(tmp_path / task)
+        written = json.loads((tmp_path / task / "config.json").read_text())["custom_pipelines"]
+        assert written == {task: CUSTOM_PIPELINES[task]}
+        assert {"processor_config.json", "pipeline_coordformer.py", "structure.py"} <= set(os.listdir(tmp_path / task))
+
+
+PROGRAM = """
+import sys
+sys.modules["coordformer"] = None  # not to be imported, wherever it is installed
+if len(sys.argv) > 3:
+    sys.modules["gemmi"] = None
+
+import json
+from transformers import pipeline
+
+def load(task):
+    return pipeline(task, model=sys.argv[1], trust_remote_code=True)
+
+fill = load("protein-fill-mask")
+print(len(fill({"sequence": "MK<mask>V"})[0]["predictions"]), load("fill-mask")("MK<mask>V", top_k=1)[0]["sequence"])
+try:
+    chain = fill(sys.argv[2], positions=[5, 7], top_k=20, batch_size=2)[0]
+except ImportError as error:
+    sys.exit(str(error))
+embedding = load("protein-feature-extraction")(sys.argv[2])[0]["embedding"]
+contacts = load("protein-contact-prediction")(sys.argv[2])[0]["probabilities"][0]
+print(json.dumps([chain["predictions"], embedding.tolist(), contacts.tolist()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub_folder(checkpoint, tmp_path_factory) -> Path:
+    """The checkpoint with its code, as on the Hub."""
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    export(checkpoint, folder, check=False, progress=False)
+    return folder
+
+
+def run_copied_code(hub_folder: Path, tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    program = [sys.executable, "-c", PROGRAM, str(hub_folder), str(STRUCTURE), *options]
+    return subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+def test_copied_code_gives_the_same(checkpoint, hub_folder, tmp_path):
+    done = run_copied_code(hub_folder, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    predictions, embedding, contacts = json.loads(done.stdout.splitlines()[-1])
+    fill, extract, predict = (pipeline(task, model=checkpoint) for task in CUSTOM_PIPELINES)
+    assert [each["position"] for each in predictions] == [5, 7]
+    expected = fill(STRUCTURE, positions=[5, 7], top_k=20)[0]["predictions"]
+    np.testing.assert_allclose(table(predictions), table(expected), atol=1e-5)
+    np.testing.assert_allclose(embedding, extract(STRUCTURE)[0]["embedding"], atol=1e-5)
+    np.testing.assert_allclose(contacts, predict(STRUCTURE)[0]["probabilities"][0], atol=1e-5)
+
+
+def test_copied_code_without_gemmi(hub_folder, tmp_path):
+    """Sequences still work."""
+    done = run_copied_code(hub_folder, tmp_path, "without gemmi")
+    assert done.returncode == 1 and done.stderr.endswith("reading structure files needs gemmi: pip install gemmi\n")
+    assert done.stdout.startswith("1 MK")

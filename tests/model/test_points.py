@@ -1,0 +1,455 @@
+"""Frames of residues, neighbors embedded in them, and attention with points: by hand, by formula, by symmetry."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import STRUCTURES, make_config, make_model, outputs_of, pad_rows, random_chain
+from transformers import EsmConfig, EsmForMaskedLM
+
+from coordformer import CoordformerProcessor, from_esm, read_chains
+from coordformer.data.geometry import rotations_from_normals
+from coordformer.model.modeling_coordformer import (
+    NEIGHBOURS,
+    EdgeFeatures,
+    InvariantPointAttention,
+    MessagePassing,
+    backbone_frames,
+    local_frame_coordinates,
+    nearest_neighbors,
+)
+from coordformer.training.train import ModelArguments, build_model
+
+WAYS = {
+    "local": {"coordinate_embedding": "local_frame"},
+    "points": {"coordinate_embedding": "none", "num_qk_points": 3},
+    "both": {"coordinate_embedding": "local_frame", "num_qk_points": 3},
+    "messages": {"coordinate_embedding": "none", "num_qk_points": 2, "num_neighbors": 6},
+    "gated messages": {
+        "coordinate_embedding": "none",
+        "num_qk_points": 2,
+        "num_neighbors": 6,
+        "message_gating": True,
+    },
+    "both, backbone": {"coordinate_embedding": "local_frame", "num_qk_points": 2, "coordinate_atoms": ("N", "CA", "C")},
+}
+
+
+def random_rotation() -> torch.Tensor:
+    return rotations_from_normals(torch.randn(1, 3, 3, dtype=torch.float64))[0].float()
+
+
+def chain_of(points: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coordinates, what is observed, and positions of one chain of C-alphas (residues, 3), Å."""
+    coords = torch.tensor(points, dtype=torch.float32)[None, :, None]
+    observed = ~coords.isnan().any(dim=-1)
+    return coords.nan_to_num(), observed, torch.arange(len(points))[None]
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_is_computed_by_hand():
+    coords, observed, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
+    origins, axes, seen = backbone_frames(coords, observed, positions, None, ["CA"])
+    assert seen.all() and torch.equal(origins[0], coords[0, :, 0])
+    # Of residue 1: (-3, 0, 0) and (0, 4, 0) to its neighbors, (3, 4, 0) between them.
+    expected = torch.tensor([[0.6, 0.8, 0.0], [-0.8, 0.6, 0.0], [0.0, 0.0, -1.0]]).T
+    expected[:, 1] = torch.linalg.cross(expected[:, 2], expected[:, 0])
+    torch.testing.assert_close(axes[0, 1], expected)
+    assert not axes[0, [0, 3]].any(), "the ends have one neighbor"
+
+
+def test_axes_are_rotations():
+    coords, observed, positions = chain_of(np.random.default_rng(0).normal(size=(30, 3)).cumsum(axis=0))
+    axes = backbone_frames(coords, observed, positions, None, ["CA"])[1][0, 1:-1]
+    torch.testing.assert_close(axes.transpose(1, 2) @ axes, torch.eye(3).expand(28, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(axes), torch.ones(28))
+
+
+def test_frames_end_at_gaps_breaks_and_segments():
+    points = np.random.default_rng(0).normal(size=(12, 3)).cumsum(axis=0)
+    points[5] = np.nan
+    coords, observed, positions = chain_of(points)
+    framed = backbone_frames(coords, observed, positions, None, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    assert framed.tolist() == [0 < i < 11 and i not in (4, 5, 6) for i in range(12)]
+    positions = positions + 20 * (positions >= 8)  # the chains of a complex
+    framed = backbone_frames(coords, observed, positions, None, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    assert framed.tolist() == [0 < i < 11 and i not in (4, 5, 6, 7, 8) for i in range(12)]
+    runs = torch.tensor([[0] * 3 + [1] * 9])
+    positions = torch.arange(12)[None]
+    framed = backbone_frames(coords, observed, positions, runs, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    assert framed.tolist() == [0 < i < 11 and i not in (2, 3, 4, 5, 6) for i in range(12)]
+
+
+def test_backbone_atoms_need_no_neighbors():
+    atoms = torch.randn(1, 5, 3, 3)
+    observed = torch.ones(1, 5, 3, dtype=torch.bool)
+    observed[0, 2, 0] = False  # without its N
+    origins, axes, seen = backbone_frames(atoms, observed, torch.arange(5)[None], None, ["N", "CA", "C"])
+    assert torch.equal(origins, atoms[:, :, 1]) and seen.all()
+    assert axes.any(dim=-1).any(dim=-1)[0].tolist() == [True, True, False, True, True]
+
+
+def test_neighbors_of_an_ideal_helix_look_the_same_from_each_residue():
+    """3.6 residues a turn, 1.5 Å of rise; also the chirality is seen: the left-handed helix looks otherwise."""
+    turn = 2 * np.pi / 3.6 * np.arange(20)
+    views = []
+    for hand in (1, -1):
+        points = np.stack((2.3 * np.cos(turn), hand * 2.3 * np.sin(turn), 1.5 * np.arange(20)), axis=1)
+        coords, observed, positions = chain_of(points @ random_rotation().numpy() + 20)
+        frames = backbone_frames(coords, observed, positions, None, ["CA"])
+        local, known = local_frame_coordinates(coords, observed, frames, positions, None)
+        assert local.shape == (1, 20, len(NEIGHBOURS), 3)
+        assert known[0, 4:-4].all() and not known[0, 0].any() and known[0, 2].tolist() == [False] * 2 + [True] * 7
+        torch.testing.assert_close(local[0, 4:-4], local[0, 4:5].expand(12, -1, -1), atol=1e-4, rtol=0)
+        views.append(local[0, 10])
+    assert (views[0] - views[1]).abs().max() > 1
+
+
+@pytest.mark.parametrize("pairs", [2**24, 700])
+def test_the_nearest_are_those_of_a_search_by_hand(pairs):
+    """Across segments, padding and missing residues; in pieces or at once."""
+    generator = torch.Generator().manual_seed(0)
+    origins = torch.randn(2, 40, 3, generator=generator) * 10
+    seen = torch.rand(2, 40, generator=generator) > 0.2
+    runs = torch.tensor([[0] * 25 + [1] * 15, [0] * 3 + [1] * 20 + [2] * 17])
+    for segments, longest in ((runs, 25), (runs, None), (None, None)):
+        places, there = nearest_neighbors(origins, seen, segments, 8, longest, pairs)
+        assert places.shape == there.shape == (2, 40, 8)
+        for row in range(2):
+            for i in range(40):
+                others = [
+                    j for j in range(40)
+                    if j != i and seen[row, i] and seen[row, j] and (segments is None or runs[row, i] == runs[row, j])
+                ]  # fmt: skip
+                others.sort(key=lambda j: (origins[row, i] - origins[row, j]).norm().item())
+                assert places[row, i][there[row, i]].tolist() == others[:8]
+
+
+def test_relations_are_computed_by_hand():
+    """Of residue 1 and the two beside it in the chain of the frame above, with weights that pass features on."""
+    coords, observed, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
+    frames = backbone_frames(coords, observed, positions, None, ["CA"])
+    module = EdgeFeatures(make_config(num_qk_points=1, num_neighbors=3, hidden_size=64))
+    features = []
+    module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    apart = []
+    module.separation.register_forward_pre_hook(lambda _, inputs: apart.append(inputs[0]))
+    places, there, related = module(frames, positions, None, None)
+    assert there.all() and related.shape == (1, 4, 3, 32)
+    places = places.view(4, 3)
+    assert places[1].tolist() == [0, 2, 3] and (apart[0][0, 1] - module.separations).tolist() == [-1, 1, 2]
+    second = features[0][0, 1, 1]  # 4 Å away, in the frame of residue 1 and in its own
+    _, axes, _ = (each[0] for each in frames)
+    direction = torch.tensor([0.0, 1.0, 0.0])
+    torch.testing.assert_close(second[:3], direction @ axes[1])
+    torch.testing.assert_close(second[3:6], direction @ axes[2])
+    torch.testing.assert_close(second[6:15].view(3, 3), axes[1].T @ axes[2])
+    expected = np.exp(-(((4 - np.linspace(0, 20, 16)) / (20 / 15)) ** 2))
+    np.testing.assert_allclose(second[15:], expected, atol=1e-5)
+    assert not features[0][0, 1, 0, 3:15].any(), "the first residue has no frame of its own"
+
+
+def test_gated_relations_hold_the_distances_between_the_residues_beside_both():
+    """Two chains in a row whose positions run on, with a residue that was not observed in the first."""
+    points = np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5], [np.nan] * 3, [7, 1, 2], [8, 2, 2], [2, 2, 2]])
+    coords, observed, positions = chain_of(points)
+    runs = torch.tensor([[0] * 6 + [1] * 2])
+    frames = backbone_frames(coords, observed, positions, runs, ["CA"])
+    config = make_config(num_qk_points=1, num_neighbors=4, hidden_size=64, message_gating=True)
+    module = EdgeFeatures(config)
+    features = []
+    module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    places, there, related = module(frames, positions, runs, None)
+    assert related.shape == (1, 8, 4, 32) and there.sum() == 5 * 4 + 2 * 1
+    missing = 0
+    for one in range(8):
+        for place, is_there, row in zip(places.view(8, 4)[one], there[0, one], features[0][0, one], strict=True):
+            for i, j in np.ndindex(3, 3) if is_there else ():
+                first, second = one + i - 1, int(place) + j - 1
+                inside = all(0 <= end < 8 and runs[0, end] == runs[0, one] for end in (first, second))
+                expected = np.zeros(16)
+                if inside and not np.isnan(points[[first, second]]).any():
+                    distance = np.linalg.norm(points[first] - points[second])
+                    expected = np.exp(-(((distance - np.linspace(0, 20, 16)) / (20 / 15)) ** 2))
+                missing += not expected.any()
+                # Of no distance the root of 1e-6 is taken.
+                np.testing.assert_allclose(row[15:].view(3, 3, 16)[i, j], expected, atol=2e-3)
+    assert missing > 50
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_messages_are_those_of_a_loop_over_pairs(kind):
+    config = make_config(num_qk_points=1, num_neighbors=4, message_gating=kind)
+    module = MessagePassing(config)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    hidden = torch.randn(2, 7, config.hidden_size)
+    places, there = torch.randint(7, (2, 7, 4)), torch.rand(2, 7, 4) > 0.3
+    related = torch.randn(2, 7, 4, config.hidden_size // 2)
+    output = module(hidden, ((places + torch.tensor([0, 7])[:, None, None]).flatten(), there, related))
+    for row in range(2):
+        for i in range(7):
+            heard = torch.zeros(config.hidden_size // (1 if kind == "gated" else 2))
+            for k in range(4):
+                told = module.tells(hidden[row, places[row, i, k]]) + module.asks(hidden[row, i])
+                message = torch.nn.functional.silu(5 * told + module.relates(related[row, i, k]))
+                if kind == "gated":
+                    gate = 5 * module.gate_tells(hidden[row, places[row, i, k]])
+                    message = message * (gate + module.gate_relates(related[row, i, k]))
+                heard = heard + 5 / 4 * message * there[row, i, k]
+            torch.testing.assert_close(
+                output[row, i], module.reads(heard), atol=2e-4 if kind == "gated" else 1e-5, rtol=1e-4
+            )
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", WAYS.values(), ids=WAYS)
+def test_rotations_and_translations_change_nothing_and_mirrors_do(fields):
+    model = make_model(**fields)
+    atoms = len(model.config.coordinate_atoms)
+    batch = pad_rows([random_chain(30, atoms), random_chain(17, atoms)])
+    before = outputs_of(model, batch)
+    turned = batch | {"coords": batch["coords"] @ random_rotation() + torch.tensor([50.0, -20.0, 7.0])}
+    mirrored = batch | {"coords": -batch["coords"]}
+    real = batch["attention_mask"].bool()
+    assert (outputs_of(model, turned) - before)[real].abs().max() < 2e-3 * before.std()
+    assert (outputs_of(model, mirrored) - before)[real].abs().max() > 0.1 * before.std()
+
+
+@pytest.mark.parametrize("fields", WAYS.values(), ids=WAYS)
+def test_gradients_of_coordinates_neither_move_nor_turn_the_chain(fields):
+    """An invariant function pulls at residues with forces whose sum and torque are zero, in all its parts."""
+    model = make_model(**fields)
+    row = random_chain(20, len(model.config.coordinate_atoms))
+    row["coords"].requires_grad_()
+    outputs_of(model, row)[0].square().sum().backward()
+    forces, places = row["coords"].grad.reshape(-1, 3), row["coords"].detach().nan_to_num().reshape(-1, 3)
+    size = forces.norm(dim=-1).sum()
+    assert forces.isfinite().all() and size > 0
+    assert forces.sum(dim=0).norm() < 1e-3 * size
+    arms = places - places.mean(dim=0)
+    torque = torch.linalg.cross(arms, forces).sum(dim=0)
+    assert torque.norm() < 1e-3 * (arms.norm(dim=-1) * forces.norm(dim=-1)).sum()
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_messages_have_their_part_in_the_gradient_of_coordinates(kind):
+    """Against a difference of two evaluations, with all other residues as neighbors."""
+    fields = {"num_qk_points": 1, "num_neighbors": 25, "message_gating": kind, "num_hidden_layers": 1}
+    model = make_model(coordinate_embedding="none", **fields)
+    row = random_chain(20)
+    direction = torch.randn_like(row["coords"])
+    torch.nn.init.zeros_(model.coordformer.esm.encoder.layer[0].attention.self.read_points.weight)
+
+    def value(coords: torch.Tensor) -> torch.Tensor:
+        return outputs_of(model, row | {"coords": coords})[0].double().square().sum()
+
+    coords = row["coords"].clone().requires_grad_()
+    value(coords).backward()
+    slope = (coords.grad.nan_to_num() * direction).sum().item()
+    with torch.no_grad():
+        rise = (value(row["coords"] + 0.01 * direction) - value(row["coords"] - 0.01 * direction)).item()
+    assert slope == pytest.approx(rise / 0.02, rel=0.05)
+
+
+def attend_one_by_one(module: InvariantPointAttention, hidden, frames) -> torch.Tensor:
+    """Jumper et al. 2021, algorithm 22, residue by residue and head by head, without pair representation."""
+    origins, axes, seen = (each[0] for each in frames)
+    hidden = hidden[0]
+    length, heads = len(hidden), module.num_attention_heads
+    query, key, value = (layer(hidden).view(length, heads, -1) for layer in (module.query, module.key, module.value))
+    points = [
+        torch.einsum("lij,lhpj->lhpi", axes, layer(hidden).view(length, heads, module.points, 3))
+        + origins[:, None, None]
+        for layer in (module.query_points, module.key_points, module.value_points)
+    ]
+    sigma = (module.gain * module.log_sigma).exp()
+    outputs, features = [], []
+    for i in range(length):
+        row, read = [], []
+        for head in range(heads):
+            logits = key[:, head] @ query[i, head] / query.shape[-1] ** 0.5
+            if seen[i]:
+                squares = (points[0][i, head] - points[1][:, head]).square().sum(dim=(-2, -1))
+                near = -squares / (2 * module.points * sigma[head] ** 2)
+                logits = logits + torch.where(seen, near, module.missing[head])
+            weights = logits.softmax(dim=0)
+            row.append(weights @ value[:, head])
+            found = torch.einsum("j,jpc->pc", weights * seen, points[2][:, head] - origins[i])
+            read.append((found @ axes[i], found.norm(dim=-1), (weights * seen).sum()))
+        outputs.append(torch.cat(row))
+        parts = [torch.cat([each.reshape(-1) for each in column]) for column in zip(*[
+            (local, norms, share) for local, norms, share in read], strict=True)]  # fmt: skip
+        features.append(torch.cat(parts) * seen[i])
+    return torch.stack(outputs) + module.read_points(torch.stack(features))
+
+
+def test_point_attention_is_that_of_the_formula():
+    config = make_config(num_qk_points=3, position_embedding_type="none")
+    config._attn_implementation = "sdpa"
+    module = InvariantPointAttention(config, 0)
+    torch.nn.init.uniform_(module.log_sigma, -0.1, 0.1)
+    torch.nn.init.normal_(module.missing)
+    coords, observed, positions = chain_of(np.random.default_rng(1).normal(size=(15, 3)).cumsum(axis=0) / 4)
+    observed[0, 6:8] = False
+    frames = backbone_frames(coords.masked_fill(~observed[..., None], 0.0), observed, positions, None, ["CA"])
+    hidden = torch.randn(1, 15, config.hidden_size)
+    output = module(hidden, frames=frames)[0]
+    torch.testing.assert_close(output[0], attend_one_by_one(module, hidden, frames), atol=2e-4, rtol=1e-4)
+
+
+def test_an_attention_head_sees_nearness_in_space():
+    """With no content in its queries, a narrow head attends to the residue whose key point is nearest."""
+    config = make_config(num_qk_points=1, position_embedding_type="none")
+    config._attn_implementation = "eager"
+    module = InvariantPointAttention(config, 0)
+    for name, parameter in module.named_parameters():
+        torch.nn.init.zeros_(parameter) if "read" not in name else None
+    torch.nn.init.constant_(module.log_sigma, np.log(1 / 16) / module.gain)
+    points = np.random.default_rng(2).uniform(0, 3, size=(20, 3))
+    coords, observed, positions = chain_of(points)
+    weights = module(torch.randn(1, 20, 48), frames=backbone_frames(coords, observed, positions, None, ["CA"]))[1][0]
+    squares = ((points[:, None] - points[None]) ** 2).sum(axis=-1)
+    expected = torch.softmax(torch.tensor(-squares / 2 * 256, dtype=torch.float32), dim=-1)
+    for head in weights:
+        torch.testing.assert_close(head, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("how", ["weights", "autocast"])
+def test_points_keep_float32_beside_bfloat16(how):
+    """Products of coordinates in bfloat16 would lose what is near: of 100 Å squared, 64 Å^2."""
+    model = make_model(coordinate_embedding="none", num_qk_points=3)
+    batch = pad_rows([random_chain(120)])
+    batch["coords"] = batch["coords"] * 3  # a chain of some 100 Å
+    expected = outputs_of(model, batch)
+    if how == "weights":
+        model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        output = outputs_of(model, batch).float()
+    assert (output - expected).abs().mean() < 0.03 * expected.std()
+
+
+def test_packed_chains_hear_what_they_hear_alone():
+    model = make_model(coordinate_embedding="none", num_qk_points=2, num_neighbors=6)
+    chains = [random_chain(length) for length in (14, 5, 22)]
+    alone = torch.cat([outputs_of(model, pad_rows([chain]))[0] for chain in chains])
+    packed = {name: torch.cat([chain[name] for chain in chains], dim=1) for name in ("input_ids", "coords")}
+    packed["sequence_id"] = torch.repeat_interleave(torch.arange(3), torch.tensor([16, 7, 24]))[None]
+    together = outputs_of(model, packed)[0]
+    torch.testing.assert_close(together, alone, atol=2e-3 * alone.std().item(), rtol=0)
+
+
+def test_a_residue_hears_the_letters_beside_it_in_space_and_no_others_in_one_layer():
+    """Attention switched off: what remains is messages."""
+    model = make_model(coordinate_embedding="none", num_qk_points=1, num_neighbors=3, num_hidden_layers=1)
+    attention = model.coordformer.esm.encoder.layer[0].attention.self
+    for layer in (attention.value, attention.read_points):
+        torch.nn.init.zeros_(layer.weight)
+    row = pad_rows([random_chain(20)])
+    before = outputs_of(model, row)[0]
+    squares = (row["coords"][0, 7] - row["coords"][0]).square().sum(dim=-1)
+    squares[7] = torch.inf
+    order = squares.nan_to_num(torch.inf).argsort()
+    for number, j in enumerate(order[:6].tolist()):
+        changed = row["input_ids"].clone()
+        changed[0, j] = 5 if changed[0, j] != 5 else 6
+        difference = (outputs_of(model, row | {"input_ids": changed})[0, 7] - before[7]).abs().max()
+        assert (difference > 1e-6) == (number < 3), (number, difference)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("plain", "gated"), ("gated", "plain")])
+def test_messages_are_added_to_a_trained_model(kind, other, tmp_path):
+    """It predicts what it did; then they are trained with the rest."""
+    model = make_model(num_qk_points=2)
+    model.save_pretrained(tmp_path)
+    given = {"init_from": str(tmp_path), "num_qk_points": 2}
+    grown = build_model(ModelArguments(**given, num_neighbors=4, message_gating=kind)).eval()
+    assert (grown.config.num_neighbors, grown.config.message_gating) == (4, kind)
+    row = pad_rows([random_chain(11)])
+    torch.testing.assert_close(grown(**row).logits, model(**row).logits)
+    grown(**row, labels=row["input_ids"]).loss.backward()
+    assert grown.coordformer.esm.encoder.layer[0].attention.self.messages.reads.weight.grad.any()
+    with pytest.raises(ValueError, match="has num_qk_points=2, not 3; set --num_qk_points to it"):
+        build_model(ModelArguments(init_from=str(tmp_path), num_qk_points=3, num_neighbors=4))
+    for wrong, message in (({"message_gating": "loud"}, "is 'loud'; choose one"), ({"num_neighbors": -4}, "is -4")):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` {message}"):
+            build_model(ModelArguments(**given | {"num_neighbors": 4} | wrong))
+    grown.save_pretrained(tmp_path / "grown")
+    given["init_from"] = str(tmp_path / "grown")
+    with pytest.raises(ValueError, match="has num_neighbors=4, not 5; set --num_neighbors to it"):
+        build_model(ModelArguments(**given, num_neighbors=5, message_gating=kind))
+    with pytest.raises(ValueError, match=f"has message_gating='{kind}', not '{other}'; set --message_gating to it"):
+        build_model(ModelArguments(**given, num_neighbors=4, message_gating=other))
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated"])
+def test_checkpoints_lead_the_gradient_of_relations_or_are_refused(kind):
+    model = make_model(num_qk_points=1, num_neighbors=4, message_gating=kind)
+    with pytest.raises(ValueError, match="with which `config.num_neighbors` gets no gradient"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    row = pad_rows([random_chain(9)])
+    gradients = []
+    for enable in (False, True):
+        if enable:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        model.zero_grad()
+        outputs_of(model, row).square().sum().backward()
+        gradients.append(model.coordformer.relations.geometry.weight.grad.clone())
+    assert gradients[0].any()
+    torch.testing.assert_close(*gradients)
+
+
+def test_flash_attention_with_points_is_refused():
+    model = make_model(num_qk_points=2)
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="`config.num_qk_points` needs products in float32"):
+        model(**random_chain(5))
+
+
+def test_points_added_to_esm_change_nothing_at_first():
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    esm = EsmForMaskedLM(
+        EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, position_embedding_type="rotary", **shape)
+    ).eval()
+    model = from_esm(esm, num_qk_points=4, coordinate_embedding="local_frame", num_neighbors=5, message_gating=True)
+    chain = read_chains(STRUCTURES / "1orc.pdb.gz")[0]
+    batch = CoordformerProcessor()(chain.sequence, coords=chain.coords)
+    expected = esm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    for name, parameter in model.named_parameters():
+        if "read_points" in name or "messages.reads" in name:
+            assert parameter.grad.any(), name
+
+
+def test_esm_is_not_given_what_no_config_takes(tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    EsmForMaskedLM(EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, **shape)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^`message_gating` is 'loud'; choose one of plain, gated\.$"):
+        build_model(ModelArguments(init_from=str(tmp_path), message_gating="loud"))
+
+
+def test_contacts_of_a_model_with_points_are_those_of_its_maps():
+    model = make_model(num_qk_points=2, contact_head=True)
+    head = model.coordformer.contact_head
+    torch.nn.init.normal_(head.weight)
+    row = random_chain(12)
+    predicted = model.predict_contacts(**row)
+    model.set_attn_implementation("eager")
+    maps = torch.cat(model(**row, output_attentions=True).attentions, dim=1)[:, :, 1:-1, 1:-1]
+    maps = maps + maps.transpose(-1, -2)
+    product = maps.sum(-1, keepdim=True) * maps.sum(-2, keepdim=True) / maps.sum((-1, -2), keepdim=True)
+    logits = ((maps - product) * head.weight.view(1, -1, 1, 1)).sum(dim=1) + head.bias
+    torch.testing.assert_close(predicted, logits.sigmoid(), atol=1e-5, rtol=0)
+
+
+def test_points_and_messages_compile_without_graph_breaks():
+    fields = {"num_qk_points": 2, "num_neighbors": 3, "message_gating": True}
+    model = make_model(coordinate_embedding="local_frame", **fields)
+    batch = pad_rows([random_chain(12), random_chain(7)])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits)

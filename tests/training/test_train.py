@@ -1,0 +1,735 @@
+"""Training with the real `Trainer` on real chains: presets, resuming after a kill, evaluation."""
+
+import csv
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import CHAINS, make_model
+from transformers import AutoModelForMaskedLM, AutoProcessor, EsmConfig, EsmForMaskedLM, Trainer, TrainingArguments
+
+from coordformer import CoordformerProcessor
+from coordformer.data.batching import ChainBatches
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.rows import load_rows
+from coordformer.hub.export import training_facts
+from coordformer.inference.evaluate import count_chains, evaluate, predict_logits, summarize_draws
+from coordformer.inference.metrics import summarize
+from coordformer.model.processing_coordformer import window_starts
+from coordformer.training.train import (
+    ModelArguments,
+    _describe_command,
+    build_model,
+    earlier_training,
+    last_whole_checkpoint,
+    parse_arguments,
+    train,
+)
+from coordformer_command import main
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+
+TOKENIZER = CoordformerProcessor().tokenizer
+TINY = """\
+hidden_size: 16
+num_hidden_layers: 1
+num_attention_heads: 2
+intermediate_size: 32
+token_budget: 1024
+max_length: 64
+coordinate_noise: 0.1
+drop_coords: 0.2
+learning_rate: 1e-3
+logging_steps: 1
+save_steps: 3
+max_steps: 12
+report_to: none
+use_cpu: true
+"""
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A preset for a tiny model on 40 real chains, of which 10 are held out."""
+    folder = tmp_path_factory.mktemp("preset")
+    rows = load_rows(CHAINS)
+    train_rows = [i for i, split in enumerate(rows["split"][:]) if split == "train"][:30]
+    valid_rows = [i for i, split in enumerate(rows["split"][:]) if split == "valid"][:10]
+    rows.select(train_rows + valid_rows).to_parquet(folder / "chains.parquet")
+    path = folder / "tiny.yaml"
+    path.write_text(TINY + f"data: {folder / 'chains.parquet'}\ntrain_split: train\n")
+    return path
+
+
+def is_json(path) -> bool:
+    try:
+        return bool(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def losses(folder) -> dict[int, float]:
+    with open(folder / "log.csv", newline="") as file:
+        return {int(row["step"]): float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "loss"}
+
+
+def test_presets_set_options_and_the_command_line_overrides_them(preset, tmp_path):
+    model, data, args = parse_arguments([str(preset), "--output_dir", str(tmp_path), "--max_steps", "7"])
+    assert (model.hidden_size, data.token_budget, args.learning_rate, args.max_steps) == (16, 1024, 1e-3, 7)
+    with pytest.raises(ValueError, match="--max_steps.*: invalid int value: 'abc'; `coordformer train --help`"):
+        parse_arguments([str(preset), "--output_dir", str(tmp_path), "--max_steps", "abc"])
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("token_bugdet: 5\n")
+    with pytest.raises(
+        ValueError, match="bad.yaml sets 'token_bugdet', which is no option; did you mean 'token_budget'"
+    ):
+        parse_arguments([str(bad)])
+    bad.write_text("hidden_size: [1\n")
+    with pytest.raises(ValueError, match="bad.yaml is no YAML"):
+        parse_arguments([str(bad)])
+    bad.write_text("max_length: [1, 2]\n")
+    with pytest.raises(ValueError, match=r"sets 'max_length' to the list \[1, 2\]; it takes one value"):
+        parse_arguments([str(bad)])
+    bad.write_text("1: 2\n")
+    with pytest.raises(ValueError, match="bad.yaml sets 1, which is no option"):
+        parse_arguments([str(bad)])
+    bad.write_text("coordinate_atoms: CA\ndata: 5\n")
+    model, data, _ = parse_arguments([str(bad), "--output_dir", str(tmp_path)])
+    assert build_model(model).config.coordinate_atoms == ("CA",) and data.data == "5"
+    bad.write_text("- 5\n")
+    with pytest.raises(ValueError, match="bad.yaml is not a YAML mapping"):
+        parse_arguments([str(bad)])
+
+
+@pytest.mark.parametrize("path", sorted((CHAINS.parent.parent / "pretraining").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_presets_are_valid(path):
+    parse_arguments([str(path), "--use_cpu", "--bf16", "false", "--report_to", "none"])
+
+
+def test_trainer_tells_the_epoch_to_the_collator(tmp_path):
+    """Each epoch has an order and masks of its own, which resuming relies on."""
+    rows = load_rows(CHAINS, "train").select(range(8))
+    batches = ChainBatches(rows, chains_per_batch=3, max_length=20)
+    collator, seen = CoordformerDataCollator(TOKENIZER, max_length=20), []
+
+    def spy(features):
+        seen.append([(row["epoch"], row["id"]) for row in features[0]])
+        return collator(features)
+
+    args = TrainingArguments(
+        str(tmp_path), num_train_epochs=3, per_device_train_batch_size=1, train_sampling_strategy="sequential",
+        remove_unused_columns=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(make_model(), args, data_collator=spy, train_dataset=batches).train()
+    assert [{epoch for epoch, _ in batch} for batch in seen] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3
+    for epoch in range(3):
+        assert sorted(name for batch in seen for e, name in batch if e == epoch) == sorted(rows["id"][:])
+    assert [name for _, name in seen[0]] != [name for _, name in seen[3]]
+
+
+def test_training_leaves_a_checkpoint_that_auto_classes_load(preset, tmp_path):
+    output = tmp_path / "run"
+    summary = train(*parse_arguments([str(preset), "--output_dir", str(output), "--valid_split", "valid",
+                                      "--eval_strategy", "steps", "--eval_steps", "6"]))  # fmt: skip
+    assert summary["steps"] == 12 and summary["padding_share"] == 0 and 0 < summary["waiting_share"] < 1
+    assert len(losses(output)) == 12 and (output / "loss.png").stat().st_size > 10_000
+    model = AutoModelForMaskedLM.from_pretrained(output)
+    assert isinstance(AutoProcessor.from_pretrained(output), CoordformerProcessor)
+
+    # Trainer's evaluation during training, under the paper's protocol, counts residues, not batches. It crops as
+    # training does; the whole chains have their own function.
+    valid = summary["valid"]
+    report = evaluate(output, Path(preset).parent / "chains.parquet", split="valid", draws=2, progress=False)
+    assert 15 < valid["eval_perplexity"] < 40 and 15 < report["paper"]["perplexity"] < 40
+    assert report["chains"] == 10 and report["coordinates"] == "linear"
+    assert report["masked15"]["perplexity_interval"][0] < report["masked15"]["perplexity"]
+    assert set(valid["eval_recovery_by_residue"]) <= set("ACDEFGHIKLMNPQRSTVWY")
+    withheld = evaluate(
+        output, Path(preset).parent / "chains.parquet", split="valid", without_coords=True, progress=False
+    )
+    assert withheld["coordinates"] == "withheld" and withheld["paper"] != report["paper"]
+    assert 1.3 < withheld["paper"]["predictions"] / report["paper"]["predictions"] < 1.7  # three draws, two draws
+    assert model.config.coordinate_embedding == "linear" and model.config.bos_token_id == 0
+
+
+@pytest.fixture(scope="module")
+def sharded_preset(preset):
+    """The same chains as shards of 8, streamed by two workers, with two micro-batches an update."""
+    folder = preset.parent / "sharded"
+    (folder / "data").mkdir(parents=True)
+    table = load_rows(preset.parent / "chains.parquet", "train").data.table.combine_chunks()
+    for number in range(4):
+        name = f"train-{number:05d}-of-00004.parquet"
+        pq.write_table(table.slice(8 * number, 8), folder / "data" / name)
+    path = preset.parent / "sharded.yaml"
+    path.write_text(
+        TINY + f"data: {folder}\nstreaming: true\nopen_shards: 2\ndataloader_num_workers: 2\n"
+        "gradient_accumulation_steps: 2\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("how", ["preset", "sharded_preset"])
+def test_an_interrupted_training_equals_an_uninterrupted_one(how, request, tmp_path):
+    """SIGKILL at several moments, also while a checkpoint is written; the losses are the same to the last bit."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    preset = request.getfixturevalue(how)
+    command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(whole)], check=True, capture_output=True, env=environment)
+
+    def kill_when(condition):
+        process = subprocess.Popen(
+            [*command, str(killed)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not condition():
+            assert process.poll() is None, "the training ended before it could be killed"
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    # While the second checkpoint is written: its folder is there, its last file is not.
+    kill_when((killed / "checkpoint-6").exists)
+    if (killed / "checkpoint-6" / "trainer_state.json").exists():  # the kill came late: make it half a checkpoint
+        (killed / "checkpoint-6" / "trainer_state.json").write_text('{"global_step"')
+    assert last_whole_checkpoint(killed).endswith("checkpoint-3")
+    # Some steps after a checkpoint.
+    kill_when(lambda: is_json(killed / "checkpoint-9" / "trainer_state.json"))
+    assert last_whole_checkpoint(killed).endswith("checkpoint-9")
+    done = subprocess.run([*command, str(killed)], check=True, capture_output=True, text=True, env=environment)
+    assert "Going on from" in done.stderr and "checkpoint-9" in done.stderr
+
+    assert len(losses(whole)) == 12 and losses(killed) == losses(whole)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+SMALL_ESM = {
+    "vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "hidden_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 48, "position_embedding_type": "rotary", "token_dropout": True,
+    "hidden_dropout_prob": 0.3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def esm(tmp_path_factory):
+    """A small ESM-2 with dropout in its config."""
+    folder = tmp_path_factory.mktemp("esm")
+    EsmForMaskedLM(EsmConfig(**SMALL_ESM)).save_pretrained(folder)
+    return folder
+
+
+def test_training_behind_a_frozen_esm_goes_on_after_a_kill(preset, esm, tmp_path):
+    """The ESM has neither gradients nor a place in the optimizer, and is at the end what it was."""
+    options = [str(preset), "--sequence_encoder", str(esm), "--lm_head", "linear", "--output_dir"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "coordformer", "train", *options, str(killed)],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not is_json(killed / "checkpoint-6" / "trainer_state.json"):
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    for output in (killed, whole):
+        train(*parse_arguments([*options, str(output)]))
+    assert len(losses(whole)) == 12 and losses(killed) == losses(whole)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+    model = AutoModelForMaskedLM.from_pretrained(killed)
+    source = EsmForMaskedLM.from_pretrained(esm).esm.state_dict()
+    frozen = model.coordformer.sequence_encoder.esm.state_dict()
+    assert all(torch.equal(tensor, source[name]) for name, tensor in frozen.items()) and len(frozen) > 32
+    new = build_model(parse_arguments([*options, str(whole)])[0]).state_dict()
+    assert not torch.equal(model.coordformer.connector.weight, new["coordformer.connector.weight"])
+    moments = torch.load(killed / "checkpoint-12" / "optimizer.pt")["state"].values()
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    assert sorted(state["exp_avg"].numel() for state in moments) == sorted(trained)
+    assert sum(trained) == sum(parameter.numel() for parameter in model.parameters()) - sum(
+        parameter.numel() for parameter in model.coordformer.sequence_encoder.parameters()
+    )
+
+
+def test_bad_sequence_encoders_are_named(preset, esm, tmp_path):
+    make_model().save_pretrained(tmp_path / "model")
+    for options, message in (
+        ([tmp_path / "model", "--lm_head", "linear"], "model holds a coordformer model; give an ESM-2 checkpoint"),
+        ([esm], '`lm_head` must be "linear" and `coordinate_init` "normal", not .esm. and .normal.'),
+        ([esm, "--init_from", tmp_path / "model"], "--sequence_encoder is of a new model, but --init_from is .*model"),
+    ):
+        arguments = [str(preset), "--output_dir", str(tmp_path), "--sequence_encoder", *map(str, options)]
+        with pytest.raises(ValueError, match=message):
+            train(*parse_arguments(arguments))
+
+
+def test_dropout_is_that_of_the_option_or_of_the_model_to_start_from(tmp_path, esm):
+    CoordformerProcessor().save_pretrained(tmp_path)
+    build_model(ModelArguments(**SMALL, hidden_dropout_prob=0.25)).save_pretrained(tmp_path)
+    starts = {"esm": {"init_from": str(esm)}, "kept": {"init_from": str(tmp_path)}, "new": SMALL}
+    starts["given"] = starts["kept"] | {"hidden_dropout_prob": 0.5}
+    found = {}
+    for name, start in starts.items():
+        model = build_model(ModelArguments(**start))
+        layers = [module.p for key, module in model.named_modules() if key.endswith("output.dropout")]
+        assert set(layers) == {model.config.hidden_dropout_prob}
+        found[name] = layers[0]
+    assert found == {"esm": SMALL_ESM["hidden_dropout_prob"], "kept": 0.25, "new": 0.0, "given": 0.5}
+    given = build_model(ModelArguments(init_from=str(esm), hidden_dropout_prob=0.2))
+    assert given.config.hidden_dropout_prob == 0.2
+
+
+def test_what_was_saved_in_bfloat16_is_trained_in_float32(tmp_path, esm):
+    """Updates of a thousandth of a weight would be lost."""
+    half = make_model().bfloat16()
+    half.save_pretrained(tmp_path / "half")
+    EsmForMaskedLM.from_pretrained(esm).bfloat16().save_pretrained(tmp_path / "esm")
+    for start in ("half", "esm"):
+        model = build_model(ModelArguments(init_from=str(tmp_path / start)))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    saved = half.state_dict()
+    model = build_model(ModelArguments(init_from=str(tmp_path / "half")))
+    assert all(torch.equal(tensor, saved[name].float()) for name, tensor in model.state_dict().items())
+
+
+def test_behind_a_frozen_esm_the_residual_stream_is_float32_under_autocast(esm):
+    """As in all other models; attention with points could not compute with less."""
+    torch.manual_seed(0)
+    shape = SMALL | {"lm_head": "linear", "num_qk_points": 2}
+    model = build_model(ModelArguments(sequence_encoder=str(esm), **shape)).eval()
+    batch = CoordformerProcessor()(["MKVLA"], coords=[np.random.default_rng(0).normal(scale=5, size=(5, 3))])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        states = model(**batch, output_hidden_states=True).hidden_states
+    assert {state.dtype for state in states[:-1]} == {torch.float32}
+
+
+def test_weights_in_shards_of_another_size_replace_the_old_ones(preset, tmp_path):
+    options = [str(preset), "--output_dir", str(tmp_path / "run"), "--lr_scheduler_type", "constant"]
+    for steps, size in (("1", "5KB"), ("2", "1GB"), ("3", "5KB"), ("4", None)):
+        given = [] if size is None else ["--max_shard_size", size]
+        train(*parse_arguments([*options, "--max_steps", steps, *given]))
+        last = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / f"checkpoint-{steps}").state_dict()
+        final = AutoModelForMaskedLM.from_pretrained(tmp_path / "run").state_dict()
+        assert all(torch.equal(tensor, last[name]) for name, tensor in final.items())
+        assert (tmp_path / "run" / "model.safetensors.index.json").exists() == (size == "5KB")
+
+
+def test_the_best_model_stays_the_final_one(preset, tmp_path):
+    """Asking again for a finished training does not put the last model in the place of the best."""
+    options = [str(preset), "--output_dir", str(tmp_path / "run"), "--valid_split", "valid", "--eval_strategy", "steps",
+               "--eval_steps", "1", "--save_steps", "1", "--load_best_model_at_end", "true", "--max_steps", "3",
+               "--learning_rate", "3"]  # fmt: skip
+    train(*parse_arguments(options))
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert best.name != "checkpoint-3"
+    train(*parse_arguments(options))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_leaves_the_folder_free(preset, tmp_path, monkeypatch):
+    options = [str(preset), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(Trainer, "train", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        train(*parse_arguments(options))
+    assert (tmp_path / "run" / "run.json").exists()
+    train(*parse_arguments([*options, "--token_budget", "512"]))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["token_budget"] == 512
+
+
+def test_a_stream_trains_as_many_workers_as_there_are(sharded_preset, tmp_path):
+    """The batches and their order do not depend on who reads them."""
+    for workers in ("0", "2"):
+        options = ["--output_dir", str(tmp_path / workers), "--max_steps", "5", "--dataloader_num_workers", workers]
+        train(*parse_arguments([str(sharded_preset), *options]))
+    assert losses(tmp_path / "0") == losses(tmp_path / "2") and len(losses(tmp_path / "0")) == 5
+
+
+def test_packed_and_padded_training_see_the_same_residues(preset, tmp_path):
+    """One batch of all chains, packed or padded, without noise: the losses agree, the attention differs."""
+    for packing in ("true", "false"):
+        options = ["--output_dir", str(tmp_path / packing), "--packing", packing, "--max_steps", "4", "--seed", "1"]
+        train(*parse_arguments([str(preset), *options, "--token_budget", "100000"]))
+    packed, padded = losses(tmp_path / "true"), losses(tmp_path / "false")
+    assert packed == pytest.approx(padded, abs=2e-5) and packed != padded  # printed with four digits
+
+
+def test_final_weights_in_shards_are_the_same(preset, tmp_path):
+    weights = {}
+    for folder, options in (("whole", []), ("shards", ["--max_shard_size", "5KB"])):
+        main(["train", str(preset), "--output_dir", str(tmp_path / folder), "--max_steps", "2", *options])
+        weights[folder] = AutoModelForMaskedLM.from_pretrained(tmp_path / folder).state_dict()
+    files = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert len(files) > 2 and not (tmp_path / "shards" / "model.safetensors").exists()
+    assert max(path.stat().st_size for path in files) < 7_000
+    assert weights["whole"].keys() == weights["shards"].keys()
+    assert all(torch.equal(tensor, weights["shards"][name]) for name, tensor in weights["whole"].items())
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_layers_train_the_same(preset, tmp_path):
+    for name in ("false", "true"):
+        options = ["--output_dir", str(tmp_path / name), "--compile_layers", name, "--max_steps", "6"]
+        train(*parse_arguments([str(preset), *options]))
+    assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), abs=1e-4)
+    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "true")
+    assert not any("_orig_mod" in name for name in reloaded.state_dict())
+
+
+def test_a_checkpoint_without_a_language_model_is_refused(tmp_path):
+    make_model("multi_label").save_pretrained(tmp_path)
+    CoordformerProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="it lacks lm_head.*so it is no masked language model"):
+        evaluate(tmp_path, CHAINS, split="valid", progress=False)
+
+
+def test_a_full_disk_is_said_and_costs_no_checkpoint(preset, tmp_path):
+    """No file may grow beyond a limit between the first checkpoint's and the optimizer's size, as on a full disk."""
+    command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir", str(tmp_path / "run")]
+    command += ["--hidden_size", "128"]  # weights of more than twice the size of the code that lies beside them
+    subprocess.run([*command, "--max_steps", "3"], check=True, capture_output=True)
+    size = (tmp_path / "run" / "checkpoint-3" / "model.safetensors").stat().st_size
+
+    def limit(most):
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    for most in (size // 2, size + 2000):  # the weights cannot be written, or the optimizer's state cannot
+        done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit(most))
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+        assert "could not be written" in done.stderr and "it goes on from" in done.stderr
+        assert last_whole_checkpoint(tmp_path / "run").endswith("checkpoint-3")
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def test_a_lost_worker_is_said_and_costs_no_checkpoint(preset, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "coordformer", "train", str(preset), "--output_dir", str(run),
+               "--dataloader_num_workers", "1", "--max_steps", "100000"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not is_json(run / "checkpoint-3" / "trainer_state.json"):
+        time.sleep(0.005)
+    killed = False
+    while process.poll() is None and not killed:
+        for child in psutil.Process(process.pid).children():
+            if "train" in child.cmdline():  # forked from the training, not the tracker of its semaphores
+                child.send_signal(signal.SIGKILL)
+                killed = True
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in text.splitlines()[-1]
+    assert "A worker that loads data was lost" in text and "it goes on from" in text
+    assert last_whole_checkpoint(run) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--token_budget", "1024", "--packing", "false"], "--streaming reads packed batches"),
+        (["--data", "nowhere"], "No shard data/train-.*in nowhere"),
+        (["--data", str(CHAINS)], "reads the shards of a folder made by .*, not .*chains.parquet"),
+        (["--valid_split", "train"], "set --train_split to another split"),
+    ],
+)
+def test_bad_streams_are_named(sharded_preset, tmp_path, options, message):
+    options = ["--output_dir", str(tmp_path), "--train_split", "train", *options]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(*parse_arguments([str(sharded_preset), *options]))
+
+
+def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
+    output = tmp_path / "run"
+    options = [str(preset), "--output_dir", str(output), "--max_steps", "3"]
+    train(*parse_arguments(options))
+    before = (output / "model.safetensors").read_bytes()
+    for change, message in (
+        (["--seed", "7"], "seed: 42 -> 7"),
+        (["--coordinate_embedding", "none"], "coordinate_embedding: 'linear' -> 'none'"),
+        (["--token_budget", "512"], "token_budget: 1024 -> 512"),
+        (["--learning_rate", "1"], "learning_rate: 0.001 -> 1.0"),
+        (["--optim", "sgd"], "optim: 'adamw_torch.*' -> 'sgd'"),
+        (["--adam_beta2", "0.5"], "adam_beta2: 0.999 -> 0.5"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run.*{message}.*Choose another --output_dir"):
+            train(*parse_arguments(options + change))
+    assert (output / "model.safetensors").read_bytes() == before
+    settings = json.loads((output / "run.json").read_text())
+    # As an older version wrote it.
+    del settings["model"]["num_neighbors"], settings["model"]["message_gating"], settings["training"]["muon"]
+    (output / "run.json").write_text(json.dumps(settings))
+    train(*parse_arguments([*options[:-1], "6"]))  # more of the same run is fine
+    assert len(losses(output)) == 6
+
+
+def test_the_record_of_a_command_has_no_token():
+    options = ["tiny.yaml", "--hub_token", "hf_secret", "--data", "/home/me/chains", "--hub_token=hf_secret"]
+    assert _describe_command(options) == "coordformer train tiny.yaml --hub_token ... --data chains --hub_token=..."
+
+
+def test_a_finished_training_stays_as_it_is(preset, tmp_path):
+    """Asking again for what is done, or for less, neither trains nor changes the model."""
+    output = tmp_path / "run"
+    options = [str(preset), "--output_dir", str(output), "--lr_scheduler_type", "constant", "--max_steps"]
+    first = train(*parse_arguments([*options, "5"]))
+    # What is recorded is of the training, also where it is another commit that saves it again.
+    first |= {"commit": "another"}
+    (output / "train.json").write_text(json.dumps(first))
+    weights = (output / "model.safetensors").read_bytes()
+    for steps in ("5", "3"):
+        again = train(*parse_arguments([*options, steps]))
+        assert again == first and again["steps"] == 5
+        assert (output / "model.safetensors").read_bytes() == weights and len(losses(output)) == 5
+
+
+def test_chains_to_evaluate_on_are_not_trained_on(preset, tmp_path):
+    model, data, args = parse_arguments([str(preset), "--output_dir", str(tmp_path), "--valid_split", "valid"])
+    data.train_split = None
+    with pytest.raises(ValueError, match="10 chains, such as .*, are both to train and to evaluate on.*--train_split"):
+        train(model, data, args)
+
+
+def test_workers_that_outlive_an_epoch_see_the_next_one(tmp_path):
+    rows = load_rows(CHAINS, "train").select(range(6))
+    batches = ChainBatches(rows, chains_per_batch=3, max_length=20)
+    loader = torch.utils.data.DataLoader(
+        batches, batch_size=1, num_workers=1, persistent_workers=True,
+        collate_fn=CoordformerDataCollator(TOKENIZER, max_length=20), multiprocessing_context="fork",
+    )  # fmt: skip
+    epochs = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        epochs.append([batch["input_ids"].clone() for batch in loader])
+    expected = [CoordformerDataCollator(TOKENIZER, max_length=20)([batches[i]])["input_ids"] for i in range(2)]
+    assert all(torch.equal(left, right) for left, right in zip(epochs[1], expected, strict=True))
+    assert not all(torch.equal(left, right) for left, right in zip(*epochs, strict=True))
+
+
+def test_training_without_matplotlib_only_lacks_the_figure(preset, tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train(*parse_arguments([str(preset), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]))
+    assert (tmp_path / "run" / "train.json").exists() and not (tmp_path / "run" / "loss.png").exists()
+    assert "coordformer[figures]" in caplog.text
+
+
+def test_a_training_records_those_that_its_weights_had_before(preset, tmp_path):
+    """A run from nothing, one from its checkpoint on the way, and one from the result of that."""
+    folders = [tmp_path / name for name in ("first", "second", "third")]
+    starts = [None, folders[0] / "checkpoint-1", folders[1]]
+    for folder, start in zip(folders, starts, strict=True):
+        options = [str(preset), "--output_dir", str(folder), "--max_steps", "1", "--save_steps", "1"]
+        train(*parse_arguments(options if start is None else [*options, "--init_from", str(start)]))
+    first, second, third = (json.loads((folder / "train.json").read_text()) for folder in folders)
+    assert "started_from" not in first and second["started_from"] == {"steps": 1} and third["started_from"] == second
+    before = training_facts(folders[2])["trained before"]
+    assert before.startswith(f"1 updates by `{second['command']}`") and before.endswith("; before that 1 updates")
+    assert "started from" not in training_facts(folders[2]) and "trained before" not in training_facts(folders[0])
+    (folders[1] / "train.json").write_text("{")
+    with pytest.raises(ValueError, match=r"second/train\.json cannot be read .*move it away"):
+        earlier_training(folders[1])
+
+
+def test_half_checkpoints_are_passed_over(tmp_path):
+    assert last_whole_checkpoint(tmp_path / "none") is None
+    for step, text in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (30, '{"global_st')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    (tmp_path / "checkpoint-40").mkdir()
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", ""], "No Parquet file|is not a readable"),
+        (["--train_split", "tests"], "No row of .* is in split 'tests'"),
+        (["--token_budget", "30"], "`token_budget` is 30, but the longest chain has 66 tokens"),
+        (["--eval_strategy", "steps"], "--eval_strategy needs chains to evaluate on"),
+        (["--coordinate_embedding", "cubic"], "`coordinate_embedding` is 'cubic'"),
+        (["--num_attention_heads", "5"], r"`hidden_size` \(16\) must be a multiple of `num_attention_heads` \(5\)"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size is 0"),
+        (["--token_budget", "0"], "`token_budget` is 0; it must be at least 1"),
+        (["--resume_from_checkpoint", "true"], "--resume_from_checkpoint is true, which is no checkpoint"),
+        (["--tokn_budget", "5"], "--tokn_budget 5: no such option; did you mean --token_budget"),
+        (["other.yaml"], "other.yaml: no such option.*a preset comes first"),
+        (["--coordinate_atoms", "N", "CA"], "holds the atoms CA, but N of `coordinate_atoms`"),
+    ],
+)
+def test_bad_arguments_are_named(preset, tmp_path, options, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        train(*parse_arguments([str(preset), "--output_dir", str(tmp_path), *options]))
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def valid_rows():
+    rows = load_rows(CHAINS, "valid")
+    return rows.select(range(40))
+
+
+def test_counts_do_not_depend_on_batches(valid_rows):
+    model = make_model()
+    options = {"draws": 2, "progress": False}
+    expected = count_chains(model, valid_rows, TOKENIZER, "paper", token_budget=300, **options)
+    actual = count_chains(model, valid_rows, TOKENIZER, "paper", token_budget=5000, **options)
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
+    assert expected.shape == (2, 40, 33, 3) and not np.array_equal(expected[0], expected[1])
+
+
+@pytest.mark.parametrize(("protocol", "candidates"), [("paper", 33), ("masked15", 20)])
+def test_a_model_that_knows_nothing_has_the_perplexity_of_its_alphabet(valid_rows, protocol, candidates):
+    model = make_model()
+    for parameter in model.lm_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    counts = count_chains(model, valid_rows, TOKENIZER, protocol, draws=1, progress=False)
+    assert summarize(counts)["perplexity"] == pytest.approx(candidates, rel=1e-5)
+    assert 0.12 < summarize(counts)["residues"] / sum(valid_rows["length"][:]) < 0.18
+
+
+def test_protocols_choose_the_same_residues_with_and_without_coordinates(valid_rows):
+    model = make_model()
+    with_ = count_chains(model, valid_rows, TOKENIZER, "masked15", draws=1, progress=False)
+    without = count_chains(model, valid_rows, TOKENIZER, "masked15", draws=1, without_coords=True, progress=False)
+    np.testing.assert_array_equal(with_[..., 0], without[..., 0])
+    assert not np.allclose(with_[..., 1], without[..., 1])
+    with pytest.raises(ValueError, match="`protocol` is 'mlm'"):
+        count_chains(model, valid_rows, TOKENIZER, "mlm")
+    for name in ("draws", "window", "token_budget"):
+        with pytest.raises(ValueError, match=f"`{name}` is 0; it must be at least"):
+            count_chains(model, valid_rows, TOKENIZER, **{name: 0})
+
+
+def test_bfloat16_perplexity_is_near_float32(valid_rows):
+    model = make_model()
+    options = {"draws": 1, "progress": False}
+    high = summarize(count_chains(model, valid_rows, TOKENIZER, **options))["perplexity"]
+    low = summarize(count_chains(model.to(torch.bfloat16), valid_rows, TOKENIZER, **options))["perplexity"]
+    assert low == pytest.approx(high, rel=0.02) and low != high
+
+
+def test_windows_cover_a_chain_and_overlap_by_half():
+    assert window_starts(100, 100) == [0]
+    assert window_starts(101, 100) == [0, 1]
+    assert window_starts(300, 100) == [0, 50, 100, 150, 200]
+    assert window_starts(310, 100) == [0, 50, 100, 150, 200, 210]
+
+
+def test_long_chains_are_averaged_over_windows():
+    """Against windows cut by hand; chains that fit are predicted as ever."""
+    model = make_model()
+    rows = load_rows(CHAINS, "valid").select(range(3))
+    batch = CoordformerProcessor()(chains=[rows[i] for i in range(3)])
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    window = sorted(lengths)[1] - 2  # the longest chain is cut, one just fits, one is shorter
+    with torch.no_grad():
+        actual, whole = predict_logits(model, batch, window), model(**batch).logits
+        long = int(np.argmax(lengths))
+        n = lengths[long]
+        total, visits = torch.zeros(n, 33), torch.zeros(n, 1)
+        for start in window_starts(n - 2, window):
+            index = [0, *range(start + 1, start + 1 + window), n - 1]
+            one = {name: batch[name][long : long + 1, index] for name in ("input_ids", "coords")}
+            total[index] += model(**one).logits[0]
+            visits[index] += 1
+    assert (visits[1:-1] >= 1).all() and visits.max() >= 2
+    torch.testing.assert_close(actual[long, :n], total / visits, atol=1e-5, rtol=0)
+    for row in range(3):
+        if row != long:
+            torch.testing.assert_close(actual[row, : lengths[row]], whole[row, : lengths[row]], atol=1e-5, rtol=0)
+
+
+def test_summary_reports_the_spread(valid_rows):
+    counts = count_chains(make_model(), valid_rows, TOKENIZER, draws=3, progress=False)
+    letters = {letter: TOKENIZER.convert_tokens_to_ids(letter) for letter in "ACDEFGHIKLMNPQRSTVWY"}
+    summary = json.loads(json.dumps(summarize_draws(counts, letters)))
+    assert len(summary["perplexity_by_draw"]) == 3
+    weights = counts[..., 0].sum(axis=(1, 2))
+    log_mean = np.average(np.log(summary["perplexity_by_draw"]), weights=weights)
+    assert math.log(summary["perplexity"]) == pytest.approx(log_mean, rel=1e-9)
+    low, high = summary["perplexity_interval"]
+    assert low < summary["perplexity"] < high
+
+
+def test_command_line(preset, tmp_path):
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "coordformer"]
+    done = subprocess.run(
+        [*command, "train", str(preset), "--output_dir", str(output), "--max_steps", "2", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["steps"] == 2
+    data = str(Path(preset).parent / "chains.parquet")
+    done = subprocess.run(
+        [*command, "evaluate", str(output), "--data", data, "--split", "valid", "--protocols", "masked15",
+         "--draws", "1", "--output", str(tmp_path / "report.json"), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == json.loads((tmp_path / "report.json").read_text())
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert set(json.loads(done.stdout)) >= {"masked15", "chains", "residues"}
+
+
+def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
+    (tmp_path / "esm").mkdir()
+    EsmConfig(vocab_size=33, pad_token_id=1).save_pretrained(tmp_path / "esm")
+    CoordformerProcessor().save_pretrained(tmp_path / "esm")
+    broken = tmp_path / "broken"
+    make_model().save_pretrained(broken)
+    CoordformerProcessor().save_pretrained(broken)
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:500])
+    newer, resized = tmp_path / "newer", tmp_path / "resized"  # a value that this version has not; other sizes
+    for folder, change in ((newer, {"coordinate_embedding": "newer"}), (resized, {"intermediate_size": 8})):
+        make_model().save_pretrained(folder)
+        CoordformerProcessor().save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+    (tmp_path / "empty.yaml").write_text("hidden_size: 16\nmax_steps:\n")
+    cut = tmp_path / "cut"
+    EsmForMaskedLM(EsmConfig(**SMALL_ESM)).save_pretrained(cut)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:500])
+    data = ["--data", str(Path(preset).parent / "chains.parquet")]
+    for arguments, message in (
+        (["train", "--output_dir", str(tmp_path / "x")], "--data is missing"),
+        (["train", str(preset), "--hidden_size", "50", "--num_attention_heads", "3"], "must be a multiple"),
+        (["train", str(tmp_path / "no.yaml")], "no.yaml"),
+        (["train", *data, "--hidden_dropout_prob", "1.5"], "--hidden_dropout_prob is 1.5; it is a share below 1"),
+        (["train", *data, "--mlm_probability", "0"], "--mlm_probability is 0.0; it is a share above 0"),
+        (
+            ["train", *data, "--gradient_accumulation_steps", "0"],
+            "--gradient_accumulation_steps is 0; it is at least 1",
+        ),
+        (["train", *data, "--save_only_model", "true"], "--save_only_model leaves nothing to go on from after a stop"),
+        (["train", *data, "--max_shard_size", "15M"], "--max_shard_size is 15M; give a size as 15MB, in KB, MB, GB"),
+        (["train", str(tmp_path / "empty.yaml")], "empty.yaml sets 'max_steps' to nothing; give a value, or leave"),
+        (["train", *data, "--init_from", str(broken)], "The weights in BROKEN are damaged or cut off"),
+        (["train", *data, "--init_from", str(cut)], "The weights in CUT are damaged or cut off"),
+        (["train", *data, "--sequence_encoder", str(cut), "--lm_head", "linear"], "The weights in CUT are damaged"),
+        (["convert", str(cut), str(tmp_path / "new"), "--kind", "esm"], "The weights in CUT are damaged or cut off"),
+        (["evaluate", str(tmp_path / "nothing"), *data], "nothing"),
+        (["evaluate", str(tmp_path / "esm"), *data], "esm cannot be loaded (it holds a esm model)"),
+        (["evaluate", str(broken), *data], "broken cannot be loaded"),
+        (["evaluate", str(newer), *data], "newer cannot be loaded"),
+        (["evaluate", str(resized), *data], "resized cannot be loaded"),
+        (["convert", str(tmp_path / "esm"), str(newer), "--kind", "esm"], "newer holds a model; give another folder"),
+        (["evaluate", str(Path(preset).parent), *data], "holds no processor"),
+        (
+            ["evaluate", str(broken), *data, "--output", str(tmp_path / "report.png")],
+            "give the name of a file that ends in .json",
+        ),
+    ):
+        assert main(arguments) == 1, arguments
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]
+        message = message.replace("BROKEN", str(broken)).replace("CUT", str(cut))
+        assert len(lines) == 1 and message in lines[0], lines
