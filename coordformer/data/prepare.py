@@ -7,17 +7,12 @@ Three steps, each of which can be stopped at any moment and called again:
 3. `assemble` merges duplicates, finds sequence clusters, splits, and writes the shards and what describes them.
 """
 
-import bz2
 import contextlib
-import gzip
 import hashlib
 import json
-import lzma
 import os
 import re
 import shutil
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,16 +29,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..model.structure import MAX_BYTES, SUFFIXES, Chain, find_structures, has_suffix, read_chains
+from ..model.structure import STRUCTURE_SUFFIXES, Chain, read_chains
 from .cluster import assign_splits, cluster_sequences, find_mmseqs
 from .files import write_atomically, write_text
+from .inputs import Reject, Source, is_archive, list_sources, read_contents, write_rejects
 from .rows import SCHEMA, chain_to_row, read_footer
 
-ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-MAX_EXPANSION = 200
-"""A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
-MAX_HEADER = 1024**2
-"""Bytes between the contents of two members: names and the like have some hundred, and `tarfile` sets no bound."""
 FILES_PER_PART = 64
 PARTS_WORTH_WORKERS = 8
 """Fewer are read sooner than other processes start, which takes some seconds."""
@@ -53,19 +44,6 @@ READING, DATA, JOB = "reading", "data", "job.json"
 REJECTS_KEY = b"coordformer.rejects"
 
 LARGE = {pa.string(): pa.large_string()}
-
-Reject = tuple[str, str, str]  # file, chain or "", reason
-
-
-@dataclass(frozen=True)
-class Source:
-    """A structure file, a member of a tar archive (`offset` is where its content begins), or a compressed archive as a
-    whole, which only can be read from its start."""
-
-    name: str
-    path: str
-    size: int
-    offset: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,85 +99,11 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
     Returns:
         The parts, and what cannot be read of the archives. A compressed archive is a part for itself.
     """
-    paths = find_structures(inputs, (*SUFFIXES, *ARCHIVES))
-    root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    parts: list[list[Source]] = []
-    sources: list[Source] = []
-    rejects: list[Reject] = []
-    for path in paths:
-        name = path.resolve().relative_to(root).as_posix()
-        if not has_suffix(path.name, ARCHIVES):
-            sources.append(Source(name, str(path), path.stat().st_size))
-        elif _opener(path):
-            parts.append([Source(name, str(path), path.stat().st_size)])
-        else:
-            for member in _members(path, name, rejects):
-                sources.append(Source(f"{name}/{member.name}", str(path), member.size, member.offset_data))
+    sources, rejects = list_sources(inputs)
+    parts = [[source] for source in sources if is_archive(source)]
+    sources = [source for source in sources if not is_archive(source)]
     parts += [sources[start : start + FILES_PER_PART] for start in range(0, len(sources), FILES_PER_PART)]
     return parts, rejects
-
-
-def _opener(path: Path) -> Any:
-    """What opens a compressed archive; its content says which, None where it is not compressed."""
-    with open(path, "rb") as file:
-        magic = file.read(6)
-    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-    return next((opener for start, opener in openers.items() if magic.startswith(start)), None)
-
-
-class _Allowance:
-    """A decompressed stream that gives out no more than `left` bytes."""
-
-    def __init__(self, file: Any):
-        self.file, self.left = file, MAX_HEADER
-
-    def read(self, size: int) -> bytes:
-        data: bytes = self.file.read(size)
-        self.left -= len(data)
-        if self.left < 0:
-            raise tarfile.ReadError(f"a header of more than {MAX_HEADER} bytes, a bomb?")
-        return data
-
-
-def _members(path: Path, name: str, rejects: list[Reject]) -> Iterator[Any]:
-    """The structure files in a tar archive: nothing of it is ever written to the disk.
-
-    Yields the headers, or of a compressed archive, which is read as a stream, pairs of a header and the bytes.
-    """
-    opener = _opener(path)
-    limit = MAX_EXPANSION * path.stat().st_size
-    last = "its start"
-    try:
-        with contextlib.ExitStack() as stack:
-            if opener is None:
-                archive = stack.enter_context(tarfile.open(path, "r:"))
-            else:
-                stream: Any = _Allowance(stack.enter_context(opener(path)))
-                archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
-            while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # or it keeps the headers of millions
-                if opener is not None:
-                    if member.offset_data + member.size > limit:
-                        rejects.append(
-                            (name, "", f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?")
-                        )
-                        return
-                    stream.left = member.size + MAX_HEADER
-                if not has_suffix(member.name):
-                    continue
-                last = member.name
-                if not member.isreg() or member.issparse():
-                    rejects.append((f"{name}/{member.name}", "", "a link or special file; only plain files are read"))
-                elif member.size > MAX_BYTES:
-                    rejects.append((f"{name}/{member.name}", "", f"larger than {MAX_BYTES} bytes; split the file"))
-                elif opener is not None:
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    yield member, file.read()
-                else:
-                    yield member
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        rejects.append((name, "", f"broken or cut off after {last} ({error}); get the archive again"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,34 +111,12 @@ def _members(path: Path, name: str, rejects: list[Reject]) -> Iterator[Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _contents(source: Source, rejects: list[Reject]) -> Iterator[tuple[str, bytes | str]]:
-    """Name and content, or what is wrong with it, of a source or of all members of a compressed archive."""
-    path = Path(source.path)
-    if source.offset is None and has_suffix(path.name, ARCHIVES):
-        for member, data in _members(path, source.name, rejects):
-            yield f"{source.name}/{member.name}", data
-        return
-    try:
-        if source.size > MAX_BYTES:
-            yield source.name, f"larger than {MAX_BYTES} bytes; split the file"
-            return
-        with open(path, "rb") as file:
-            file.seek(source.offset or 0)
-            data = file.read(source.size)
-    except (FileNotFoundError, PermissionError) as error:
-        if not path.parent.exists():  # a file system that is away for a moment must not cost a part
-            raise
-        yield source.name, f"cannot be read ({error.strerror})"
-        return
-    yield source.name, data if len(data) == source.size else "cut off: the archive ends within it; get it again"
-
-
 def _read_rows(
     part: Iterable[Source], settings: ReadSettings, rejects: list[Reject]
 ) -> Iterator[dict[str, Any] | None]:
     """The rows of a part, and a None after each file."""
     for source in part:
-        for name, data in _contents(source, rejects):
+        for name, data in read_contents(source, rejects, STRUCTURE_SUFFIXES):
             problems: list[tuple[str, str]] = []
             chains: list[Chain] = []
             try:
@@ -443,13 +325,6 @@ def assemble(
     )
     shutil.rmtree(output / READING, ignore_errors=True)
     return sheet
-
-
-def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
-    """Write what was left out, a line for each file or chain, with the reason."""
-    lines = ["file\tchain\treason"]
-    lines += ["\t".join(" ".join(str(value).split()) for value in reject) for reject in rejects]
-    write_text(path, "\n".join(lines) + "\n")
 
 
 class _ShardWriter:

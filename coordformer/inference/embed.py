@@ -24,12 +24,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.batching import fetch_rows, padded_slots, read_lengths, token_lengths
 from ..data.collator import CoordformerDataCollator
 from ..data.files import write_atomically, write_text
-from ..data.prepare import ROWS_AT_ONCE, Reject, write_rejects
+from ..data.inputs import SEQUENCE_SUFFIXES, Reject, find_structures, write_rejects
+from ..data.prepare import ROWS_AT_ONCE
 from ..data.rows import SCHEMA, chain_to_row
-from ..model.structure import SUFFIXES, Chain, find_structures, read_proteins
+from ..model.structure import STRUCTURE_SUFFIXES, Chain, read_proteins
 from .evaluate import digest_weights, load_checkpoint, open_chains, predict_in_windows
 
-SEQUENCE_SUFFIXES = (".fasta", ".fa", ".faa")
 POOLINGS = ("mean", "first", None)
 FORMATS = ("parquet", "safetensors")
 PLAN, CHAINS, REJECTS = "plan.json", "chains.parquet", "rejected.tsv"
@@ -215,7 +215,7 @@ def embed(
 
 def _list_files(inputs: Sequence[str | Path]) -> dict[str, Path]:
     """Structure and FASTA files by their names below the folder that they have in common."""
-    paths = find_structures(inputs, (*SUFFIXES, *SEQUENCE_SUFFIXES))
+    paths = find_structures(inputs, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES))
     root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     return {path.resolve().relative_to(root).as_posix(): path for path in paths}
 

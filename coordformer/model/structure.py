@@ -30,7 +30,7 @@ except ImportError:  # only reading a file needs it: a Chain can be made without
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 # BinaryCIF cannot be read; found all the same, it is reported and not overlooked.
-SUFFIXES = (".cif", ".mmcif", ".pdbx", ".pdb", ".ent", ".bcif")
+STRUCTURE_SUFFIXES = (".cif", ".mmcif", ".pdbx", ".pdb", ".ent", ".bcif")
 MAX_BYTES = 2 * 1024**3
 """Larger files (decompressed) are refused: the largest entry of the PDB has about 0.5 GiB, a gzip bomb has no end."""
 
@@ -50,6 +50,7 @@ _FORCE_FIELD_PARENTS = {
 }
 
 _BARE_SEQUENCE = re.compile(rb"[A-Za-z\s]+\*?\s*")
+_PIR = re.compile("(?:P1|F1|DL|DC|RL|RC|N1|N3|XX);")
 _MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*data_", re.IGNORECASE)
 _PDB_ATOM = re.compile(rb"^(?:ATOM  |HETATM)", re.MULTILINE)
 # gemmi reads 0.0 from a coordinate field without a number, so such a line must be found before.
@@ -121,42 +122,6 @@ class Chain:
         """bool `(L, len(atoms))`: which atoms have coordinates."""
         missing: np.ndarray = np.isnan(self.coords[..., 0])
         return ~missing
-
-
-def find_structures(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = SUFFIXES
-) -> list[Path]:
-    """Structure files among files and folders.
-
-    Args:
-        paths: one path or several. A file is taken as it is, whatever its name; a folder is searched, with all below
-            it, for names that end in .cif .mmcif .pdbx .pdb .ent .bcif, or one of these and .gz, in either case.
-
-    Returns:
-        The paths, sorted, each file once.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        StructureError: no file was found.
-    """
-    given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    found: dict[Path, Path] = {}
-    for path in given:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        files = (
-            [path]
-            if not path.is_dir()
-            else (file for file in path.rglob("*") if has_suffix(file.name, suffixes) and file.is_file())
-        )
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    if not found:
-        raise StructureError(
-            f"{', '.join(map(str, given)) or 'no path given'}: no structure file found; give files, or folders with "
-            f"names that end in {' '.join(suffixes)} (.gz)"
-        )
-    return sorted(found.values())
 
 
 def read_chains(
@@ -283,73 +248,70 @@ def _chains_of(
     return kept
 
 
-def read_sequences(path: str | os.PathLike[str], atoms: Sequence[str] = ("CA",)) -> list[Chain]:
-    """Read a FASTA file, plain or gzipped, as chains of which nothing is observed.
-
-    The id is the header up to the first space. Small letters count as capitals and `*` at the end is left out;
-    selenocysteine and pyrrolysine get the letter of their parent, B, Z and J are X.
-
-    Raises:
-        FileNotFoundError: no such file.
-        StructureError: the file is no FASTA, a sequence is empty or has another letter, or two have the same id.
-    """
-    path = Path(path)
-    return _sequences_of(_decompressed(_read_bytes(path), path), path, atoms)
-
-
-def _sequences_of(content: bytes, path: Path, atoms: Sequence[str]) -> list[Chain]:
-    """`read_sequences` of a decompressed file."""
-    if gemmi is None:
-        raise ImportError("reading sequence files needs gemmi: pip install gemmi")
-    try:
-        entries = gemmi.read_pir_or_fasta(content.decode())
-    except (RuntimeError, UnicodeDecodeError) as error:
-        raise StructureError(
-            f"{path}: no FASTA file ({error}); give a line >NAME and below it the letters of residues"
-        ) from error
-    chains: dict[str, Chain] = {}
-    for number, entry in enumerate(entries, 1):
-        name = (entry.header.split() or [f"sequence_{number}"])[0]
-        sequence = entry.seq.upper().translate(_FASTA_LETTERS)
-        unobserved = np.full((len(sequence), len(atoms), 3), np.nan)
-        try:
-            chain = Chain(name, sequence, unobserved, tuple(atoms), np.full(len(sequence), np.nan))
-        except ValueError as error:
-            raise StructureError(f"{path}: {error}") from error
-        if name in chains:
-            raise StructureError(f"{path}: two sequences have the id {name}; rename one")
-        chains[name] = chain
-    return list(chains.values())
-
-
 def read_proteins(
     path: str | os.PathLike[str],
     atoms: Sequence[str] = ("CA",),
     min_plddt: float | None = None,
     chain_ids: str | Iterable[str] | None = None,
+    problems: list[tuple[str, str]] | None = None,
+    data: bytes | None = None,
 ) -> list[Chain]:
-    """Read a structure file (`read_chains`) or a FASTA file (`read_sequences`); its content says which it is.
+    """Read a structure file (`read_chains`) or a FASTA file, plain or gzipped; its content says which it is.
+
+    The sequences of a FASTA file become chains of which nothing is observed. The id is the header up to the first
+    space. Small letters count as capitals and `*` at the end is left out; selenocysteine and pyrrolysine get the letter
+    of their parent, B, Z and J are X.
+
+    Args:
+        path, atoms, chain_ids, data: as of `read_chains`.
+        min_plddt: as of `read_chains`, of a structure file only.
+        problems: as of `read_chains`; so is a sequence that is empty, has another letter or the id of one before.
 
     Raises:
-        ValueError: `min_plddt` with a FASTA file, `chain_ids` that it does not have, and what the two readers raise.
+        FileNotFoundError: no such file.
+        StructureError: the file is no FASTA, lacks a sequence of `chain_ids`; or, if `problems` is None, a sequence
+            is unusable.
+        ValueError: `min_plddt` with a FASTA file, and what `read_chains` raises.
     """
     path = Path(path)
-    content = _decompressed(_read_bytes(path), path)
+    content = _decompressed(_read_bytes(path) if data is None else data, path)
     if _BARE_SEQUENCE.fullmatch(content):
         raise StructureError(f"{path}: a sequence without a name; put a line >NAME above it")
     if not content.lstrip().startswith(b">"):
-        return _chains_of(content, path, atoms, min_plddt, chain_ids)
+        return _chains_of(content, path, atoms, min_plddt, chain_ids, problems)
     if min_plddt is not None:
         raise ValueError(f"{path}: min_plddt={min_plddt} needs a predicted structure, but this is a FASTA file")
-    chains = _sequences_of(content, path, atoms)
-    if chain_ids is None:
-        return chains
-    wanted = [chain_ids] if isinstance(chain_ids, str) else list(chain_ids)
-    if absent := set(wanted) - {chain.id for chain in chains}:
-        raise StructureError(
-            f"{path}: no sequence {', '.join(sorted(absent))}; the file has {', '.join(chain.id for chain in chains)}"
-        )
-    return [chain for chain in chains if chain.id in wanted]
+    try:
+        records = list(_fasta_records(content.decode()))
+    except UnicodeDecodeError as error:
+        raise StructureError(f"{path}: no FASTA file ({error}); save it as UTF-8") from error
+    if chain_ids is not None:
+        wanted = [chain_ids] if isinstance(chain_ids, str) else list(chain_ids)
+        names = [name for name, _ in records]
+        if absent := sorted(set(wanted) - set(names)):
+            raise StructureError(f"{path}: no sequence {', '.join(absent)}; the file has {', '.join(names)}")
+        records = [record for record in records if record[0] in wanted]
+    chains: dict[str, Chain] = {}
+    for name, sequence in records:
+        missing = np.full((len(sequence), len(atoms), 3), np.nan)
+        try:
+            if name in chains:
+                raise ValueError(f"chain {name}: two sequences have this id; rename one")
+            chains[name] = Chain(name, sequence, missing, tuple(atoms), np.full(len(sequence), np.nan))
+        except ValueError as error:
+            if problems is None:
+                raise StructureError(f"{path}: {error}") from error
+            problems.append((name, str(error).removeprefix(f"chain {name}: ")))
+    return list(chains.values())
+
+
+def _fasta_records(text: str) -> Iterator[tuple[str, str]]:
+    """Ids and letters of a FASTA file, or of a PIR file, which has a line of description below each header."""
+    for number, record in enumerate(re.split(r"^>", text.lstrip(), flags=re.MULTILINE)[1:], 1):
+        header, *lines = record.splitlines() or [""]
+        lines = lines[_PIR.match(header) is not None :]
+        letters = "".join("".join(lines).split()).removesuffix("*")
+        yield (header.split() or [f"sequence_{number}"])[0], letters.upper().translate(_FASTA_LETTERS)
 
 
 class _ChainError(Exception):
@@ -862,14 +824,9 @@ def _gunzip(data: bytes, path: Path) -> bytes:
     return b"".join(parts)
 
 
-def has_suffix(name: str, suffixes: Sequence[str] = SUFFIXES) -> bool:
-    """Whether a file's name ends like that of a structure, or in .gz after it."""
-    return name.lower().removesuffix(".gz").endswith(tuple(suffixes))
-
-
 def _stem(path: Path) -> str:
     name = path.name
-    for suffix in (".gz", *SUFFIXES):
+    for suffix in (".gz", *STRUCTURE_SUFFIXES):
         if name.lower().endswith(suffix):
             name = name[: -len(suffix)]
     return name

@@ -34,9 +34,9 @@ import pyarrow.parquet as pq
 from bars import draw_bars
 from harness import take_turns, write_record
 
+from coordformer.data.inputs import find_structures
 from coordformer.data.prepare import DATA, FILES_PER_PART, part_path, prepare
 from coordformer.data.rows import SCHEMA
-from coordformer.model.structure import find_structures
 
 HERE = Path(__file__).parent
 BIOPYTHON = "Biopython, 1 process"

@@ -25,7 +25,8 @@ from Bio.Data.PDBData import protein_letters_3to1_extended
 from Bio.PDB.MMCIFParser import MMCIFParser
 from harness import take_turns, write_record
 
-from coordformer.model.structure import find_structures, read_chains
+from coordformer.data.inputs import find_structures
+from coordformer.model.structure import read_chains
 
 HERE = Path(__file__).parent
 Result = dict[str, tuple[str, np.ndarray]]

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import CHAINS, STRUCTURES
 
-from coordformer import preparation, read_chains
+from coordformer import read_chains
+from coordformer.data import prepare as preparation
 from coordformer.data.prepare import (
     FILES_PER_PART,
     ReadSettings,

@@ -14,10 +14,8 @@ from coordformer.model import structure
 from coordformer.model.structure import (
     Chain,
     StructureError,
-    find_structures,
     read_chains,
     read_proteins,
-    read_sequences,
 )
 
 DATA = Path(__file__).parents[1] / "data" / "structures"
@@ -751,7 +749,7 @@ def test_module_stands_alone():
     assert imports <= sys.stdlib_module_names | {"numpy", "gemmi"}
 
 
-# --- Chain and find_structures -----------------------------------------------------------------------------------
+# --- Chain -----------------------------------------------------------------------------------
 
 
 def test_chain_knows_its_length_and_what_is_observed():
@@ -783,27 +781,6 @@ def test_chain_refuses_what_does_not_fit(changes, reason):
         Chain(**{**values, **changes})
 
 
-def test_find_structures(tmp_path):
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    names = ["b.cif", "a.pdb.gz", "deep/c.ENT", "deep/er/d.mmcif.gz", "deep/e.pdbx", "deep/f.bcif.gz"]
-    for name in [*names, "g.txt", "h.gz", "deep/odd.name"]:
-        (tmp_path / name).touch()
-    assert find_structures(tmp_path) == sorted(tmp_path / name for name in names)
-    odd = tmp_path / "deep" / "odd.name"
-    assert find_structures([odd, str(tmp_path / "deep"), tmp_path / "deep" / "c.ENT"]) == sorted(
-        [odd, *(tmp_path / name for name in names[2:])]
-    )
-
-
-def test_find_structures_without_result(tmp_path):
-    with pytest.raises(StructureError, match="no structure file found"):
-        find_structures(tmp_path)
-    with pytest.raises(StructureError, match="no path given"):
-        find_structures([])
-    with pytest.raises(FileNotFoundError, match="absent"):
-        find_structures([tmp_path / "absent"])
-
-
 # --- Sequences ---------------------------------------------------------------------------------------------------
 
 
@@ -828,11 +805,10 @@ def test_the_content_says_whether_it_is_a_structure(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("MKV", "no FASTA file .*start with"),
-        (">a\nMK1\n", "no FASTA file .*unexpected character"),
+        (">a\nMK1\n", "chain a: letters '1'"),
         (">a\nMK-V\n", "chain a: letters '-'"),
         (">a\n>b\nMK\n", "chain a: the sequence is empty"),
-        (">a x\nMK\n>a y\nMK\n", "two sequences have the id a; rename one"),
+        (">a x\nMK\n>a y\nMK\n", "chain a: two sequences have this id; rename one"),
         ("", "empty file"),
     ],
 )
@@ -840,7 +816,7 @@ def test_broken_sequence_files(tmp_path, text, message):
     path = tmp_path / "bad.fasta"
     path.write_text(text)
     with pytest.raises(StructureError, match=f"bad.fasta: {message}"):
-        read_sequences(path)
+        read_proteins(path)
 
 
 def test_what_a_sequence_file_has_not(tmp_path):
@@ -853,3 +829,20 @@ def test_what_a_sequence_file_has_not(tmp_path):
     path.write_text("MKVLAAG\nWYF*\n")
     with pytest.raises(StructureError, match="one.fasta: a sequence without a name; put a line >NAME above it"):
         read_proteins(path)
+
+
+def test_one_bad_sequence_does_not_cost_the_others(tmp_path):
+    """Given as bytes, as from an archive; the last one is a PIR record with its line of description."""
+    text = b">a x\nMK\n>b\nM1\n>a y\nMKV\n>\n>e\nGA*\n>P1;f\nA lysine\nMKK*\n"
+    problems = []
+    chains = read_proteins("set.tar/some.fasta", problems=problems, data=text)
+    assert [(chain.id, chain.sequence) for chain in chains] == [("a", "MK"), ("e", "GA"), ("P1;f", "MKK")]
+    reasons = ["letters '1'", "two sequences have this id", "the sequence is empty"]
+    assert [name for name, _ in problems] == ["b", "a", "sequence_4"]
+    assert all(reason in said for reason, (_, said) in zip(reasons, problems, strict=True))
+    assert [chain.id for chain in read_proteins("some.fasta", chain_ids="e", data=text)] == ["e"]
+    with pytest.raises(StructureError, match=r"set.tar/some.fasta: chain b: letters '1'"):
+        read_proteins("set.tar/some.fasta", data=text)
+    entry = gzip.decompress((DATA / "1orc.pdb.gz").read_bytes())
+    (chain,) = read_proteins("some.pdb", problems=problems, data=entry)
+    assert chain.id == "1ORC_A"

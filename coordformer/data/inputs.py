@@ -1,0 +1,225 @@
+"""What a verb may be given: files, folders that are searched for them, and tar archives of them.
+
+An archive is read where it lies: nothing of it is ever written to the disk, and no bomb in it fills the memory.
+"""
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES, StructureError
+from .files import write_text
+
+SEQUENCE_SUFFIXES = (".fasta", ".fa", ".faa")
+ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+MAX_EXPANSION = 200
+"""A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
+MAX_HEADER = 1024**2
+"""Bytes between the contents of two members: names and the like have some hundred, and `tarfile` sets no bound."""
+
+Reject = tuple[str, str, str]  # file, chain or "", reason
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, a member of a tar archive, or a compressed archive as a whole, which only can be read from its start.
+
+    Attributes:
+        name: path below the folder that all inputs have in common; of a member `archive/member`.
+        path: of the file or archive.
+        size: bytes, of a member those of the member.
+        offset: of a member, where its content begins in the archive.
+    """
+
+    name: str
+    path: str
+    size: int
+    offset: int | None = None
+
+
+def has_suffix(name: str, suffixes: Sequence[str]) -> bool:
+    """Whether a file's name ends in one of `suffixes`, or in .gz after it, in either case."""
+    return name.lower().removesuffix(".gz").endswith(tuple(suffixes))
+
+
+def find_structures(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = STRUCTURE_SUFFIXES
+) -> list[Path]:
+    """Structure files among files and folders.
+
+    Args:
+        paths: one path or several. A file is taken as it is, whatever its name; a folder is searched, with all below
+            it, for names that end in one of `suffixes`, or one of these and .gz, in either case.
+        suffixes: the default is .cif .mmcif .pdbx .pdb .ent .bcif.
+
+    Returns:
+        The paths, sorted, each file once.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        StructureError: no file was found.
+    """
+    given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    found: dict[Path, Path] = {}
+    for path in given:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
+        files = [path]
+        if path.is_dir():
+            files = [file for file in path.rglob("*") if has_suffix(file.name, suffixes) and file.is_file()]
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise StructureError(
+            f"{', '.join(map(str, given)) or 'no path given'}: no structure file found; give files, or folders with "
+            f"names that end in {' '.join(suffixes)} (.gz)"
+        )
+    return sorted(found.values())
+
+
+def list_sources(
+    inputs: Sequence[str | Path], suffixes: Sequence[str] = STRUCTURE_SUFFIXES
+) -> tuple[list[Source], list[Reject]]:
+    """List what there is to read.
+
+    Args:
+        inputs: files, which are taken whatever their names, tar archives, and folders that are searched for both.
+        suffixes: endings of the files that folders and archives are searched for, such as `STRUCTURE_SUFFIXES`.
+
+    Returns:
+        The sources, sorted by path, in a plain archive as they lie there; and what cannot be read of the archives.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        StructureError: no file was found.
+    """
+    paths = find_structures(inputs, (*suffixes, *ARCHIVES))
+    root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    sources: list[Source] = []
+    rejects: list[Reject] = []
+    for path in paths:
+        name = path.resolve().relative_to(root).as_posix()
+        if has_suffix(path.name, ARCHIVES) and not _opener(path):
+            for member in _members(path, name, suffixes, rejects):
+                sources.append(Source(f"{name}/{member.name}", str(path), member.size, member.offset_data))
+        else:
+            sources.append(Source(name, str(path), path.stat().st_size))
+    return sources, rejects
+
+
+def is_archive(source: Source) -> bool:
+    """Whether a source is a compressed archive, of many files."""
+    return source.offset is None and has_suffix(source.path, ARCHIVES)
+
+
+def read_contents(
+    source: Source, rejects: list[Reject], suffixes: Sequence[str] = (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES)
+) -> Iterator[tuple[str, bytes | str]]:
+    """Read a source, or all members of a compressed archive, one after another.
+
+    Args:
+        source: of `list_sources`.
+        rejects: gets what cannot be read of a compressed archive.
+        suffixes: endings of the members that are read of a compressed archive.
+
+    Yields:
+        Name and content, as it lies there (gzipped ones too), or as a string what is wrong with it.
+
+    Raises:
+        OSError: the folder of the file is gone, or its disk fails.
+    """
+    path = Path(source.path)
+    if is_archive(source):
+        for member, data in _members(path, source.name, suffixes, rejects):
+            yield f"{source.name}/{member.name}", data
+        return
+    try:
+        if source.size > MAX_BYTES:
+            yield source.name, f"larger than {MAX_BYTES} bytes; split the file"
+            return
+        with open(path, "rb") as file:
+            file.seek(source.offset or 0)
+            data = file.read(source.size)
+    except (FileNotFoundError, PermissionError) as error:
+        if not path.parent.exists():  # a file system that is away for a moment must not cost a part
+            raise
+        yield source.name, f"cannot be read ({error.strerror})"
+        return
+    yield source.name, data if len(data) == source.size else "cut off: the archive ends within it; get it again"
+
+
+def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
+    """Write what was left out, a line for each file or chain, with the reason."""
+    lines = [("file", "chain", "reason"), *rejects]
+    write_text(path, "".join("\t".join(" ".join(value.split()) for value in line) + "\n" for line in lines))
+
+
+def _opener(path: Path) -> Any:
+    """What opens a compressed archive; its content says which, None where it is not compressed."""
+    with open(path, "rb") as file:
+        magic = file.read(6)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    return next((opener for start, opener in openers.items() if magic.startswith(start)), None)
+
+
+class _Allowance:
+    """A decompressed stream that gives out no more than `left` bytes."""
+
+    def __init__(self, file: Any):
+        self.file, self.left = file, MAX_HEADER
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self.file.read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise tarfile.ReadError(f"a header of more than {MAX_HEADER} bytes, a bomb?")
+        return data
+
+
+def _members(path: Path, name: str, suffixes: Sequence[str], rejects: list[Reject]) -> Iterator[Any]:
+    """The files in a tar archive whose names end in `suffixes`.
+
+    Yields the headers, or of a compressed archive, which is read as a stream, pairs of a header and the bytes.
+    """
+    opener = _opener(path)
+    limit = MAX_EXPANSION * path.stat().st_size
+    last = "its start"
+    try:
+        with contextlib.ExitStack() as stack:
+            if opener is None:
+                archive = stack.enter_context(tarfile.open(path, "r:"))
+            else:
+                stream: Any = _Allowance(stack.enter_context(opener(path)))
+                archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # or it keeps the headers of millions
+                if opener is not None:
+                    if member.offset_data + member.size > limit:
+                        rejects.append(
+                            (name, "", f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?")
+                        )
+                        return
+                    stream.left = member.size + MAX_HEADER
+                if not has_suffix(member.name, suffixes):
+                    continue
+                last = member.name
+                if not member.isreg() or member.issparse():
+                    rejects.append((f"{name}/{member.name}", "", "a link or special file; only plain files are read"))
+                elif member.size > MAX_BYTES:
+                    rejects.append((f"{name}/{member.name}", "", f"larger than {MAX_BYTES} bytes; split the file"))
+                elif opener is not None:
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    yield member, file.read()
+                else:
+                    yield member
+    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        rejects.append((name, "", f"broken or cut off after {last} ({error}); get the archive again"))
