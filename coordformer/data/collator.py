@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..model.modeling_coordformer import IGNORED_LABEL
-from ..model.processing_coordformer import SPECIAL_TOKENS, chain_arrays
+from ..model.processing_coordformer import chain_arrays
 from ..model.structure import AMINO_ACIDS
-from .geometry import rotations_from_normals
+from ..model.windows import SPECIAL_TOKENS
 
 PROTOCOLS = ("paper", "masked15")
 
@@ -47,6 +47,30 @@ def normal(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
     return radius * np.cos(2 * np.pi * uniform(keys, places + np.uint64(1)))
 
 
+def rotations_from_normals(normals: torch.Tensor) -> torch.Tensor:
+    """Turn standard normal matrices into rotations that are uniform on SO(n).
+
+    Args:
+        normals: independent standard normal numbers, (..., n, n).
+
+    Returns:
+        Rotation matrices (orthogonal, determinant 1), (..., n, n).
+
+    Reference: Mezzadri, "How to generate random matrices from the classical compact groups", 2007: the QR
+    decomposition is made unique by a positive diagonal of R, which makes Q uniform on O(n); a column of those with
+    determinant -1 is then negated.
+
+    Examples:
+        >>> rotation = rotations_from_normals(torch.randn(3, 3))
+        >>> torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-5)
+        True
+    """
+    q, r = torch.linalg.qr(normals)
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    flip = torch.linalg.det(q).sign().unsqueeze(-1)
+    return torch.cat((q[..., :1] * flip.unsqueeze(-1), q[..., 1:]), dim=-1)
+
+
 @dataclass
 class CoordformerDataCollator:
     """Masked-LM batches of chains with coordinates.
@@ -55,7 +79,7 @@ class CoordformerDataCollator:
     is what `ChainBatches` yields. A sequence is a string of letters or, where tokens are longer (chemical elements), a
     list of tokens. A row with an `epoch` draws its random numbers from (seed, epoch, id); a row without one draws them
     from torch's global generator, as the collators of Transformers do. A row with `augment` False is masked and
-    cropped, but neither turned nor made noisy, and keeps its coordinates. Rows with a `packed_length` become one row of
+    cropped, but has no rotation, no noise, and all of its coordinates. Rows with a `packed_length` become one row of
     that many tokens, or if it is 0 of as many as they have.
 
     Args:
@@ -66,9 +90,9 @@ class CoordformerDataCollator:
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
         mlm_probability: probability with which a residue is chosen; one is in any case, unless this is 0: then nothing
             is masked, as for embedding chains.
-        rotate: bring a random rotation for each chain, by which the model turns it about its center.
+        rotate: give a random rotation for each chain, by which the model rotates it about its center.
         noise: standard deviation in Å of Gaussian noise on each coordinate.
-        drop_coords: probability with which all coordinates of a chain are withheld.
+        drop_coords: probability with which a chain is without any coordinates.
         max_length: longer chains are cropped to this many contiguous residues, at random.
         seed: of all random numbers.
         alphabet: the letters, or the list of tokens, that may be masked under `"masked15"` and that random replacements
@@ -192,9 +216,8 @@ class CoordformerDataCollator:
             batch["coords"] = batch["coords"].squeeze(2)
         if self.rotate:
             rotations = self._rotations(keys, augment)
-            if "sequence_id" in layout:  # of which padding at the end is one more
-                more = layout["sequence_id"][0, -1] + 1 - len(rows)
-                rotations = np.concatenate((rotations, np.tile(np.eye(self.dim, dtype=np.float32), (more, 1, 1))))
+            if "sequence_id" in layout and layout["sequence_id"][0, -1] == len(rows):  # the segment of the padding
+                rotations = np.concatenate((rotations, np.eye(self.dim, dtype=np.float32)[None]))
             batch["rotations"] = rotations.reshape(shape[0], -1, self.dim, self.dim)
         batch |= layout
         return {name: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for name, x in batch.items()}
@@ -216,7 +239,7 @@ class CoordformerDataCollator:
         ends = lengths.cumsum()
         if packed_length and ends[-1] > packed_length:
             raise ValueError(f"{len(lengths)} chains with {ends[-1]} tokens do not fit in a row of {packed_length}.")
-        # Padding at the end is one more segment, of tokens that nothing asks for.
+        # Padding at the end is one more segment, whose outputs nobody uses.
         sizes = lengths if packed_length in (0, ends[-1]) else np.append(lengths, packed_length - ends[-1])
         bounds = torch.from_numpy(np.append(0, sizes.cumsum()).astype(np.int32))
         return {
@@ -257,7 +280,7 @@ class CoordformerDataCollator:
         """What stands in the input where `letters` are to be predicted."""
         if self.masking == "masked15":
             return np.full_like(letters, self._special["mask"])
-        # From 0.8 to 0.9 the number also says which residue of the alphabet.
+        # From 0.8 to 0.9 the number also decides which residue of the alphabet.
         pick = ((fate - 0.8).clip(0, 0.0999999) * 10 * len(self._alphabet_ids)).astype(np.int64)
         replaced = np.where(fate < 0.9, self._alphabet_ids[pick], letters)
         return np.where(fate < 0.8, self._special["mask"], replaced)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from ..data.collator import rotations_from_normals
 from ..data.files import write_atomically
-from ..data.geometry import rotations_from_normals
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerModel, CoordinateEmbedding, DistanceBias
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from coordformer import CoordformerConfig, CoordformerModel, CoordformerProcessor, read_chains
-from coordformer.data.geometry import rotations_from_normals
+from coordformer.data.collator import rotations_from_normals
 from coordformer.inference.figures import save_figure
 from coordformer.training.point_clouds import gaussian_maps
 

@@ -21,8 +21,7 @@ from harness import take_turns, write_record
 
 from coordformer import build_tokenizer
 from coordformer.data.batching import ChainBatches
-from coordformer.data.collator import CoordformerDataCollator
-from coordformer.data.geometry import rotations_from_normals
+from coordformer.data.collator import CoordformerDataCollator, rotations_from_normals
 from coordformer.data.rows import load_rows
 from coordformer.model.structure import AMINO_ACIDS
 

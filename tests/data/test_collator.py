@@ -8,8 +8,7 @@ import torch
 from conftest import assert_same_geometry
 
 from coordformer import build_tokenizer
-from coordformer.data.collator import CoordformerDataCollator, normal, splitmix, uniform
-from coordformer.data.geometry import rotations_from_normals
+from coordformer.data.collator import CoordformerDataCollator, normal, rotations_from_normals, splitmix, uniform
 from coordformer.model.modeling_coordformer import rotate_coordinates, segment_bounds, segment_runs
 
 TOKENIZER = build_tokenizer()

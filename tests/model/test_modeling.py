@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerModel, build_tokenizer
-from coordformer.data.collator import CoordformerDataCollator
-from coordformer.data.geometry import rotations_from_normals
+from coordformer.data.collator import CoordformerDataCollator, rotations_from_normals
 from coordformer.model.modeling_coordformer import SEGMENT_BOUNDS, DistanceBias, segment_bounds
 
 AUTO = {

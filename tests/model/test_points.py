@@ -7,7 +7,7 @@ from conftest import STRUCTURES, make_config, make_model, outputs_of, pad_rows, 
 from transformers import EsmConfig, EsmForMaskedLM
 
 from coordformer import CoordformerProcessor, from_esm, read_chains
-from coordformer.data.geometry import rotations_from_normals
+from coordformer.data.collator import rotations_from_normals
 from coordformer.model.modeling_coordformer import (
     NEIGHBOURS,
     EdgeFeatures,
