@@ -86,7 +86,8 @@ def bundle(arguments: Namespace) -> tuple[dict[str, Any], str]:
 
 
 def train(arguments: Namespace) -> tuple[dict[str, Any], str]:
-    from .training.train import parse_arguments, train
+    from .training.arguments import parse_arguments
+    from .training.train import train
 
     quiet = ["--disable_tqdm", "true"] if arguments.quiet else []
     model_args, data_args, args = parse_arguments([*arguments.options, *quiet])

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from coordformer.training.train import DataArguments, ModelArguments
+from coordformer.training.arguments import DataArguments, ModelArguments
 from coordformer_command import build_parser
 
 ROOT = Path(__file__).parent.parent

@@ -1,6 +1,6 @@
 """What a run leaves beside its results: its settings, the contents it read by hash, the code and command it ran.
 
-One guard for every verb that fills a folder: `begin_run` writes `run.json`, and refuses a folder that holds another run.
+One guard for every verb that fills a folder: `begin_run` writes `run.json`, and refuses a folder of another run.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def begin_run(
     holds_results: bool,
     passing: Collection[str] = (),
     defaults: Mapping[str, Any] | None = None,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> bool:
     """Claim a folder for a run, or find that it goes on with one.
 
@@ -34,6 +35,7 @@ def begin_run(
             written anew.
         passing: names of settings that may differ, such as where the same data lies.
         defaults: values of settings that a `run.json` of an older version does not have, by name.
+        upgrade: makes today's settings of those of an older version; a ValueError or KeyError says that it cannot.
 
     Returns:
         Whether the folder held this run already.
@@ -43,19 +45,19 @@ def begin_run(
     """
     folder = Path(folder)
     path = folder / RUN
-    wanted = json.loads(json.dumps(settings))
+    wanted = _as_json(settings)
     if not holds_results:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
         return False
     fix = "choose another output folder, or delete it"
     try:
-        before = dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+        before = dict(_flat(_as_json(upgrade(json.loads(path.read_text(encoding="utf-8"))))))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds results without a {RUN}, of nobody knows which run; {fix}.") from None
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {fix}.") from error
-    defaults = json.loads(json.dumps(dict(defaults or {})))
+    defaults = _as_json(defaults or {})
     changed = [
         f"{name}: {was!r} -> {value!r}"
         for name, value in _flat(wanted)
@@ -65,6 +67,10 @@ def begin_run(
     if changed:
         raise ValueError(f"{folder} holds another run ({'; '.join(changed)}); {fix}.")
     return True
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(dict(settings)))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

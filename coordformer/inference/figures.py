@@ -1,4 +1,4 @@
-"""Logs as CSV and curves as PNG."""
+"""Curves and bars as PNG."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.files import write_atomically, write_text
+from ..data.files import write_atomically
 
 logger = logging.getLogger(__name__)
-
-
-def write_log(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write the numbers of `trainer.state.log_history` as CSV: step, metric, value."""
-    lines = ["step,metric,value"]
-    for entry in history:
-        for name, value in entry.items():
-            if name != "step" and isinstance(value, (int, float)):
-                lines.append(f"{entry['step']},{name},{value!r}")
-    write_text(Path(path), "\n".join(lines) + "\n")
 
 
 def new_figure(size: tuple[float, float], path: str | Path) -> Any:

@@ -29,6 +29,7 @@ from torch import nn
 from coordformer import CoordformerConfig, build_tokenizer
 from coordformer.data.collator import PROTOCOLS
 from coordformer.data.files import write_atomically
+from coordformer.data.records import hash_data
 from coordformer.data.rows import load_rows
 from coordformer.inference.evaluate import (
     coordinates_of,
@@ -38,7 +39,6 @@ from coordformer.inference.evaluate import (
     load_checkpoint,
     summarize_draws,
 )
-from coordformer.training.train import hash_data
 
 WITHHELD = ", coordinates withheld"
 FREQUENCIES = "frequencies of the residues"

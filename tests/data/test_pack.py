@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 from coordformer.data.batching import ChainBatches, fetch_rows
 from coordformer.data.pack import PackedChains, write_pack
 from coordformer.data.rows import load_rows
-from coordformer.training.train import parse_arguments, train
+from coordformer.training.arguments import parse_arguments
+from coordformer.training.train import train
 from coordformer_command import main
 
 TINY = """\

@@ -25,7 +25,8 @@ from coordformer.hub.export import check_reload, export, find_template, requirem
 from coordformer.inference.evaluate import evaluate
 from coordformer.model.configuration_coordformer import AUTO_MAP
 from coordformer.model.pipeline_coordformer import CUSTOM_PIPELINES
-from coordformer.training.train import parse_arguments, train
+from coordformer.training.arguments import parse_arguments
+from coordformer.training.train import train
 
 ROOT = Path(__file__).parents[2]
 CODE = {f"{name}.py" for name in HUB_FILES - {"pipeline_coordformer"}}  # that every saved folder carries

@@ -24,7 +24,8 @@ from coordformer import (
 )
 from coordformer.data.rows import load_rows
 from coordformer.inference.evaluate import load_checkpoint
-from coordformer.training.train import parse_arguments, train
+from coordformer.training.arguments import parse_arguments
+from coordformer.training.train import train
 from coordformer_command import main
 
 PACKAGE = Path(__file__).parents[2] / "coordformer"

@@ -17,7 +17,8 @@ from coordformer.model.modeling_coordformer import (
     local_frame_coordinates,
     nearest_neighbors,
 )
-from coordformer.training.train import ModelArguments, build_model
+from coordformer.training.arguments import ModelArguments
+from coordformer.training.train import build_model
 
 WAYS = {
     "local": {"coordinate_embedding": "local_frame"},

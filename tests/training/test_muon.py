@@ -5,8 +5,9 @@ import torch
 from conftest import CHAINS, make_model
 from safetensors.torch import load_file
 
+from coordformer.training.arguments import parse_arguments
 from coordformer.training.muon import MuonAdamW, parameter_groups
-from coordformer.training.train import parse_arguments, train
+from coordformer.training.train import train
 
 
 def model_and_groups(**fields):

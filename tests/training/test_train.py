@@ -25,15 +25,9 @@ from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.rows import load_rows
 from coordformer.hub.export import training_facts
 from coordformer.inference.evaluate import evaluate
-from coordformer.training.train import (
-    ModelArguments,
-    _describe_command,
-    build_model,
-    earlier_training,
-    last_whole_checkpoint,
-    parse_arguments,
-    train,
-)
+from coordformer.data.records import describe_command
+from coordformer.training.arguments import ModelArguments, parse_arguments
+from coordformer.training.train import build_model, earlier_training, last_whole_checkpoint, train
 from coordformer_command import main
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -465,7 +459,7 @@ def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
 
 def test_the_record_of_a_command_has_no_token():
     options = ["tiny.yaml", "--hub_token", "hf_secret", "--data", "/home/me/chains", "--hub_token=hf_secret"]
-    assert _describe_command(options) == "coordformer train tiny.yaml --hub_token ... --data chains --hub_token=..."
+    assert describe_command("train", options) == "coordformer train tiny.yaml --hub_token ... --data chains --hub_token=..."
 
 
 def test_a_finished_training_stays_as_it_is(preset, tmp_path):

@@ -1,0 +1,155 @@
+"""The options of `coordformer train`: of the model, of its data, and those of `TrainingArguments`; YAML presets."""
+
+import difflib
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """The model to train: a new one of the given shape, or one to go on from.
+
+    Options with the name of a field of `CoordformerConfig` are that field.
+    """
+
+    init_from: str | None = _option(None, "Hub name or folder of a Coordformer or ESM-2 checkpoint to start from.")
+    sequence_encoder: str | None = _option(
+        None, "Hub name or folder of an ESM-2 to put in front of a new model, frozen; needs --lm_head linear."
+    )
+    hidden_size: int = _option(320, "Width (of a new model, as all that follows).")
+    num_hidden_layers: int = _option(6, "Layers.")
+    num_attention_heads: int = _option(20, "Attention heads.")
+    intermediate_size: int = _option(1280, "Width of the feed-forward layers.")
+    position_embedding_type: str = _option("rotary", "rotary, absolute, sinusoidal or none.")
+    hidden_act: str = _option("gelu", "Activation of the feed-forward layers.")
+    lm_head: str = _option("esm", "esm, or linear (the paper's).")
+    coordinate_embedding: str = _option(
+        "linear",
+        "linear (the paper's), quadratic (and |x|^2), local_frame (neighbors along the chain, in the residue's "
+        "backbone frame) or none.",
+    )
+    coordinate_init: str = _option(
+        "normal", "normal, or gaussian: the heads of the first layer start as Gaussians of distance."
+    )
+    num_distance_bins: int = _option(
+        0, "Distances between which an attention bias is linear; 0: none. Its batches are padded."
+    )
+    num_qk_points: int = _option(0, "Query and key points of each head in invariant point attention; 0: none.")
+    num_v_points: int | None = _option(None, "Value points of each head; default: as --num_qk_points.")
+    num_neighbors: int = _option(
+        0, "k of the k-nearest-neighbor graph over which messages are passed; 0: none. Needs --num_qk_points."
+    )
+    message_gating: bool = _option(False, "Wider messages with a gate: more accurate, slower, need more memory.")
+    coordinate_atoms: list[str] = field(
+        default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
+    )
+    hidden_dropout_prob: float | None = _option(None, "Dropout after each layer; default: that of --init_from, or 0.")
+    attn_implementation: str | None = _option(
+        None,
+        "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa.",
+    )
+    compile_layers: bool = _option(
+        False, "torch.compile each layer; packed rows are then filled up to the token budget."
+    )
+    muon: bool = _option(False, "Muon for the hidden matrices, AdamW for all else, with one learning rate.")
+    max_shard_size: str | None = _option(None, "Largest file of the final weights, such as 15MB; default: one file.")
+
+
+@dataclass
+class DataArguments:
+    """The chains to train on and what happens to them on their way to the model."""
+
+    data: str | None = _option(None, "Folder made by `coordformer prepare`, Parquet file, or pack (.safetensors).")
+    train_split: str | None = _option(None, "Value of the column `split` to train on.")
+    valid_data: str | None = _option(None, "As --data, to evaluate on; default: --data.")
+    valid_split: str | None = _option(None, "Value of the column `split` to evaluate on.")
+    token_budget: int | None = _option(
+        None,
+        "Tokens of a batch. Without it a batch holds --per_device_train_batch_size random chains, padded to the "
+        "longest, as in the paper.",
+    )
+    packing: bool = _option(
+        True,
+        "With a token budget: pack the chains into one row, without padding; False: pad chains of like length.",
+    )
+    streaming: bool = _option(False, "Read a few shards at a time: for a folder that is too large for memory.")
+    open_shards: int = _option(16, "Shards that --streaming reads side by side; a multiple of processes x workers.")
+    max_length: int | None = _option(None, "Longer chains are cropped at random, in residues.")
+    mlm_probability: float = _option(0.15, "Share of the residues to predict.")
+    rotate: bool = _option(True, "Turn each chain at random, anew in each epoch.")
+    coordinate_noise: float = _option(0.0, "Standard deviation of noise on coordinates, Å.")
+    drop_coords: float = _option(
+        0.0, "Share of the chains that come without coordinates, for one model with and without."
+    )
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read options, after an optional YAML preset whose values they override.
+
+    Raises:
+        ValueError: the preset is no mapping or has a key that is no option, or an option is unusable.
+    """
+    kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = HfArgumentParser(
+        kinds,
+        prog="coordformer train",
+        description="Train a masked language model: coordformer train [PRESET.yaml] [OPTION ...]. Options override "
+        "those of the preset. Run it again to go on after a stop. As all verbs it also takes --json and --quiet.",
+    )
+    tensorboard = importlib.util.find_spec("tensorboard") is not None
+    defaults: dict[str, Any] = {
+        "report_to": "tensorboard" if tensorboard else "none",
+        "per_device_eval_batch_size": 32,
+        "logging_steps": 50,
+        "logging_nan_inf_filter": False,  # to look at every loss the host would wait for the device
+    }
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        defaults |= _read_preset(Path(argv.pop(0)), {action.dest: action for action in parser._actions})
+    parser.set_defaults(**defaults)
+    parser.error = _refuse_option  # type: ignore[method-assign]  # in one line, without that of a hundred options
+    model_args, data_args, args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        fix = _suggest(unknown[0], parser._option_string_actions) or "; a preset comes first, then its overrides."
+        raise ValueError(f"{' '.join(unknown)}: no such option{fix}")
+    return model_args, data_args, args  # type: ignore[return-value]
+
+
+def _refuse_option(message: str) -> NoReturn:
+    raise ValueError(f"{message}; `coordformer train --help` lists the options.")
+
+
+def _suggest(name: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _read_preset(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Options from a YAML file; `known` has argparse's action of each."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a YAML mapping of options to values.")
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{path} sets {key!r}, which is no option{_suggest(key, known) or '.'}")
+        if isinstance(value, list) and known[key].nargs not in ("+", "*"):
+            raise ValueError(f"{path} sets {key!r} to the list {value}; it takes one value.")
+        if isinstance(value, dict) and not key.endswith(("kwargs", "config", "args")):
+            raise ValueError(f"{path} sets {key!r} to the mapping {value}; it takes one value.")
+        if value is None and known[key].default is not None:
+            raise ValueError(f"{path} sets {key!r} to nothing; give a value, or leave the line out.")
+    # argparse checks and converts text as on the command line, and nothing else.
+    return {key: str(value) if type(value) in (int, float) else value for key, value in values.items()}
