@@ -13,8 +13,9 @@ from torch import nn
 from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, EsmModel, PreTrainedModel
 
 from ..model.configuration_coordformer import CoordformerConfig
-from ..model.modeling_coordformer import CoordformerForMaskedLM, InvariantPointAttention, sinusoidal_positions
+from ..model.modeling_coordformer import CoordformerForMaskedLM, sinusoidal_positions
 from ..model.processing_coordformer import VOCABULARY
+from ..model.structure_layers import InvariantPointAttention
 from .point_clouds import PointCloudAttention
 
 # What a config says of the checkpoint it came from and not of the model.
@@ -109,7 +110,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         raise ValueError(
             f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}"
         ) from error
-    new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias.", "coordformer.relations."]
+    new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias.", "coordformer.edge_features."]
     if not any(name.startswith("lm_head.") for name in weights):
         new.append("lm_head.")
     points = {name: module for name, module in model.named_modules() if isinstance(module, InvariantPointAttention)}
@@ -130,13 +131,13 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
             torch.nn.init.zeros_(parameter)
     for module in points.values():
         # Points that are seen from everywhere alike, and not read yet.
-        torch.nn.init.zeros_(module.read_points.weight)
-        torch.nn.init.zeros_(module.read_points.bias)
+        torch.nn.init.zeros_(module.output_points.weight)
+        torch.nn.init.zeros_(module.output_points.bias)
         torch.nn.init.zeros_(module.missing)
         with torch.no_grad():
             module.log_sigma.copy_(module.log_sigmas(1e4, 1e4))
-        if module.messages is not None:
-            module.messages.zero_init()
+        if module.message_passing is not None:
+            module.message_passing.zero_init()
     model.to(dtype=source.dtype)  # type: ignore[call-arg]
     return model.eval()
 

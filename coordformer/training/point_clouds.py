@@ -18,7 +18,8 @@ from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from ..data.collator import rotations_from_normals
 from ..data.files import write_atomically
 from ..model.configuration_coordformer import CoordformerConfig
-from ..model.modeling_coordformer import CoordformerModel, CoordinateEmbedding, DistanceBias
+from ..model.modeling_coordformer import CoordformerModel
+from ..model.structure_layers import CoordinateEmbedding, DistanceBias, gaussian_start
 
 SIDE = 200.0  # of the cube that holds the points
 WIDTH = 200.0  # of the target
@@ -100,7 +101,7 @@ class PointCloudAttention(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
         if config.coordinate_init == "gaussian":
             with torch.no_grad():
-                for parameter, start in self.encoder.gaussian_start().items():
+                for parameter, start in gaussian_start(self.encoder).items():
                     parameter.copy_(start)
 
     def forward(

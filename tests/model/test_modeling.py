@@ -16,7 +16,8 @@ from transformers import (
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerModel, build_tokenizer
 from coordformer.data.collator import CoordformerDataCollator, rotations_from_normals
-from coordformer.model.modeling_coordformer import SEGMENT_BOUNDS, DistanceBias, segment_bounds
+from coordformer.model.packing import SEGMENT_BOUNDS, segment_bounds
+from coordformer.model.structure_layers import DistanceBias
 
 AUTO = {
     "base": AutoModel,

@@ -1,0 +1,149 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""Contacts from attention maps: ESM's logistic regression (Rao et al. 2021), summed while the encoder runs.
+
+No attention map is kept: memory grows with the square of the length, not with layers and heads.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_outputs import BaseModelOutput
+
+from .configuration_coordformer import CoordformerConfig
+
+
+def reduce_maps(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    residue_mask: torch.Tensor,
+    weights: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Weighted sum of a layer's attention maps, each made symmetric and corrected for its average product.
+
+    One head after the other, so that no more than one map is in memory. The correction is that of Dunn et al. 2008, as
+    ESM's contact head applies it (Rao et al. 2021).
+
+    Args:
+        query, key: (batch, heads, sequence, head), float32 or half.
+        attention_mask: additive or boolean, broadcastable to (batch, heads, sequence, sequence), or None.
+        residue_mask: which tokens are residues, (batch, sequence); the others do not take part.
+        weights: (heads,).
+        scaling: of the products.
+
+    Returns:
+        (batch, sequence, sequence), float32.
+    """
+    pairs = residue_mask.unsqueeze(2) & residue_mask.unsqueeze(1)
+    total = torch.zeros(pairs.shape, dtype=torch.float32, device=query.device)
+    for head, weight in enumerate(weights.float()):
+        logits = (query[:, head] @ key[:, head].transpose(1, 2)).float() * scaling
+        if attention_mask is not None:
+            mask = attention_mask[:, head if attention_mask.shape[1] > 1 else 0]
+            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        attention = logits.softmax(dim=-1).masked_fill(~pairs, 0.0)
+        attention = attention + attention.transpose(1, 2)
+        rows = attention.sum(dim=2, keepdim=True)
+        product = rows * (rows.transpose(1, 2) / rows.sum(dim=1, keepdim=True).clamp(min=1e-12))
+        total = total + weight * (attention - product)
+    return total
+
+
+class ContactHead(nn.Module):
+    """Logistic regression on the attention maps of all layers; the names are ESM's.
+
+    Its weights are parameters where they are trained, and buffers elsewhere: there an optimizer would let them decay,
+    and an idle parameter stops DistributedDataParallel.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, config: CoordformerConfig, trained: bool = False):
+        super().__init__()
+        for name, size in (("weight", (1, config.num_hidden_layers * config.num_attention_heads)), ("bias", (1,))):
+            if trained:
+                self.register_parameter(name, nn.Parameter(torch.zeros(size)))
+            else:
+                self.register_buffer(name, torch.zeros(size))
+
+
+class ContactLogits:
+    """Logits of contacts, summed over layers and heads while the encoder runs."""
+
+    def __init__(self, layers: Sequence[nn.Module], head: ContactHead, residue_mask: torch.Tensor):
+        self.weights = dict(zip(layers, head.weight.view(len(layers), -1), strict=True))
+        self.residue_mask = residue_mask
+        self.total: Any = 0.0
+
+    def add(self, layer: nn.Module, query, key, attention_mask, scaling: float) -> None:
+        arguments = (query, key, attention_mask, self.residue_mask, self.weights[layer], scaling)
+        if torch.is_grad_enabled():
+            # Made again in the backward pass, of queries and keys, rather than kept.
+            self.total = self.total + checkpoint(reduce_maps, *arguments, use_reentrant=False)
+        else:
+            self.total = self.total + reduce_maps(*arguments)
+
+
+def contact_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    contacts: ContactLogits | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention by sdpa that also adds up `contacts`; used while contacts are predicted, whatever the model's own."""
+    assert contacts is not None
+    contacts.add(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+def contact_logits(
+    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+) -> tuple[torch.Tensor, torch.Tensor, BaseModelOutput]:
+    """Logits of contacts by a `CoordformerModel` and its contact head (paper, section 6).
+
+    Takes the model's inputs, one chain in each row, padded on the right; crops the first token and the last position.
+
+    Returns:
+        Logits (batch, residues, residues), float32; which pairs are of residues, of the same shape; the model's output.
+
+    Raises:
+        ValueError: the model has no contact head; rows are packed; or gradient checkpointing is on in training.
+    """
+    if model.contact_head is None:
+        raise ValueError(
+            "The model has no contact head; train a CoordformerForContactPrediction, or start with `from_esm` from "
+            "a checkpoint that has one."
+        )
+    if {"sequence_id", "segment_ids", "cu_seq_lens_q"} & kwargs.keys():
+        raise ValueError("Contacts are predicted of padded rows with one chain each; leave `sequence_id` out.")
+    if model.training and model.esm.encoder.gradient_checkpointing:
+        raise ValueError("Contacts are made again in the backward pass already; turn gradient checkpointing off.")
+    residue_mask = model.residue_mask(input_ids, attention_mask, input_ids.shape, input_ids.device)
+    layers = [layer.attention.self for layer in model.esm.encoder.layer]
+    contacts = ContactLogits(layers, model.contact_head, residue_mask)
+    implementation = model.config._attn_implementation
+    model.config._attn_implementation = "contacts"
+    try:
+        outputs = model(input_ids=input_ids, attention_mask=attention_mask, contacts=contacts, **kwargs)
+    finally:
+        model.config._attn_implementation = implementation
+    logits = contacts.total[:, 1:-1, 1:-1] + model.contact_head.bias.float()
+    residue_mask = residue_mask[:, 1:-1]
+    return logits, residue_mask.unsqueeze(2) & residue_mask.unsqueeze(1), outputs
+
+
+AttentionInterface.register("contacts", contact_attention)
+AttentionMaskInterface.register("contacts", sdpa_mask)

@@ -1,0 +1,602 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""How coordinates enter the encoder: embedding, backbone frames, k-nearest-neighbor graph, point attention, bias.
+
+In the order of a forward pass: coordinates are checked, centered and rotated; `CoordinateEmbedding` adds them to the
+token embeddings; `backbone_frames` gives each residue a rotation and a translation; `EdgeFeatures` describes the edges
+of the k-nearest-neighbor graph; in each layer `InvariantPointAttention` attends with points and `MessagePassing` sums
+messages over the graph. `DistanceBias` is the simpler way: a function of distance added to attention.
+
+`coords` is (batch, sequence, atoms, D) in Å and `coords_mask` (batch, sequence, atoms) False where not observed;
+`position_ids` (batch or 1, sequence) differ by 1 between neighbors along the chain; `runs` (batch, sequence) numbers
+the segments of a row, see `segment_runs`, or is None.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.esm.modeling_esm import EsmSelfAttention, apply_rotary_pos_emb, eager_attention_forward
+from transformers.utils.generic import maybe_autocast
+
+from .configuration_coordformer import CoordformerConfig
+from .packing import segment_sum
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Coordinates
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_coordinates(coords: torch.Tensor, shape: torch.Size, config: CoordformerConfig) -> torch.Tensor:
+    """Return `coords` as float32 (batch, sequence, atoms, D), or say what is wrong with it; `shape` is of tokens."""
+    names, dim = config.coordinate_atoms, config.coordinate_dim
+    expected = (*shape, len(names), dim)
+    accepted = [expected] if len(names) > 1 else [(*shape, dim), expected]
+    if tuple(coords.shape) not in accepted:
+        raise ValueError(
+            f"`coords` has shape {tuple(coords.shape)}; {shape[0]} rows of {shape[1]} tokens with the atoms "
+            f"{', '.join(names)} (`config.coordinate_atoms`) in {dim} dimensions (`config.coordinate_dim`) need "
+            f"{' or '.join(map(str, accepted))}. Special tokens and padding have coordinates too: NaN."
+        )
+    # Looking at values on an accelerator would stop it at every step; the processor and the collator look there.
+    if coords.device.type == "cpu" and not torch.compiler.is_compiling() and coords.isinf().any():
+        row, token = coords.isinf().flatten(2).any(dim=-1).nonzero()[0].tolist()
+        raise ValueError(
+            f"`coords` is infinite at row {row}, token {token}; use NaN for coordinates that were not observed."
+        )
+    return coords.reshape(expected).to(torch.float32)
+
+
+def place_coordinates(
+    coords: torch.Tensor | None,
+    coords_mask: torch.Tensor | None,
+    residue_mask: torch.Tensor,
+    runs: torch.Tensor | None,
+    config: CoordformerConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centered coordinates (batch, sequence, atoms, D), Å, and `coords_mask` (batch, sequence, atoms).
+
+    Takes what a user gives, see `CoordformerModel`; `residue_mask` (batch, sequence) is False for special tokens and
+    padding, which are never observed.
+    """
+    shape, atoms = residue_mask.shape, len(config.coordinate_atoms)
+    if coords is None:
+        zeros = torch.zeros(*shape, atoms, config.coordinate_dim, device=residue_mask.device)
+        return zeros, torch.zeros_like(zeros[..., 0], dtype=torch.bool)
+    coords = check_coordinates(coords, shape, config)
+    observed = ~coords.isnan().any(dim=-1) & residue_mask.unsqueeze(-1)
+    if coords_mask is not None:
+        if coords_mask.shape not in (shape, (*shape, atoms)):
+            raise ValueError(
+                f"`coords_mask` has shape {tuple(coords_mask.shape)}; the input asks for {tuple(shape)} or "
+                f"{(*shape, atoms)}."
+            )
+        observed = observed & coords_mask.reshape(*shape, -1).bool()
+    return center_coordinates(coords, observed, runs), observed
+
+
+def center_coordinates(coords: torch.Tensor, coords_mask: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
+    """Move each segment's observed atoms to the origin and set the others to zero; float32 Å, shape unchanged."""
+    coords_mask = coords_mask.unsqueeze(-1)
+    count = segment_sum(coords_mask.to(coords.dtype).sum(dim=2, keepdim=True), runs).clamp(min=1)
+    coords = coords.masked_fill(~coords_mask, 0.0)
+    # The second pass removes the rounding of the first, which is felt 1,000 Å away from the origin.
+    for _ in range(2):
+        mean = segment_sum(coords.sum(dim=2, keepdim=True), runs) / count
+        coords = (coords - mean).masked_fill(~coords_mask, 0.0)
+    return coords
+
+
+def check_rotations(rotations: torch.Tensor, shape: torch.Size, numbers: torch.Tensor | None, dim: int) -> None:
+    """Raise a ValueError unless `rotations` has a `dim` x `dim` matrix for each segment, see `rotate_coordinates`."""
+    batch, segments, *matrix = rotations.shape if rotations.dim() == 4 else (None, 0)
+    needed = 1
+    # As in `check_coordinates`, values are looked at on the CPU alone.
+    if numbers is not None and numbers.device.type == "cpu" and not torch.compiler.is_compiling():
+        needed = int(numbers.max()) + 1
+    if batch != shape[0] or matrix != [dim, dim] or segments < needed or (numbers is None and segments != 1):
+        raise ValueError(
+            f"`rotations` has shape {tuple(rotations.shape)}; a matrix for each segment is "
+            f"({shape[0]}, {needed}, {dim}, {dim})."
+        )
+
+
+def rotate_coordinates(coords: torch.Tensor, rotations: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+    """Turn each segment of (batch, sequence, atoms, D) by its matrix of (batch, segments, D, D), float32.
+
+    `numbers` (batch, sequence) says which segment a token belongs to; without it a row is one.
+    """
+    if numbers is not None:
+        rotations = rotations[torch.arange(len(numbers), device=numbers.device).unsqueeze(1), numbers]
+    # Multiplied and summed rather than `matmul`, which may round to 10 bits (TF32) on CUDA.
+    return (rotations.to(coords.dtype).unsqueeze(2) * coords.unsqueeze(-2)).sum(dim=-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Coordinate embedding
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Along the chain, of a residue whose coordinates are embedded in local frames: two turns of a helix.
+CHAIN_OFFSETS = range(-4, 5)
+
+
+class CoordinateEmbedding(nn.Linear):
+    """Linear embedding of centered coordinates and a missing flag per atom (paper, section 2).
+
+    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å. With
+    `config.coordinate_embedding` "local_frame" the atoms are those of `local_frame_coordinates`.
+    """
+
+    def __init__(self, config: CoordformerConfig):
+        self.quadratic = config.coordinate_embedding == "quadratic"
+        residues = len(CHAIN_OFFSETS) if config.coordinate_embedding == "local_frame" else 1
+        features = residues * len(config.coordinate_atoms) * (config.coordinate_dim + self.quadratic + 1)
+        super().__init__(features, config.hidden_size, dtype=torch.float32)
+        self.scale = float(config.coordinate_scale)
+
+    def forward(self, coords: torch.Tensor, coords_mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(batch, sequence, atoms, D), Å, zero where not observed, and its mask -> (batch, sequence, hidden)."""
+        x = coords / self.scale
+        if self.quadratic:
+            x = torch.cat([x, x.square().sum(dim=-1, keepdim=True)], dim=-1)
+        missing = ~coords_mask.unsqueeze(-1)
+        features = torch.cat([x.masked_fill(missing, 0.0), missing.to(x.dtype)], dim=-1).flatten(-2)
+        # Sharded or mixed-precision training may hand over low-precision weights and an autocast context.
+        with maybe_autocast(features.device.type, enabled=False):
+            return nn.functional.linear(features, self.weight.float(), self.bias.float())
+
+
+def gaussian_start(model: Any) -> dict[nn.Parameter, torch.Tensor]:
+    """Weights with which a model's first layer attends with Gaussians of distance: `coordinate_init="gaussian"`.
+
+    A softmax over j of (xi.xj - |xj|^2 / 2) / sigma^2 is one of -|xi - xj|^2 / (2 sigma^2), so that x and |x|^2 in
+    D + 1 features of the first layer's input are enough. They share the first LayerNorm with a constant that is
+    large beside them, which makes it nearly the identity, and the head with the slowest rotary frequencies.
+    Approximate, therefore; sigma spreads from a quarter to twice `config.coordinate_scale` over the heads.
+
+    Returns the parameters of the `CoordformerModel` with their new values.
+    """
+    dim, width, heads = model.config.coordinate_dim, model.config.hidden_size, model.config.num_attention_heads
+    head_size = width // heads
+    attention = model.esm.encoder.layer[0].attention.self
+    changing = (model.esm.embeddings.word_embeddings, model.coordinate_embedding, attention.query, attention.key)
+    changed = [parameter for module in changing for parameter in module.parameters()]
+    start = {parameter: parameter.detach().clone() for parameter in changed}
+    table, embed, offset, query, query_bias, key, key_bias = start.values()
+
+    # Of the features beside the constant: the smaller, the nearer to a Gaussian, and the larger the weights.
+    small = 0.25
+    table[:, : dim + 1] = 0
+    embed[: dim + 1] = 0
+    embed[: dim + 1, : dim + 1] = small * torch.eye(dim + 1)
+    embed[dim, dim + 1] = small * 16.0  # not observed: as far as four scales, so that few attend to it
+    offset[: dim + 1] = 0
+    offset[dim + 1 :] = 1 - 2 * (torch.arange(width - dim - 1) % 2)
+
+    sigma = 0.25 * 8 ** torch.linspace(0, 1, heads)  # in units of the scale
+    strength = head_size**0.25 / sigma  # ESM divides queries by the root of the head size
+    pairs = torch.arange(head_size // 2 - 1, -1, -1)
+    slow = torch.stack((pairs, pairs + head_size // 2), dim=1).flatten()[: dim + 1]
+    for head in range(heads):
+        rows = head * head_size + slow
+        for weight, bias in ((query, query_bias), (key, key_bias)):
+            weight[rows], bias[rows] = 0, 0
+            weight[rows[:dim], torch.arange(dim)] = strength[head] / small
+        query_bias[rows[dim]] = -strength[head] / 2**0.5
+        key[rows[dim], dim] = strength[head] / 2**0.5 / small
+    return start
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Backbone frames
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Frames:
+    """Backbone frames of residues, as AlphaFold has them: x_global = rotation x_local + translation.
+
+    A class without fields, since FSDP2 casts every tensor that enters a layer to its `param_dtype`, in tuples and
+    dataclasses, too.
+
+    Attributes:
+        rotations: (batch, sequence, 3, 3), the axes in columns; zero where they are not known.
+        translations: (batch, sequence, 3), where the C-alpha is.
+        coords_mask: (batch, sequence), where the translation is observed.
+    """
+
+    def __init__(self, rotations: torch.Tensor, translations: torch.Tensor, coords_mask: torch.Tensor):
+        self.rotations, self.translations, self.coords_mask = rotations, translations, coords_mask
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter((self.rotations, self.translations, self.coords_mask))
+
+    def scale_translations(self, scale: float) -> "Frames":
+        """Frames with translations in units of `scale`."""
+        return Frames(self.rotations, self.translations / scale, self.coords_mask)
+
+
+def shift_residues(
+    values: torch.Tensor, offset: int, position_ids: torch.Tensor, runs: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`values` (batch, sequence, ...) of the residue `offset` further along the chain, and whether there is one."""
+    positions = position_ids.expand(values.shape[:2])
+    exists = positions.roll(-offset, 1) - positions == offset
+    if runs is not None:
+        exists = exists & (runs.roll(-offset, 1) == runs)
+    return values.roll(-offset, 1), exists
+
+
+def shift_translations(
+    translations: torch.Tensor,
+    coords_mask: torch.Tensor,
+    offset: int,
+    position_ids: torch.Tensor,
+    runs: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Translation (batch, sequence, 3) and mask (batch, sequence) of the residue `offset` further along the chain."""
+    both = torch.cat((translations, coords_mask.unsqueeze(-1)), -1)
+    shifted, exists = shift_residues(both, offset, position_ids, runs)
+    return shifted[..., :3], exists & shifted[..., 3].bool()
+
+
+def backbone_frames(
+    coords: torch.Tensor,
+    coords_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    runs: torch.Tensor | None,
+    atoms: Sequence[str],
+) -> Frames:
+    """Frames of residues from N, CA and C, or else from CA and those of the residues beside it.
+
+    The first axis points from one neighbor to the other, the third is normal to the plane of the three. `atoms` names
+    the atoms of `coords` (batch, sequence, atoms, 3); without a CA the first of them stands for it. Translations have
+    the unit of `coords`.
+    """
+    place = {name: number for number, name in enumerate(atoms)}
+    center = place.get("CA", 0)
+    translations, observed = coords[:, :, center], coords_mask[:, :, center]
+    if {"N", "CA", "C"} <= place.keys():
+        before, after = coords[:, :, place["N"]], coords[:, :, place["C"]]
+        known = coords_mask[:, :, [place["N"], center, place["C"]]].all(dim=-1)
+    else:
+        before, has_before = shift_translations(translations, observed, -1, position_ids, runs)
+        after, has_after = shift_translations(translations, observed, 1, position_ids, runs)
+        known = observed & has_before & has_after
+    before, after = before - translations, after - translations
+    first = nn.functional.normalize(after - before, dim=-1)
+    third = nn.functional.normalize(torch.linalg.cross(before, after), dim=-1)
+    rotations = torch.stack((first, torch.linalg.cross(third, first), third), dim=-1)
+    return Frames(rotations.masked_fill(~known[..., None, None], 0.0), translations, observed)
+
+
+def local_frame_coordinates(
+    coords: torch.Tensor,
+    coords_mask: torch.Tensor,
+    frames: Frames,
+    position_ids: torch.Tensor,
+    runs: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The atoms of the residues `CHAIN_OFFSETS` away, in each residue's backbone frame: invariant to rotations.
+
+    Returns coordinates (batch, sequence, offsets x atoms, 3) and their mask, without the last axis.
+    """
+    rotations, translations, _ = frames
+    framed = rotations.any(dim=-1).any(dim=-1, keepdim=True)
+    local, known = [], []
+    for offset in CHAIN_OFFSETS:
+        shifted, exists = shift_residues(coords, offset, position_ids, runs)
+        # No `matmul`, as in `rotate_coordinates`.
+        local.append(((shifted - translations.unsqueeze(2)).unsqueeze(-1) * rotations.unsqueeze(2)).sum(dim=-2))
+        known.append(coords_mask.roll(-offset, 1) & exists.unsqueeze(-1) & framed)
+    return torch.cat(local, dim=2), torch.cat(known, dim=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# k-nearest-neighbor graph: edge features and message passing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def k_nearest_neighbors(
+    translations: torch.Tensor,
+    coords_mask: torch.Tensor,
+    runs: torch.Tensor | None,
+    k: int,
+    longest: int | None = None,
+    pairs: int = 2**24,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k observed residues of the same segment that are nearest in space, without the residue itself.
+
+    Args:
+        translations: (batch, sequence, 3).
+        coords_mask: which are observed, (batch, sequence).
+        runs: segments, see `segment_runs`.
+        k: how many.
+        longest: tokens of the longest segment, beyond which none is looked for; default: of the row.
+        pairs: distances that are in memory at the same time.
+
+    Returns:
+        Their places in the row, and which of them exist: both (batch, sequence, k).
+    """
+    batch, length = coords_mask.shape
+    longest = min(longest or length, length)
+    index = torch.arange(length, device=coords_mask.device)
+    # Each looks at the whole row, or at `longest` tokens on either side.
+    rows = max(1, pairs // (batch * length), int((longest**2 + pairs / batch) ** 0.5) - longest)
+    places, exist = [], []
+    for start in range(0, length, rows):
+        end = min(start + rows, length)
+        first, last = max(0, start - longest), min(length, end + longest)
+        # Not by a matrix product, whose rounding would put neighbors in another order.
+        squares = (translations[:, start:end, None] - translations[:, None, first:last]).square().sum(dim=-1)
+        apart = ~(coords_mask[:, start:end, None] & coords_mask[:, None, first:last])
+        apart = apart | (index[start:end, None] == index[first:last])
+        if runs is not None:
+            apart = apart | (runs[:, start:end, None] != runs[:, None, first:last])
+        found = squares.masked_fill(apart, torch.inf).topk(min(k, last - first), largest=False)
+        missing = k - found.indices.shape[-1]
+        places.append(nn.functional.pad(found.indices + first, (0, missing)))
+        exist.append(nn.functional.pad(found.values.isfinite(), (0, missing)))
+    return torch.cat(places, dim=1), torch.cat(exist, dim=1)
+
+
+def radial_basis_functions(distances: torch.Tensor, num_rbf: int, max_distance: float) -> torch.Tensor:
+    """Gaussians whose centers spread evenly from 0 to `max_distance`, as wide as apart: (...) Å -> (..., num_rbf)."""
+    centers = torch.arange(num_rbf, device=distances.device) * (max_distance / (num_rbf - 1))
+    return (-((distances.unsqueeze(-1) - centers) * ((num_rbf - 1) / max_distance)).square()).exp()
+
+
+class EdgeFeatures(nn.Module):
+    """Features of the edges from each residue to its k nearest neighbors; computed once, for all layers.
+
+    Of an edge: the direction to the neighbor in both backbone frames, the rotation from frame to frame, radial basis
+    functions of the distance, and the separation along the chain (after Ingraham et al. 2019, section 2.2). With
+    `config.message_gating` radial basis functions of all nine distances between either residue and those beside it
+    along the chain, as Dauparas et al. 2022 have them of C-alphas. Invariant to rotations.
+    """
+
+    num_rbf = 16
+    max_distance = 20.0  # Å, the center of the last radial basis function
+    max_separation = 16  # residues along the chain, beyond which all are alike
+    gain = 15.0  # features are of order 1, and weights start at hundredths
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        self.num_neighbors = config.num_neighbors
+        self.offsets = (-1, 0, 1) if config.message_gating else (0,)
+        width = config.hidden_size // 2
+        self.geometry = nn.Linear(3 + 3 + 9 + len(self.offsets) ** 2 * self.num_rbf, width)
+        self.separation = nn.Embedding(2 * self.max_separation + 1, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(
+        self, frames: Frames, position_ids: torch.Tensor, runs: torch.Tensor | None, longest: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`.
+
+        Returns the neighbors' places in the flattened batch (batch x sequence x k,), which of them exist (batch,
+        sequence, k), and the edge features (batch, sequence, k, hidden / 2).
+        """
+        rotations, translations, coords_mask = frames
+        batch, length = coords_mask.shape
+        with maybe_autocast(translations.device.type, enabled=False):
+            places, exist = k_nearest_neighbors(translations.detach(), coords_mask, runs, self.num_neighbors, longest)
+            rows = torch.arange(batch, device=places.device)[:, None, None]
+            apart = translations[rows, places] - translations.unsqueeze(2)
+            direction = (apart / (apart.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()).unsqueeze(-1)
+            receiver, sender = rotations.unsqueeze(2), rotations[rows, places]
+            # No `matmul`, as in `rotate_coordinates`.
+            rotation = (receiver.unsqueeze(-1) * sender.unsqueeze(-2)).sum(dim=-3).flatten(-2)
+            directions = (direction * receiver).sum(dim=-2), (direction * sender).sum(dim=-2)
+            rbf = self._distances(translations, coords_mask, position_ids, runs, rows, places)
+            features = torch.cat((*directions, rotation, rbf), dim=-1)
+            positions = position_ids.expand(batch, length)
+            limit = self.max_separation
+            separation = (positions[rows, places] - positions.unsqueeze(2)).clamp(-limit, limit) + limit
+        summed = self.geometry(features.to(self.geometry.weight.dtype)) + self.separation(separation)
+        edges = MessagePassing.gain * self.norm(nn.functional.gelu(self.gain * summed))
+        return (places + length * rows).flatten(), exist, edges
+
+    def _distances(self, translations, coords_mask, position_ids, runs, rows, places) -> torch.Tensor:
+        """Radial basis functions between the residues `offsets` from both of an edge, zero where one is missing."""
+        shifted = [shift_translations(translations, coords_mask, each, position_ids, runs) for each in self.offsets]
+        points, known = (torch.stack(each, dim=2) for each in zip(*shifted, strict=True))
+        # (batch, sequence, k, offsets, offsets, 3), and which of these pairs exist
+        apart = points[:, :, None, :, None] - points[rows, places].unsqueeze(3)
+        both = known[:, :, None, :, None] & known[rows, places].unsqueeze(3)
+        distances = (apart.square().sum(dim=-1) + 1e-6).sqrt()
+        rbf = radial_basis_functions(distances, self.num_rbf, self.max_distance)
+        return (rbf * both.unsqueeze(-1)).flatten(-3)
+
+
+class MessagePassing(nn.Module):
+    """Messages from a residue's k nearest neighbors (senders) to it (the receiver), and their mean.
+
+    A message is SiLU(receiver h_i + sender h_j + edge e_ij), as in message-passing networks (Dauparas et al. 2022),
+    whose second layer commutes with the mean: `output` is applied once a residue and not once an edge. The mean is over
+    `config.num_neighbors`; a neighbor that does not exist counts as zero. With `config.message_gating` a message is
+    multiplied by a linear function of the sender's state and the edge features (Shazeer 2020). For the backward pass
+    each edge keeps hidden / 2 numbers a layer, gated three times hidden.
+    """
+
+    gain = 5.0  # of each of the two steps, as in `EdgeFeatures`
+
+    def __init__(self, config: CoordformerConfig):
+        super().__init__()
+        hidden, edges = config.hidden_size, config.hidden_size // 2
+        width = hidden if config.message_gating else edges
+        self.receiver = nn.Linear(hidden, width)
+        self.sender = nn.Linear(hidden, width, bias=False)
+        self.edge = nn.Linear(edges, width, bias=False)
+        self.gate_sender = nn.Linear(hidden, width, bias=False) if config.message_gating else None
+        self.gate_edge = nn.Linear(edges, width, bias=False) if config.message_gating else None
+        self.output = nn.Linear(width, hidden, bias=False)
+
+    def zero_init(self) -> None:
+        """Set the output to zero, so that a trained model to which messages are added predicts what it did."""
+        nn.init.zeros_(self.output.weight)
+
+    def forward(
+        self, hidden_states: torch.Tensor, graph: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
+        places, exist, edges = graph
+
+        def of_edges(sender: nn.Linear, edge: nn.Linear) -> torch.Tensor:
+            sent = (self.gain * sender(hidden_states)).flatten(0, 1).index_select(0, places).view(*exist.shape, -1)
+            return edge(edges.to(sent.dtype)).add_(sent)
+
+        received = (self.gain * self.receiver(hidden_states)).unsqueeze(2)
+        messages = nn.functional.silu(of_edges(self.sender, self.edge).add_(received))
+        if self.gate_sender is not None and self.gate_edge is not None:
+            messages = messages * of_edges(self.gate_sender, self.gate_edge)
+        weights = exist.to(messages.dtype).unsqueeze(-2) * (self.gain / exist.shape[-1])
+        return self.output((weights @ messages).squeeze(-2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class InvariantPointAttention(EsmSelfAttention):
+    """ESM's self-attention, in which each head also attends with points: Jumper et al. 2021, algorithm 22.
+
+    Every residue makes P query and key points and V value points in its own frame. A head adds to its logits
+    -sum_p |q_ip - k_jp|^2 / (2 P sigma^2), distances in space, and its output holds the mean of the value points in the
+    frame of the query's residue, with their norms. Nothing depends on the frame of the chain, and mirror images differ.
+
+    -|q - k|^2 / 2 = q.k - |k|^2 / 2 - |q|^2 / 2 is a product of 3 P + 2 features, as in the paper's section 2, so that
+    any attention kernel computes it and no pair is kept. Where coordinates are missing, a key has a constant in place
+    of its distance, and a query none. With `config.num_neighbors` the output of `MessagePassing` is added.
+    """
+
+    # Rates of learning are those of weights, which move by thousandths; sigma has to move by factors.
+    gain = 8.0
+
+    def __init__(self, config: CoordformerConfig, layer_idx: int):
+        super().__init__(config, layer_idx=layer_idx)
+        width, heads = config.hidden_size, config.num_attention_heads
+        self.num_qk_points, self.num_v_points = config.num_qk_points, int(config.num_v_points or 0)
+        self.query_points = nn.Linear(width, heads * self.num_qk_points * 3)
+        self.key_points = nn.Linear(width, heads * self.num_qk_points * 3)
+        self.value_points = nn.Linear(width, heads * self.num_v_points * 3)
+        self.output_points = nn.Linear(heads * (self.num_v_points * 4 + 1), width)
+        self.log_sigma = nn.Parameter(torch.empty(heads))
+        self.missing = nn.Parameter(torch.empty(heads))
+        self.message_passing = MessagePassing(config) if config.num_neighbors else None
+
+    def log_sigmas(self, first: float, last: float) -> torch.Tensor:
+        """Values of `log_sigma` for widths from `first` to `last`, Å, over the heads."""
+        sigmas = torch.logspace(math.log10(first), math.log10(last), self.num_attention_heads)
+        return (sigmas / self.config.coordinate_scale).log() / self.gain
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *,
+        frames: Frames,
+        graph: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ESM's; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
+        shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
+        query = self.query(hidden_states).view(shape).transpose(1, 2) * self.attention_head_size**-0.5
+        key = self.key(hidden_states).view(shape).transpose(1, 2)
+        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        if position_embeddings is not None and self.position_embedding_type == "rotary":
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        # Squares of coordinates cancel in the product: 16 bits would leave nothing of near distances.
+        with maybe_autocast(hidden_states.device.type, enabled=False):
+            query, key, value = self._add_points(hidden_states, query.float(), key.float(), value.float(), frames)
+            if torch.is_tensor(attention_mask) and attention_mask.is_floating_point():
+                attention_mask = attention_mask.float()
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+            dropout = self.dropout if self.training else 0.0
+            output, weights = attend(
+                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+            )
+            value, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
+            points = self._output_features(points, frames)
+        value = value.flatten(2).to(hidden_states.dtype)
+        output = value + self.output_points(points.to(hidden_states.dtype))
+        if self.message_passing is not None:
+            assert graph is not None
+            output = output + self.message_passing(hidden_states, graph)
+        return output, weights
+
+    def _add_points(self, hidden_states, query, key, value, frames):
+        """Queries, keys and values (batch, heads, sequence, features), followed by features of their points."""
+        rotations, translations, coords_mask = frames
+        batch, length, _ = hidden_states.shape
+        observed = coords_mask[:, None, :, None]
+
+        def global_points(layer: nn.Linear) -> torch.Tensor:
+            points = layer(hidden_states).float().view(batch, length, -1, 3)
+            points = points @ rotations.transpose(-1, -2) + translations.unsqueeze(2)
+            return points.view(batch, length, self.num_attention_heads, -1).transpose(1, 2) * observed
+
+        strength = (-2 * self.gain * self.log_sigma.float()).exp().view(-1, 1, 1) / self.num_qk_points
+        query_points, key_points = global_points(self.query_points), global_points(self.key_points)
+        of_query = -0.5 * strength * query_points.square().sum(dim=-1, keepdim=True)
+        of_key = -0.5 * strength * key_points.square().sum(dim=-1, keepdim=True)
+        of_key = torch.where(observed, of_key, self.missing.float().view(-1, 1, 1))
+        ones = observed.to(query.dtype).expand_as(of_key)
+        query = torch.cat((query, strength * query_points, ones, of_query), dim=-1)
+        key = torch.cat((key, key_points, of_key, ones), dim=-1)
+        value = torch.cat((value, global_points(self.value_points), ones), dim=-1)
+        # Kernels take values as wide as keys, and CUDA's that keep no pair a multiple of four.
+        width = 4 * math.ceil(max(query.shape[-1], value.shape[-1]) / 4)
+        return tuple(nn.functional.pad(states, (0, width - states.shape[-1])) for states in (query, key, value))
+
+    def _output_features(self, points, frames):
+        """Mean value points (batch, sequence, heads, features) in the residue's frame, with norms and their share."""
+        rotations, translations, coords_mask = frames
+        batch, length, heads, _ = points.shape
+        points, share = points[..., : 3 * self.num_v_points], points[..., 3 * self.num_v_points, None]
+        points = points.reshape(batch, length, heads * self.num_v_points, 3)
+        points = points - (share * translations.unsqueeze(2)).repeat_interleave(self.num_v_points, dim=2)
+        norms = (points.square().sum(dim=-1) + 1e-6).sqrt()
+        local = (points @ rotations).flatten(2)
+        return torch.cat((local, norms, share.flatten(2)), dim=-1) * coords_mask.unsqueeze(-1)
+
+
+class DistanceBias(nn.Linear):
+    """Attention bias per head, a learned function of the distance between two tokens.
+
+    The function is linear between its values at `config.num_distance_bins` distances, which spread evenly from 0 to
+    twice `config.coordinate_scale`, and constant beyond: a basis of triangles, of which two at a time are not zero.
+    With several atoms it is a sum over pairs of atoms of the same name; where a coordinate is missing it has a value of
+    its own. Starts at zero. Invariant to rotations, but time and memory grow with the square of the length, where those
+    of an embedding grow with the length.
+    """
+
+    # An optimizer moves a weight by about the learning rate in an update; a bias has to move by units, and soon.
+    gain = 64.0
+
+    def __init__(self, config: CoordformerConfig):
+        features = len(config.coordinate_atoms) * (config.num_distance_bins + 1)
+        super().__init__(features, config.num_attention_heads, bias=False, dtype=torch.float32)
+        self.num_bins = config.num_distance_bins
+        self.spacing = 2 * float(config.coordinate_scale) / (self.num_bins - 1)
+
+    def forward(self, coords: torch.Tensor, coords_mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(batch, sequence, atoms, D), Å, and (batch, sequence, atoms) -> (batch, heads, sequence, sequence)."""
+        with maybe_autocast(coords.device.type, enabled=False):
+            atoms, observed = coords.transpose(1, 2), coords_mask.transpose(1, 2)
+            # Not by a matrix product, whose rounding is felt between neighbors.
+            distances = torch.cdist(atoms, atoms, compute_mode="donot_use_mm_for_euclid_dist")
+            place = (distances / self.spacing).clamp(max=self.num_bins - 1)
+            lower = place.floor().clamp(max=self.num_bins - 2)
+            share = (place - lower).unsqueeze(-1)
+            missing = ~(observed.unsqueeze(-1) & observed.unsqueeze(-2))
+            # The rows of each atom: its values in the order of the distances, then the one of missing pairs.
+            rows = torch.arange(atoms.shape[1], device=coords.device).view(-1, 1, 1) * (self.num_bins + 1)
+            first = torch.where(missing, self.num_bins, lower.long()) + rows
+            second = torch.where(missing, self.num_bins, lower.long() + 1) + rows
+            table = self.gain * self.weight.float().T
+            bias = torch.lerp(nn.functional.embedding(first, table), nn.functional.embedding(second, table), share)
+            return bias.sum(dim=1).movedim(-1, 1)
