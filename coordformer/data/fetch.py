@@ -5,15 +5,12 @@ import gzip
 import json
 import math
 import os
-import random
 import re
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +18,8 @@ from typing import Any
 
 import requests
 from tqdm.auto import tqdm
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError
+from urllib3.util import Retry
 
 from ..model.structure import MAX_BYTES
 
@@ -122,8 +120,9 @@ def fetch(
     lists a protein in several fragments (F1, F2, ...), which overlap, all of them are fetched, or none. Isoforms are
     left out.
 
-    Connection errors, stalls, bodies that are cut off or no mmCIF, and the answers 429 and 5xx are tried again, after
-    a wait that doubles each time, or as long as the server asks for, but at most 120 seconds.
+    Connection errors, stalls, bodies that are cut off or no mmCIF, and the answers 429 and 5xx are tried again, as by
+    `urllib3.util.Retry`: at once, then after waits that double, or as long as the server asks for, but at most 120
+    seconds.
 
     Args:
         ids: PDB ids and UniProt accessions, see `parse_ids`.
@@ -135,7 +134,7 @@ def fetch(
         timeout: seconds without data after which an attempt is given up. So it is when the body has brought less than
             1 KiB per second on average, not counting the first `timeout` seconds.
         connections: at most so many at a time.
-        backoff: seconds before the second attempt, more or less by up to a half.
+        backoff: seconds; 2 times as many before the third attempt, 4 before the fourth, ..., and at random up to 1 more.
         progress: show a progress bar.
 
     Returns:
@@ -236,7 +235,10 @@ class _Client:
     """Requests that keep to the rate and are tried again; threads share it."""
 
     def __init__(self, interval: float, attempts: int, timeout: float, backoff: float):
-        self.interval, self.attempts, self.timeout, self.backoff = interval, attempts, timeout, backoff
+        self.interval, self.attempts, self.timeout = interval, attempts, timeout
+        self._retries = Retry(
+            attempts - 1, backoff_factor=backoff, backoff_jitter=backoff, status_forcelist={429, *range(500, 600)}
+        )
         self.stop = threading.Event()
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -251,16 +253,18 @@ class _Client:
 
     def get(self, url: str, read: Callable[[Iterator[bytes]], Any]) -> Any:
         """What `read` makes of the body; it raises `_Failure` when the body is not right."""
-        for attempt in range(1, self.attempts + 1):
+        retries, last = self._retries, f"attempt {self.attempts} of {self.attempts}; run again later"
+        while True:  # not mounted on the session, where it would end with the headers: bodies fail, too
             try:
                 return read(self._body(url))
             except _Failure as failure:
                 if failure.wait is None:
                     raise _Failure(f"{url}: {failure}") from failure
-                if attempt == self.attempts:
-                    raise _Failure(f"{url}: {failure}, attempt {attempt} of {attempt}; run again later") from failure
-                delay = self.backoff * 2 ** min(attempt - 1, 10) * random.uniform(0.5, 1.5)
-                self._sleep(min(MAX_WAIT, max(failure.wait, delay)))
+                try:
+                    retries = retries.increment("GET", url, error=failure)
+                except MaxRetryError:
+                    raise _Failure(f"{url}: {failure}, {last}") from failure
+                self._sleep(min(MAX_WAIT, max(failure.wait, retries.get_backoff_time())))
 
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):
@@ -277,7 +281,7 @@ class _Client:
         self._wait_for_turn()
         try:
             with self._local.session.get(url, stream=True, timeout=self.timeout) as answer:
-                _check_status(answer)
+                self._check_status(answer)
                 received, start = 0, time.monotonic()
                 # `iter_content` would wait until a chunk is full, however slowly it fills.
                 while chunk := answer.raw.read1(CHUNK, decode_content=False):
@@ -294,31 +298,22 @@ class _Client:
         except OSError as error:  # what else requests raises, such as a wrong address
             raise _Failure(_origin(error)) from error
 
+    def _check_status(self, answer: requests.Response) -> None:
+        status = f"the server answers {answer.status_code} {answer.reason}"
+        if self._retries.is_retry("GET", answer.status_code):
+            wait = None
+            with contextlib.suppress(InvalidHeader):
+                wait = self._retries.get_retry_after(answer.raw)
+            raise _Failure(status, wait=wait or 0.0)
+        if answer.status_code != 200:
+            raise _Failure(f"{status}; check the id, the entry may be obsolete")
+
 
 def _origin(error: BaseException) -> str:
     """What went wrong at the bottom of what requests and urllib3 wrap around it."""
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__} ({error})"
-
-
-def _check_status(answer: requests.Response) -> None:
-    status = f"the server answers {answer.status_code} {answer.reason}"
-    if answer.status_code == 429 or answer.status_code >= 500:
-        raise _Failure(status, wait=_retry_after(answer))
-    if answer.status_code != 200:
-        raise _Failure(f"{status}; check the id, the entry may be obsolete")
-
-
-def _retry_after(answer: requests.Response) -> float:
-    """Seconds that the server asks to wait for: a number or a date (RFC 9110, section 10.2.3), 0 if neither."""
-    value = answer.headers.get("Retry-After", "")
-    try:
-        if value.isdecimal():
-            return float(value)
-        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):
-        return 0.0
 
 
 def _read_json(chunks: Iterator[bytes]) -> Any:
