@@ -169,3 +169,16 @@ class PackedChains:
             "atoms": self.atoms,
             "coords": np.where(missing, np.float32("nan"), coords * np.float32(UNIT)).reshape(-1),
         }
+
+
+def open_chains(path: str | Path, split: str | None = None) -> Any:
+    """A data set of chains: a folder made by `coordformer prepare`, a Parquet file, or a packed file (`.safetensors`).
+
+    Returns:
+        A `datasets.Dataset` with the columns of `rows.SCHEMA`, or `PackedChains`.
+    """
+    if Path(path).suffix == ".safetensors":
+        return PackedChains(path, split)
+    from .rows import load_rows  # a packed file is read without pyarrow and datasets
+
+    return load_rows(path, split)

@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from ..data.contacts import MIN_SEPARATION
 from ..data.files import write_atomically
+from ..model.structure import AMINO_ACIDS
 
 logger = logging.getLogger(__name__)
+
+PLOTTED_LETTERS = "AVILMFYWGPCSTNQDEHKR"  # by kind: aliphatic, aromatic, G and P, polar, charged
+PLOTTED_RESIDUES = 100  # of one row of a heat map
 
 
 def new_figure(size: tuple[float, float], path: str | Path) -> Any:
@@ -63,4 +68,68 @@ def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Pat
     axes.set(xlabel="residue", ylabel="recovered when masked (%)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend()
+    save_figure(figure, path)
+
+
+def plot_scan(path: Path, table: np.ndarray, sequence: str, offset: int = 1, title: str = "") -> None:
+    """A heat map of a scan (residues, 20), nats, as PNG: residues from left to right, in as many rows as they need."""
+    rows = -(-len(sequence) // PLOTTED_RESIDUES)
+    width = min(len(sequence), PLOTTED_RESIDUES)
+    if (figure := new_figure((0.13 * max(width, 40) + 1.6, 3.3 * rows + 0.7), path)) is None:
+        return
+    image = table[:, [AMINO_ACIDS.index(letter) for letter in PLOTTED_LETTERS]].T
+    limit = float(np.nanpercentile(np.abs(table), 99)) or 1.0  # a few extreme scores do not bleach all others
+    panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
+    for number, axes in enumerate(panels):
+        start = number * PLOTTED_RESIDUES
+        end = min(start + PLOTTED_RESIDUES, len(sequence))
+        drawn = axes.imshow(
+            image[:, start:end],
+            extent=(start - 0.5, end - 0.5, len(PLOTTED_LETTERS) - 0.5, -0.5),
+            cmap="RdBu",
+            vmin=-limit,
+            vmax=limit,
+        )
+        axes.axvspan(start - 0.5, end - 0.5, color="0.8", zorder=-1)  # behind residues X
+        marked = [(i, PLOTTED_LETTERS.index(sequence[i])) for i in range(start, end) if sequence[i] in AMINO_ACIDS]
+        axes.plot(*zip(*marked, strict=True), "k.", markersize=3)
+        axes.set_xlim(start - 0.5, start + width - 0.5)
+        axes.set_xticks(range(start, end), sequence[start:end], fontsize=6)
+        axes.set_yticks(range(len(PLOTTED_LETTERS)), PLOTTED_LETTERS, fontsize=6)
+        axes.tick_params(length=0, pad=2)
+        tens = [index for index in range(start, end) if (offset + index) % 10 == 0 or index == start]
+        numbers = axes.secondary_xaxis("top")
+        numbers.set_xticks(tens, [offset + index for index in tens], fontsize=7)
+        axes.set_ylabel("substituted by")
+    panels[-1].set_xlabel("wild type (dots), position above")
+    figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), extend="both", label="log-likelihood ratio (nats)")
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str | Path) -> None:
+    """Predicted probabilities above the diagonal and true contacts below, as PNG; a panel for each of `maps`, by title.
+
+    Pairs fewer than 6 apart are left blank; gray are those of which nobody knows. The L/5 most probable are darkest.
+    """
+    if (figure := new_figure((5.4 * len(maps), 5.0), path)) is None:
+        return
+    residues = len(labels)
+    place = np.arange(residues)
+    separation = place - place[:, None]
+    shades = np.array([(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0.15)])  # no contact, contact; the last for -100
+    truth = shades[np.maximum(labels, -1)] * (separation <= -MIN_SEPARATION)[..., None]
+    below = "true contacts (gray: not known)" if (labels >= 0).any() else "nothing, as no structure is known"
+    extent = (0.5, residues + 0.5, residues + 0.5, 0.5)
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axes, (title, probabilities) in zip(panels, maps.items(), strict=True):
+        predicted = np.where(separation >= MIN_SEPARATION, probabilities, np.nan)
+        best = np.sort(predicted[np.isfinite(predicted)])[-max(residues // 5, 1) :]
+        limits = {"vmin": 0.0, "vmax": best.min(initial=1.0)}
+        image = axes.imshow(predicted, cmap="Blues", extent=extent, interpolation="none", **limits)
+        axes.imshow(truth, extent=extent, interpolation="none")
+        axes.plot([0.5, residues + 0.5], [0.5, residues + 0.5], color="0.6", linewidth=0.8)
+        axes.set(xlabel="residue", ylabel="residue")
+        axes.set_title(f"{title}\nabove: predicted, below: {below}", fontsize=9)
+        figure.colorbar(image, ax=axes, extend="max", label="predicted probability of contact", shrink=0.8)
     save_figure(figure, path)

@@ -4,13 +4,17 @@ Batches are reduced at once to counts per chain and residue type, (chains, vocab
 derived from their sums, so that it depends neither on the batches nor on their order.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..data.contacts import MIN_SEPARATION
+
 COUNT, NLL, CORRECT = range(3)  # the last axis of the counts
+NOTHING = "Nothing was predicted: no residue of these chains may be chosen under this protocol."
 
 
 def count_predictions(
@@ -57,7 +61,7 @@ def summarize(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> d
     table = counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)
     total = table.sum(axis=0)
     if total[COUNT] == 0:
-        raise ValueError("Nothing was predicted: no residue of these chains may be chosen under this protocol.")
+        raise ValueError(NOTHING)
     summary: dict[str, Any] = {
         "perplexity": float(np.exp(total[NLL] / total[COUNT])),
         "recovery": float(total[CORRECT] / total[COUNT]),
@@ -72,56 +76,136 @@ def summarize(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> d
     return summary
 
 
-def resample(values: np.ndarray, samples: int, seed: int | np.random.Generator) -> np.ndarray:
-    """Sums (samples, ...) over chains that are drawn with replacement, of values (chains, ...).
+# ---------------------------------------------------------------------------------------------------------------------
+# Intervals: all of the package and its examples are made of these draws
+# ---------------------------------------------------------------------------------------------------------------------
 
-    In blocks: how often each of a million chains is drawn in each of thousands of samples would fill the memory.
+
+def resample(
+    values: np.ndarray, samples: int = 2000, seed: int | np.random.Generator = 0, clusters: Any = None
+) -> np.ndarray:
+    """Sums (samples, ...) over chains, or clusters of them, that are drawn with replacement.
+
+    Args:
+        values: of the chains, (chains, ...).
+        samples: number of draws.
+        seed: of the draws, or their generator.
+        clusters: of each chain what stands for its sequence cluster, (chains,): chains of one are not independent, and
+            are drawn together. None: each chain by itself.
     """
-    rng, chains = np.random.default_rng(seed), len(values)
-    shares, flat = np.full(chains, 1 / chains), values.reshape(chains, -1)
-    sums = np.empty((samples, flat.shape[1]))
+    values = np.asarray(values, dtype=np.float64)
+    if clusters is not None:
+        names, places = np.unique(np.asarray(clusters), return_inverse=True)
+        sums = np.zeros((len(names), *values.shape[1:]))
+        np.add.at(sums, places, values)
+        values = sums
+    rng, count = np.random.default_rng(seed), len(values)
+    shares, flat = np.full(count, 1 / count), values.reshape(count, -1)
+    drawn = np.empty((samples, flat.shape[1]))
+    # In blocks: how often each of a million chains is drawn in each of thousands of samples would fill the memory.
     for start in range(0, samples, 50):
-        block = sums[start : start + 50]
-        block[:] = rng.multinomial(chains, shares, size=len(block)) @ flat
-    return sums.reshape(samples, *values.shape[1:])
+        block = drawn[start : start + 50]
+        block[:] = rng.multinomial(count, shares, size=len(block)) @ flat
+    return drawn.reshape(samples, *values.shape[1:])
 
 
-def bootstrap(counts: Mapping[str, np.ndarray], samples: int = 2000, seed: int = 0) -> dict[str, dict]:
-    """95 % intervals over chains for one or several models on the same chains.
+def interval(drawn: np.ndarray) -> Any:
+    """The middle 95 % of what was drawn, (samples, ...): [low, high], for each of `...`."""
+    return np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
 
-    Chains are drawn with replacement, the same ones for every model (a paired bootstrap).
+
+def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, clusters: Any = None) -> list[float]:
+    """95 % interval of the ratio of two sums over chains, each (chains,)."""
+    drawn = resample(np.stack([numerator, denominator], axis=1), clusters=clusters)
+    return list(interval(drawn[:, 0] / drawn[:, 1]))
+
+
+def bootstrap(
+    counts: Mapping[str, np.ndarray], clusters: Any = None, samples: int = 2000, seed: int = 0
+) -> dict[str, dict]:
+    """95 % intervals of perplexity and recovery for one or several models on the same chains.
+
+    The same chains are drawn for every model (a paired bootstrap).
 
     Args:
         counts: (chains, vocabulary, 3) by model; the order of the chains is the same for all.
-        samples: number of draws.
-        seed: of the draws.
+        clusters, samples, seed: as of `resample`.
 
     Returns:
         By model `perplexity` and `recovery` as [low, high]; from the second model on also `gain`, by how much its
         perplexity is below the first's, as a share of the first's, and `gain_interval`.
+
+    Raises:
+        ValueError: nothing was predicted, or the models did not predict the same residues.
     """
-    totals = {name: np.asarray(table).sum(axis=1) for name, table in counts.items()}
-    asked = [total[:, COUNT] for total in totals.values()]
-    if any(not np.array_equal(each, asked[0]) for each in asked):
-        raise ValueError(f"The models {', '.join(totals)} did not predict the same residues of the same chains.")
+    tables = [np.asarray(table).sum(axis=1) for table in counts.values()]
+    if any(not np.array_equal(table[:, COUNT], tables[0][:, COUNT]) for table in tables):
+        raise ValueError(f"The models {', '.join(counts)} did not predict the same residues of the same chains.")
+    totals = np.stack(tables, axis=1)  # (chains, models, 3)
     # A draw of chains without any prediction would have no perplexity.
-    totals = {name: total[asked[0] > 0] for name, total in totals.items()}
-    chains = int((asked[0] > 0).sum())
-    if chains == 0:
-        raise ValueError("Nothing was predicted: no residue of these chains may be chosen under this protocol.")
-    drawn_totals = resample(np.stack(list(totals.values()), axis=1), samples, seed)
+    known = totals[:, 0, COUNT] > 0
+    if not known.any():
+        raise ValueError(NOTHING)
+    totals, clusters = totals[known], None if clusters is None else np.asarray(clusters)[known]
+    drawn = resample(totals, samples, seed, clusters)
+    perplexities = np.exp(drawn[..., NLL] / drawn[..., COUNT])
+    points = np.exp(totals[..., NLL].sum(axis=0) / totals[..., COUNT].sum(axis=0))
     result: dict[str, dict] = {}
-    reference = None
-    for (name, total), drawn in zip(totals.items(), drawn_totals.swapaxes(0, 1), strict=True):
-        perplexity = np.exp(drawn[:, NLL] / drawn[:, COUNT])
-        point = float(np.exp(total[:, NLL].sum() / total[:, COUNT].sum()))
-        result[name] = {
-            "perplexity": np.percentile(perplexity, [2.5, 97.5]).tolist(),
-            "recovery": np.percentile(drawn[:, CORRECT] / drawn[:, COUNT], [2.5, 97.5]).tolist(),
-        }
-        if reference is None:
-            reference = (perplexity, point)
-        else:
-            result[name]["gain"] = 1 - point / reference[1]
-            result[name]["gain_interval"] = np.percentile(1 - perplexity / reference[0], [2.5, 97.5]).tolist()
+    for number, name in enumerate(counts):
+        recovery = drawn[:, number, CORRECT] / drawn[:, number, COUNT]
+        result[name] = {"perplexity": interval(perplexities[:, number]), "recovery": interval(recovery)}
+        if number:
+            result[name]["gain"] = 1 - float(points[number] / points[0])
+            result[name]["gain_interval"] = interval(1 - perplexities[:, number] / perplexities[:, 0])
     return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Contacts
+# ---------------------------------------------------------------------------------------------------------------------
+
+RANGES = {"short": (6, 11), "medium": (12, 23), "long": (24, math.inf)}  # separations, both ends included
+CUTS = {"L": 1, "L/2": 2, "L/5": 5}  # of how many predictions the precision is: residues divided by this
+
+
+def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
+    """Share of contacts among the highest-scoring pairs of a chain.
+
+    By sequence separation (`short`: 6 to 11, `medium`: 12 to 23, `long`: from 24) of the best L, L/2 and L/5 pairs,
+    rounded down but at least one, where L is the number of residues, observed or not. Pairs without a label or a score
+    do not compete. Where a range has fewer pairs than that, all of them count, as in CASP, which divides by the number
+    of predictions; ESM's published evaluation divides by L/k all the same. Where contacts are fewer, even a perfect
+    prediction stays below 1: `precision_at(labels, labels)` says how far.
+
+    Args:
+        scores: probabilities or logits (residues, residues), an array or a tensor on the CPU, NaN where there is none;
+            the upper triangle is read. Of equal ones first ranks the pair that comes first in the chain.
+        labels: (residues, residues), 1, 0, or negative where unknown.
+
+    Returns:
+        Precision by range and cut; NaN in a range without a pair that competes.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    if scores.shape != labels.shape or scores.shape != 2 * scores.shape[:1]:
+        raise ValueError(
+            f"`scores` has shape {scores.shape} and `labels` {labels.shape}; both have to be (residues, residues)."
+        )
+    first, second = np.triu_indices(len(labels), MIN_SEPARATION)
+    known = (labels[first, second] >= 0) & ~np.isnan(scores[first, second])
+    first, second = first[known], second[known]
+    precision = {}
+    for name, (least, most) in RANGES.items():
+        inside = (second - first >= least) & (second - first <= most)
+        pairs = first[inside], second[inside]
+        ranked = labels[pairs][np.argsort(-scores[pairs], kind="stable")]
+        precision[name] = {
+            cut: float(ranked[: max(len(labels) // share, 1)].mean()) if ranked.size else math.nan
+            for cut, share in CUTS.items()
+        }
+    return precision
+
+
+def describe_precision(precision: Mapping[str, Mapping[str, float | None]]) -> str:
+    """`short 0.31, medium 0.22, long 0.10` at L; a range without one has a dash."""
+    values = {name: math.nan if cuts["L"] is None else cuts["L"] for name, cuts in precision.items()}
+    return ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.2f}'}" for name, value in values.items())

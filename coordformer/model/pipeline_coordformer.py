@@ -14,8 +14,8 @@ import torch
 from transformers import BatchFeature
 from transformers.pipelines.base import ChunkPipeline
 
-from .processing_coordformer import longest_window, window_around, window_starts
 from .structure import AMINO_ACIDS, read_proteins
+from .windows import longest_window, window_around, window_starts
 
 # As config.json has it, for a folder that carries this file; `import coordformer` registers the same tasks.
 CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
@@ -81,7 +81,7 @@ class ProteinPipeline(ChunkPipeline):
             if without_coords:
                 del inputs["coords"]
             residues = self.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, 1:-1])
-            inside = min(longest_window(self.model, window), len(residues))
+            inside = min(longest_window(self.model.config, window), len(residues))
             chain = {"id": name, "sequence": "".join(residues)}
             for first, asked in self._cut(name, residues, inside, **options):
                 rows.append((inputs, {**chain, "window": (first, first + inside), "asked": asked}))

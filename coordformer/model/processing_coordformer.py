@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from .structure import AMINO_ACIDS, Chain, read_chains
+from .windows import SPECIAL_TOKENS
 
 # ESM-2's vocabulary in its order: token ids of its checkpoints keep their meaning.
 VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
-
-
-SPECIAL_TOKENS = 2  # <cls> before a chain and <eos> after it
 
 
 def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
@@ -108,26 +106,10 @@ def pad_batch(
     return batch
 
 
-def window_starts(length: int, window: int) -> list[int]:
-    """First residues of windows that cover a chain and overlap by half; the last one ends with the chain."""
-    return [*range(0, max(length - window, 0), max(window // 2, 1)), max(length - window, 0)]
-
-
-def window_around(indices: np.ndarray, length: int, window: int) -> np.ndarray:
-    """First residues of the windows in which the residues at `indices` lie as near the middle as can be.
-
-    Examples:
-        >>> window_around(np.arange(7), length=7, window=3)
-        array([0, 0, 1, 2, 3, 4, 4])
-    """
-    return np.clip(indices - window // 2, 0, max(length - window, 0))
-
-
-def longest_window(model: PreTrainedModel, window: int) -> int:
-    """Residues of a window of at most `window` that the model has positions for."""
-    if model.config.position_embedding_type != "absolute":
-        return window
-    return min(window, model.config.max_position_embeddings - model.config.pad_token_id - 1 - SPECIAL_TOKENS)
+def letter_ids(tokenizer: Any) -> dict[str, int]:
+    """Token ids of the 20 amino acids by letter."""
+    vocabulary = tokenizer.get_vocab()
+    return {letter: vocabulary[letter] for letter in AMINO_ACIDS}
 
 
 class CoordformerProcessor(ProcessorMixin):

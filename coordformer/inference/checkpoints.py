@@ -1,0 +1,80 @@
+"""Checkpoints as the verbs open them, and what is said of them."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+
+from ..model import modeling_coordformer
+from ..model.configuration_coordformer import CoordformerConfig
+from ..model.processing_coordformer import CoordformerProcessor
+from ..model.structure import Chain
+
+
+def load_checkpoint(
+    checkpoint: str | Path, dtype: str = "float32", any_head: bool = False
+) -> tuple[PreTrainedModel, CoordformerProcessor]:
+    """A masked-LM Coordformer, on the GPU if there is one, and its processor.
+
+    Args:
+        checkpoint: folder or Hub name.
+        dtype: of the weights: `"float32"`, `"bfloat16"`, or `"auto"`, as they were saved.
+        any_head: take a Coordformer with the head that it was saved with, or without one.
+
+    Raises:
+        ValueError: the folder or name holds no such model, or the processor is missing.
+    """
+    fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
+    path = Path(checkpoint)
+    # What lies beside it is here: no name on the Hub, which would be asked again and again.
+    beside = len(path.parts) == 2 and path.parent.is_dir()
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or beside):
+        raise ValueError(f"There is no folder {checkpoint}; {fix}.")
+    if path.is_dir() and not (path / "processor_config.json").exists():
+        raise ValueError(
+            f"{checkpoint} holds no processor; {fix}, or add it by CoordformerProcessor().save_pretrained."
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+        if config.model_type != CoordformerConfig.model_type:
+            raise ValueError(f"it holds a {config.model_type} model")
+        saved_as = (config.architectures or ["CoordformerModel"])[0]
+        model, info = getattr(modeling_coordformer, saved_as if any_head else "CoordformerForMaskedLM").from_pretrained(
+            checkpoint, config=config, dtype=dtype, output_loading_info=True
+        )
+        if missing := sorted(info["missing_keys"]):
+            kind = "whole model" if any_head else "masked language model"
+            raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no {kind}")
+        processor = CoordformerProcessor.from_pretrained(checkpoint)
+    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def digest_weights(model: torch.nn.Module) -> str:
+    """A checksum of a model's weights in their dtype: another model's folder may have the same name."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def coordinates_of(model: PreTrainedModel) -> str:
+    """How a model reads coordinates, in a few words such as `local frame and invariant points`, or `none`."""
+    config = model.config
+    ways = [config.coordinate_embedding.replace("_", " ")] if config.coordinate_embedding != "none" else []
+    ways += ["distance bias"] * bool(config.num_distance_bins) + ["invariant points"] * bool(config.num_qk_points)
+    messages = "gated messages" if config.message_gating else "messages"
+    ways += [messages] * bool(config.num_neighbors)
+    return " and ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or "none"
+
+
+def coordinates_given(model: PreTrainedModel, chain: Chain, without_coords: bool) -> str:
+    """What a model gets of a chain's coordinates: `given`, `not given`, `unknown` (none is observed) or `not read`."""
+    if coordinates_of(model) == "none":
+        return "not read"
+    return "unknown" if not chain.observed.any() else "not given" if without_coords else "given"

@@ -1,0 +1,91 @@
+"""The files of `coordformer embed`: one for each part of a run.
+
+- Parquet: columns `id`, `length` and `embedding`, (hidden,) or without pooling a flat list (residues, hidden).
+- safetensors: a tensor `embeddings` (chains, hidden), or without pooling one (residues, hidden) for each chain, by its
+  id; the ids in their order are JSON in the metadata `ids`.
+"""
+
+import errno
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..data.files import write_atomically
+from ..data.records import RUN
+from .predict import Record, id_of, residues_of
+
+FORMATS = ("parquet", "safetensors")
+SHARD_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("length", pa.int32()),  # residues
+        ("embedding", pa.large_list(pa.float32())),  # (hidden,) or flat (residues, hidden)
+    ]
+)
+
+
+def write_shard(path: Path, chains: Sequence[Record], vectors: Sequence[np.ndarray]) -> None:
+    """Write vectors of chains, in the format that the file's name says."""
+    ids = [id_of(chain) for chain in chains]
+
+    def write_parquet(temporary: Path) -> None:
+        ends = np.cumsum([0, *(vector.size for vector in vectors)], dtype=np.int64)
+        values = np.concatenate([vector.reshape(-1) for vector in vectors])
+        embedding = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
+        lengths = pa.array([residues_of(chain) for chain in chains], pa.int32())
+        table = pa.table([pa.array(ids), lengths, embedding], schema=SHARD_SCHEMA)
+        pq.write_table(table, temporary, use_dictionary=False)
+
+    def write_safetensors(temporary: Path) -> None:
+        tensors = {"embeddings": np.stack(vectors)} if vectors[0].ndim == 1 else dict(zip(ids, vectors, strict=True))
+        try:
+            save_file(tensors, temporary, metadata={"ids": json.dumps(ids)})
+        except SafetensorError as error:  # what it makes of an error of the operating system
+            raise OSError(errno.EIO, str(error)) from error
+
+    write_atomically(path, write_safetensors if path.suffix == ".safetensors" else write_parquet)
+
+
+def load_embeddings(folder: str | Path) -> tuple[list[str], Any]:
+    """Read the folder of `embed`, of either format.
+
+    Returns:
+        The ids of the chains, and their vectors, float32: an array (chains, hidden), or where they were not pooled a
+        list of arrays (residues, hidden).
+
+    Raises:
+        FileNotFoundError: there are no embeddings.
+        ValueError: shards are missing, since the run was stopped or other jobs are not done.
+    """
+    folder = Path(folder)
+    records = sorted(folder.glob("parts/*.json"))
+    if not records or not (folder / RUN).exists():
+        raise FileNotFoundError(f"No embeddings in {folder}; give the output of `coordformer embed`.")
+    parts = int(records[0].stem.rpartition("-")[2])
+    if len(records) < parts:
+        raise ValueError(f"{folder} has {len(records)} of {parts} shards; run the same `coordformer embed` again.")
+    pooled = json.loads((folder / RUN).read_text(encoding="utf-8"))["pooling"] is not None
+    ids: list[str] = []
+    vectors: list[np.ndarray] = []
+    files = [json.loads(record.read_text(encoding="utf-8")).get("file") for record in records]
+    for path in [folder / file for file in files if file is not None]:  # a part may have no chain
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            ids += table["id"].to_pylist()
+            column = table["embedding"].combine_chunks()
+            values = np.split(column.flatten().to_numpy(), np.cumsum(column.value_lengths().to_numpy())[:-1])
+            residues = table["length"].to_pylist()
+            vectors += values if pooled else [x.reshape(n, -1) for x, n in zip(values, residues, strict=True)]
+        else:
+            with safe_open(path, framework="np") as file:
+                names = json.loads(file.metadata()["ids"])
+                ids += names
+                vectors += list(file.get_tensor("embeddings")) if pooled else list(map(file.get_tensor, names))
+    return ids, np.stack(vectors) if pooled else vectors

@@ -1,0 +1,207 @@
+"""Likelihoods of residues and effects of substitutions by a masked language model, without training on any.
+
+A score is the log-likelihood ratio of mutant and wild type in nats, higher is fitter (Meier et al. 2021,
+doi:10.1101/2021.07.09.450648; with coordinates in the paper's section 5). The coordinates are those of the wild type,
+of the substituted residues too.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..model.processing_coordformer import CoordformerProcessor, letter_ids
+from ..model.structure import AMINO_ACIDS, Chain
+from ..model.windows import longest_window, window_around, window_tokens
+from .mutants import parse_mutant
+from .predict import Row, encode, longest_first, plain_collator, predict
+
+METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
+MUTANTS_AT_ONCE = 256  # of pseudo-likelihoods, whose probabilities are in memory
+
+
+def log_probabilities(
+    model: PreTrainedModel,
+    processor: CoordformerProcessor,
+    asked: Sequence[tuple[Chain, Sequence[int] | np.ndarray]],
+    *,
+    masked: bool,
+    without_coords: bool = False,
+    window: int = 1024,
+    token_budget: int = 8192,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """Log-probabilities of the 20 amino acids at some residues of chains.
+
+    Args:
+        model: a masked-LM Coordformer.
+        processor: of the model.
+        asked: chains, and of each the indices of residues, from 0 on.
+        masked: each residue is masked, alone, and costs a row of a batch; otherwise one row serves all residues whose
+            window is the same, which in a chain that fits in `window` is every residue.
+        without_coords: give the model no coordinates.
+        window: of longer chains this many residues are read, those around the residue that is asked for. A window is a
+            chain to the model, with its own `<cls>`, `<eos>` and center.
+        token_budget: tokens of a batch; one row in any case.
+        progress: show a progress bar.
+
+    Returns:
+        For each chain (indices, 20), float64, nats, in the order of `AMINO_ACIDS`; softmax over these letters.
+    """
+    window = longest_window(model.config, window)
+    tokenizer: Any = processor.tokenizer
+    collator = plain_collator(model, tokenizer)
+    tables = [np.empty((len(indices), len(AMINO_ACIDS))) for _, indices in asked]
+
+    def rows() -> Iterator[Row]:
+        for number in longest_first([chain for chain, _ in asked]):
+            chain, indices = asked[number][0], np.asarray(asked[number][1], dtype=np.int64)
+            arrays = encode(collator, chain, without_coords)
+            inside = min(window, len(chain))
+            starts = window_around(indices, len(chain), inside)
+            # The rows that the model reads: where their windows begin, and which residues each is asked for.
+            groups = [np.array([place]) for place in range(len(indices))]
+            if not masked:
+                groups = [np.flatnonzero(starts == start) for start in np.unique(starts)]
+            for group in groups:
+                start = int(starts[group[0]])
+                tokens = window_tokens(start, inside, len(chain))
+                input_ids, places = arrays["input_ids"][tokens], indices[group] - start + 1  # <cls> is in front
+                if masked:
+                    input_ids[places] = tokenizer.mask_token_id
+                yield Row(number, start, input_ids, arrays["coords"][tokens], places, group)
+
+    letters = list(letter_ids(tokenizer).values())
+    with tqdm(unit="row", disable=not progress, leave=False) as bar:
+        for row, logits in predict(
+            model,
+            rows(),
+            lambda batch: model(**batch).logits[..., letters].float().log_softmax(dim=-1),
+            token_budget=token_budget,
+            bar=bar,
+            by_row=True,
+        ):
+            tables[row.chain][row.tag] = logits
+    return tables
+
+
+def score_mutants(
+    model: PreTrainedModel,
+    processor: CoordformerProcessor,
+    asked: Sequence[tuple[Chain, Sequence[str]]],
+    method: str = "masked_marginal",
+    *,
+    offset: int = 1,
+    **options: Any,
+) -> list[np.ndarray]:
+    """Score mutants of chains.
+
+    - `wild_type_marginal`: log p(new letter) - log p(wild type) at the residue, which the model reads unmasked. One
+      row for the whole chain; of a chain longer than `window` one for each window.
+    - `masked_marginal`: the same with the residue masked. One row for each residue that any mutant substitutes.
+    - `pseudo_likelihood`: the sum over all residues i of log p(x_i | all others) of the mutant less that of the wild
+      type. One row for each residue of the wild type and of every mutant: where a chain is longer than `window`, of the
+      residues whose window holds a substitution, since the others cancel. Residues X are not summed over.
+
+    Marginals of several substitutions are added: each is scored with the wild type everywhere else, in masked marginals
+    with no other residue masked.
+
+    Args:
+        model: a masked-LM Coordformer.
+        processor: of the model.
+        asked: wild types, and of each its mutants, as `parse_mutant` takes them.
+        method: one of `METHODS`.
+        offset: position of a chain's first residue in its mutants.
+        options: those of `log_probabilities`; `token_budget` changes no score.
+
+    Returns:
+        For each chain (mutants,), float64: log-likelihood ratios in nats, higher is fitter, 0 is the wild type's.
+
+    Raises:
+        ValueError: `method` is none, a chain has no mutants, or one is not of its chain (see `parse_mutant`).
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
+    if any(len(mutants) == 0 for _, mutants in asked):
+        raise ValueError("There is nothing to score: the list of mutants is empty.")
+    chains = [chain for chain, _ in asked]
+    parsed = [[parse_mutant(mutant, chain.sequence, offset) for mutant in mutants] for chain, mutants in asked]
+    letters = [np.array([AMINO_ACIDS.find(letter) for letter in chain.sequence]) for chain in chains]  # -1: X
+    if method == "pseudo_likelihood":
+        return _pseudo_likelihoods(model, processor, chains, parsed, letters, options)
+    places = [np.unique([index for mutant in each for index, _ in mutant]) for each in parsed]
+    tables = log_probabilities(
+        model, processor, list(zip(chains, places, strict=True)), masked=method == "masked_marginal", **options
+    )
+    scores = []
+    for table, indices, wild_type, mutants in zip(tables, places, letters, parsed, strict=True):
+        table -= table[np.arange(len(indices)), wild_type[indices]][:, None]
+        ratios = dict(zip(indices.tolist(), table, strict=True))
+        sums = [sum(ratios[index][AMINO_ACIDS.index(letter)] for index, letter in each) for each in mutants]
+        scores.append(np.array(sums, dtype=float))
+    return scores
+
+
+def _pseudo_likelihoods(model, processor, chains, parsed, letters, options) -> list[np.ndarray]:
+    known = [np.flatnonzero(each >= 0) for each in letters]
+    wild_types = log_probabilities(model, processor, list(zip(chains, known, strict=True)), masked=True, **options)
+    window = longest_window(model.config, options.get("window", 1024))
+    results = []
+    for chain, residues, wild_type, table, mutants in zip(chains, known, letters, wild_types, parsed, strict=True):
+        inside = min(window, len(chain))
+        starts = window_around(residues, len(chain), inside)
+        likelihoods = table[np.arange(len(residues)), wild_type[residues]]
+        scores = []
+        for first in range(0, len(mutants), MUTANTS_AT_ONCE):
+            asked, wanted = [], []
+            for substitutions in mutants[first : first + MUTANTS_AT_ONCE]:
+                sequence, new = list(chain.sequence), wild_type.copy()
+                for index, letter in substitutions:
+                    sequence[index], new[index] = letter, AMINO_ACIDS.index(letter)
+                changed = np.array([index for index, _ in substitutions])[:, None]
+                seen = np.flatnonzero(((starts <= changed) & (changed < starts + inside)).any(axis=0))
+                asked.append((dataclasses.replace(chain, sequence="".join(sequence)), residues[seen]))
+                wanted.append((seen, new))
+            tables = log_probabilities(model, processor, asked, masked=True, **options)
+            for (seen, new), mutant in zip(wanted, tables, strict=True):
+                scores.append((mutant[np.arange(len(seen)), new[residues[seen]]] - likelihoods[seen]).sum())
+        results.append(np.array(scores))
+    return results
+
+
+def substitutions_of(chain: Chain) -> list[str]:
+    """All substitutions of one residue of a chain, 20 for each that is known, positions from 1.
+
+    Raises:
+        ValueError: the chain has only residues X.
+    """
+    known = [(index, letter) for index, letter in enumerate(chain.sequence, 1) if letter in AMINO_ACIDS]
+    if not known:
+        raise ValueError(f"Chain {chain.id} has no residue that is known, only X; there is nothing to substitute.")
+    return [f"{letter}{index}{new}" for index, letter in known for new in AMINO_ACIDS]
+
+
+def scan_chains(
+    model: PreTrainedModel, processor: CoordformerProcessor, chains: Sequence[Chain], *arguments: Any, **options: Any
+) -> list[np.ndarray]:
+    """Score all substitutions of one residue of chains; the arguments are those of `score_mutants`.
+
+    Returns:
+        For each chain (L, 20), float64, nats, in the order of `AMINO_ACIDS`: 0 for the wild type, NaN for residues X.
+
+    Raises:
+        ValueError: a chain has no residue that is known.
+    """
+    asked = [(chain, substitutions_of(chain)) for chain in chains]
+    scored = score_mutants(model, processor, asked, *arguments, **options)
+    return [scan_table(chain, scores) for chain, scores in zip(chains, scored, strict=True)]
+
+
+def scan_table(chain: Chain, scores: np.ndarray) -> np.ndarray:
+    """Scores of `substitutions_of` a chain as a table (L, 20), NaN for residues X."""
+    table = np.full((len(chain), len(AMINO_ACIDS)), np.nan)
+    table[[letter in AMINO_ACIDS for letter in chain.sequence]] = scores.reshape(-1, len(AMINO_ACIDS))
+    return table

@@ -1,0 +1,174 @@
+"""From chains to what a model makes of them: windows, batches of a token budget, longest first.
+
+Every verb goes through `predict`. A row is what the model reads in one go, a chain or a window of it; rows come chain
+by chain, the longest chain first, so that rows of a batch are of like length, and a batch that does not fit in the
+memory shows at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..data.collator import CoordformerDataCollator
+from ..model.processing_coordformer import chain_arrays, pad_batch
+from ..model.structure import Chain
+from ..model.windows import SPECIAL_TOKENS, longest_window, window_starts, window_tokens
+
+Record = Chain | Mapping[str, Any]  # a chain, or a row of a data set
+
+
+@dataclass(slots=True)
+class Row:
+    """What the model reads in one go.
+
+    Attributes:
+        chain: number of the chain.
+        start: its first residue.
+        input_ids: (tokens,), `<cls>` and `<eos>` included.
+        coords: (tokens, D) or (tokens, atoms, D), Å, NaN where not observed.
+        places: (asked,), the tokens whose outputs are wanted; None: all of them.
+        tag: what whoever made the row wants to find again.
+        rotation: (D, D), by which the model turns the row about its center.
+        last: whether it is the last one of its chain.
+    """
+
+    chain: int
+    start: int
+    input_ids: np.ndarray
+    coords: np.ndarray
+    places: np.ndarray | None = None
+    tag: Any = None
+    rotation: torch.Tensor | None = None
+    last: bool = False
+
+
+def longest_first(chains: Sequence[Record]) -> list[int]:
+    """Numbers of the chains by length, the longest first; of equal ones in their order."""
+    return sorted(range(len(chains)), key=lambda number: -residues_of(chains[number]))
+
+
+def residues_of(chain: Record) -> int:
+    return len(chain["sequence"] if isinstance(chain, Mapping) else chain.sequence)
+
+
+def id_of(chain: Record) -> str:
+    return str(chain["id"] if isinstance(chain, Mapping) else chain.id)
+
+
+def encode(collator: CoordformerDataCollator, chain: Record, without_coords: bool = False) -> dict[str, np.ndarray]:
+    """`input_ids` (tokens,), `labels` (tokens,) and `coords` (tokens, ...) of one chain, by a collator that turns
+    nothing; without coordinates they are all NaN."""
+    arrays = {name: values[0].numpy() for name, values in collator([chain]).items() if name != "attention_mask"}
+    if without_coords:
+        arrays["coords"] = np.full_like(arrays["coords"], np.nan)
+    return arrays
+
+
+def plain_collator(model: Any, tokenizer: PreTrainedTokenizerBase) -> CoordformerDataCollator:
+    """The collator that masks nothing and leaves coordinates as they are."""
+    return CoordformerDataCollator(
+        tokenizer,
+        atoms=model.config.coordinate_atoms,
+        dim=model.config.coordinate_dim,
+        mlm_probability=0.0,
+        rotate=False,
+    )
+
+
+def window_rows(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    chains: Sequence[Record],
+    *,
+    window: int = 1024,
+    without_coords: bool = False,
+) -> Iterator[Row]:
+    """Rows of whole chains, longest first; of a chain longer than `window` those of windows that overlap by half."""
+    window = longest_window(model.config, window)
+    collator = plain_collator(model, tokenizer)
+    for number in longest_first(chains):
+        arrays = encode(collator, chains[number], without_coords)
+        residues = len(arrays["input_ids"]) - SPECIAL_TOKENS
+        inside = min(window, residues)
+        for start in (starts := window_starts(residues, inside)):
+            tokens = window_tokens(start, inside, residues)
+            yield Row(number, start, arrays["input_ids"][tokens], arrays["coords"][tokens], last=start == starts[-1])
+
+
+def collate_rows(rows: Sequence[Row], pad_token_id: int, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """Rows as a batch that is padded on the right, as a model takes it."""
+    batch = pad_batch([row.input_ids for row in rows], [row.coords for row in rows], pad_token_id)
+    tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
+    if rows[0].rotation is not None:
+        turns = torch.stack([row.rotation for row in rows if row.rotation is not None])
+        tensors["rotations"] = turns.unsqueeze(1).to(device)
+    return tensors
+
+
+def as_chain(record: Record) -> Chain:
+    """A row of a data set as the chain that it is of."""
+    if not isinstance(record, Mapping):
+        return record
+    atoms = tuple(record.get("atoms") or ("CA",))
+    sequence, coords = chain_arrays(record, atoms)
+    return Chain(str(record["id"]), sequence, coords, atoms, np.full(len(sequence), np.nan))
+
+
+@torch.no_grad()
+def predict(
+    model: Any,
+    rows: Iterable[Row],
+    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    *,
+    token_budget: int = 8192,
+    bar: tqdm | None = None,
+    by_row: bool = False,
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """What a model makes of rows, in batches.
+
+    Args:
+        model: is set to evaluation; its config has the padding token.
+        rows: the longer ones first.
+        forward: from a padded batch to a tensor (batch, tokens, ...), or of whole rows (batch, ...).
+        token_budget: tokens of a batch, padding included; a row that is longer is a batch of its own.
+        bar: is moved on by each chain that is done, or `by_row`.
+
+    Yields:
+        Each row with its output, float32: (asked, ...) where the row has `places`, else what `forward` gives for it.
+
+    Raises:
+        ValueError: `token_budget` is less than 1.
+    """
+    if token_budget < 1:
+        raise ValueError(f"`token_budget` is {token_budget}; it must be at least 1.")
+    model.eval()
+    batch: list[Row] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * max(len(batch[0].input_ids), len(row.input_ids)) > token_budget:
+            yield from _predict_batch(model, batch, forward, bar, by_row)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield from _predict_batch(model, batch, forward, bar, by_row)
+
+
+def _predict_batch(
+    model: Any, rows: list[Row], forward: Any, bar: tqdm | None, by_row: bool
+) -> Iterator[tuple[Row, np.ndarray]]:
+    outputs = forward(collate_rows(rows, model.config.pad_token_id, model.device))
+    if rows[0].places is None:
+        yield from zip(rows, outputs.float().cpu().numpy(), strict=True)
+    else:
+        places = [row.places for row in rows if row.places is not None]
+        ends = np.cumsum([len(each) for each in places])
+        row_of = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(each) for each in places]))
+        # One copy from the device for all rows.
+        asked = outputs[row_of.to(outputs.device), torch.from_numpy(np.concatenate(places)).to(outputs.device)]
+        yield from zip(rows, np.split(asked.float().cpu().numpy(), ends[:-1]), strict=True)
+    if bar is not None:
+        bar.update(len(rows) if by_row else sum(row.last for row in rows))

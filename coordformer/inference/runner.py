@@ -1,0 +1,391 @@
+"""The one way from what a verb is given to its files.
+
+Inputs (files, folders, tar archives, FASTA, data sets) are cut into parts of so many entries; a part is read, predicted
+and written, and then recorded in `parts/`. So a run that was stopped goes on with the parts that are missing, and
+`--shard 3/64` takes every 64th part: the jobs of an array write disjoint files, which together are those of one run.
+The job that finds all parts recorded makes what is made of all of them. What cannot be read is listed in `rejected.tsv`
+and costs nothing else.
+"""
+
+import hashlib
+import json
+import mmap
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data.batching import fetch_rows
+from ..data.files import write_atomically, write_json
+from ..data.inputs import (
+    SEQUENCE_SUFFIXES,
+    STRUCTURE_SUFFIXES,
+    Reject,
+    Source,
+    has_suffix,
+    is_archive,
+    list_sources,
+    read_contents,
+    write_rejects,
+)
+from ..data.pack import open_chains
+from ..data.records import begin_run, hash_json
+from ..model.structure import read_proteins
+from .predict import Record, id_of, residues_of
+
+PARTS, REJECTS = "parts", "rejected.tsv"
+
+
+def is_data_set(path: str | Path) -> bool:
+    """Whether a path is a data set of chains: a Parquet or packed file, or a folder made by `coordformer prepare`."""
+    path = Path(path)
+    if path.is_dir():
+        return any(path.glob("data/*.parquet")) or any(path.glob("*.parquet"))
+    return path.suffix in (".parquet", ".safetensors")
+
+
+class Inputs:
+    """The chains of files and data sets, in parts.
+
+    Args:
+        inputs: structure and FASTA files, tar archives, folders of these, and data sets (see `is_data_set`).
+        split: only rows of the data sets whose column `split` has this value.
+        atoms: the atoms to read of structure files.
+        chain_ids: only these chains of each file, by id or name.
+        min_plddt: residues of predicted structures below this confidence count as not observed.
+        entries_per_part: structure files, sequences or rows of a part; a compressed file of several is one part.
+        shard: `3/64`: only every 64th part, from the third on, as the third of 64 jobs.
+
+    Attributes:
+        names: of what was given, without the folders it lies in.
+        job, jobs: number of this job, and of all.
+        rejects: what of the archives cannot be listed.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there is nothing to read, or an argument does not go with what was given.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str | Path] | str | Path,
+        *,
+        split: str | None = None,
+        atoms: Sequence[str] = ("CA",),
+        chain_ids: Sequence[str] | None = None,
+        min_plddt: float | None = None,
+        entries_per_part: int = 1000,
+        shard: str | None = None,
+    ):
+        given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+        if not given:
+            raise ValueError("There is nothing to read; give structure or FASTA files, folders, archives or data sets.")
+        if entries_per_part < 1:
+            raise ValueError(f"`entries_per_part` is {entries_per_part}; it must be at least 1.")
+        data_sets = [path for path in given if is_data_set(path)]
+        files = [path for path in given if path not in data_sets]
+        if split is not None and not data_sets:
+            raise ValueError(f"`split` is {split!r}, but files have no splits; it goes with data sets.")
+        if not files and (chain_ids is not None or min_plddt is not None):
+            raise ValueError("`chain_ids` and `min_plddt` go with files; the chains of a data set are chosen already.")
+        self.job, self.jobs = parse_shard(shard)
+        self.names = [Path(path).name for path in given]
+        self.settings = {"split": split, "chain_ids": chain_ids and list(chain_ids), "min_plddt": min_plddt}
+        self._reading: dict[str, Any] = {"atoms": atoms, "min_plddt": min_plddt, "chain_ids": chain_ids}
+        self.rejects: list[Reject] = []
+        self._parts: list[Any] = []  # of each its sources, or a data set and the numbers of its rows
+        listed: list[Any] = []
+        for path in data_sets:
+            rows = open_chains(path, split)
+            ids = list(map(str, rows["id"][:]))
+            if len(set(ids)) < len(ids):
+                twice = next(name for place, name in enumerate(ids) if name in ids[:place])
+                raise ValueError(
+                    f"{len(ids) - len(set(ids))} ids of {path} stand for several chains, such as {twice}; give each "
+                    "chain its own."
+                )
+            listed.append(hash_json(ids))
+            starts = range(0, len(rows), entries_per_part)
+            self._parts += [(rows, range(start, min(start + entries_per_part, len(rows)))) for start in starts]
+        if files:
+            sources, self.rejects = list_sources(files, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES))
+            listed.append([[source.name, source.size] for source in sources])
+            self._parts += _parts_of(sources, entries_per_part)
+        self.settings |= {"entries_per_part": entries_per_part, "inputs": hash_json(listed)}
+
+    def __len__(self) -> int:
+        """Number of parts."""
+        return len(self._parts)
+
+    def name(self, number: int) -> str:
+        """`00003-of-00079`, for files of a part."""
+        return f"{number:05d}-of-{len(self):05d}"
+
+    def hash(self, number: int) -> str:
+        """SHA-256 of what the chains of a part are read from."""
+        digest = hashlib.sha256()
+        if isinstance(self._parts[number], tuple):
+            for row in fetch_rows(*self._parts[number]):
+                digest.update(json.dumps([row["id"], row["sequence"]]).encode())
+                digest.update(np.asarray(row["coords"], dtype=np.float32).tobytes())
+        else:
+            for _, data in self._contents(number, []):
+                digest.update(data if isinstance(data, bytes) else data.encode())
+        return digest.hexdigest()
+
+    def read(self, number: int, rejects: list[Reject]) -> list[Record]:
+        """The chains of a part, those of a data set as rows; what cannot be read goes to `rejects`."""
+        if isinstance(self._parts[number], tuple):
+            rows, inside = self._parts[number]
+            records = fetch_rows(rows, inside)
+            for column in {"cluster", "scop_sccs"} & set(rows.column_names):
+                values = rows[column][inside.start : inside.stop]
+                records = [record | {column: value} for record, value in zip(records, values, strict=True)]
+            return list(records)
+        chains: list[Record] = []
+        sources: dict[str, str] = {}
+        for name, data in self._contents(number, rejects):
+            problems: list[tuple[str, str]] = []
+            try:
+                if isinstance(data, str):
+                    raise ValueError(data)
+                found = read_proteins(name, **self._reading, problems=problems, data=data)
+            except (ValueError, OSError, RuntimeError) as error:
+                problems.append(("", str(error).removeprefix(f"{name}: ")))
+                found = []
+            for chain in found:
+                if chain.id in sources:
+                    problems.append((chain.id, f"a chain of {sources[chain.id]} has this id, too; rename one"))
+                    continue
+                sources[chain.id] = name
+                chains.append(chain)
+            rejects += [(name, chain_id, reason) for chain_id, reason in problems]
+        return chains
+
+    def read_all(self) -> list[Record]:
+        """The chains of all parts.
+
+        Raises:
+            ValueError: not a single one could be read.
+        """
+        rejects = list(self.rejects)
+        chains = [chain for number in range(len(self)) for chain in self.read(number, rejects)]
+        if not chains:
+            raise ValueError("No chain could be read. " + "; ".join(": ".join(filter(None, each)) for each in rejects[:3]))
+        return chains
+
+    def _contents(self, number: int, rejects: list[Reject]) -> Iterator[tuple[str, bytes | str]]:
+        for source in self._parts[number]:
+            yield from read_contents(source, rejects)
+
+
+def _parts_of(sources: Sequence[Source], entries_per_part: int) -> Iterator[list[Source]]:
+    """Sources in groups of so many entries; a compressed archive and a gzipped FASTA file are a part each."""
+    part: list[Source] = []
+    entries = 0
+    for source in sources:
+        fasta = has_suffix(source.path, SEQUENCE_SUFFIXES) and source.offset is None
+        if is_archive(source) or (fasta and source.path.lower().endswith(".gz")):
+            yield [source]
+            continue
+        for piece, size in _pieces(source, entries_per_part) if fasta else [(source, 1)]:
+            if part and entries + size > entries_per_part:
+                yield part
+                part, entries = [], 0
+            part.append(piece)
+            entries += size
+    if part:
+        yield part
+
+
+def _pieces(source: Source, entries_per_part: int) -> Iterator[tuple[Source, int]]:
+    """A FASTA file in pieces of so many sequences, each with its number of sequences."""
+    if not source.size:
+        yield source, 1
+        return
+    with open(source.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        starts = [match.start() for match in re.finditer(rb"^>", content, re.MULTILINE)]
+    bounds = [0, *starts[entries_per_part::entries_per_part], source.size]
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        size = min(entries_per_part, len(starts) - number * entries_per_part)
+        yield (replace(source, offset=start, size=end - start) if len(bounds) > 2 else source), max(size, 1)
+
+
+@dataclass
+class Outcome:
+    """What the parts of a run came to.
+
+    Attributes:
+        records: of the parts that are there, in their order: what `work` returned, `chains`, `residues`, `rejected`.
+        parts: how many there are in all.
+    """
+
+    records: list[dict[str, Any]]
+    parts: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether all parts are there: then what is made of all of them can be made."""
+        return len(self.records) == self.parts
+
+    def counts(self) -> dict[str, int]:
+        """`chains`, `residues` and `rejected` (files or chains); while parts are missing also `parts` and `missing`."""
+        counts = {name: sum(record[name] for record in self.records) for name in ("chains", "residues")}
+        counts["rejected"] = sum(len(record["rejected"]) for record in self.records)
+        return counts if self.complete else counts | {"parts": self.parts, "missing": self.parts - len(self.records)}
+
+
+def parse_shard(shard: str | None) -> tuple[int, int]:
+    """`3/64` as (3, 64); None is (1, 1).
+
+    Raises:
+        ValueError: it is no such pair, or beyond its end.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"`shard` is {shard!r}; write the number of this job and that of all, from 1/64 to 64/64.")
+    return int(match[1]), int(match[2])
+
+
+def run_parts(
+    inputs: Inputs,
+    folder: str | Path,
+    settings: Mapping[str, Any],
+    work: Callable[[list[Record], str, list[Reject], tqdm], Mapping[str, Any]],
+    progress: bool = True,
+) -> Outcome:
+    """Read, predict and write the parts that are missing.
+
+    Args:
+        inputs: what was given.
+        folder: gets `run.json`, `parts/` and, when all parts are there, `rejected.tsv`.
+        settings: what decides the results besides the inputs; `checkpoint` in it, the name of the weights, does not.
+        work: takes the chains of a part, its name (`00003-of-00079`), the rejects, to which it may add, and the
+            progress bar; predicts, writes the files of the part, and returns what the record of the part gets, as JSON.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: `folder` is a file or holds another run, what a part was made of has changed since, or no chain
+            could be read.
+        OSError: a file could not be written; the parts before it stay.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise ValueError(f"`output` is {folder}, which is a file; give a folder.")
+    parts = folder / PARTS
+    begin_run(folder, {**settings, **inputs.settings}, holds_results=any(parts.glob("*.json")), passing={"checkpoint"})
+    parts.mkdir(exist_ok=True)
+    if inputs.jobs == 1:  # what a kill left; of another job it may be a file that is being written
+        for leftover in (*folder.glob("*.tmp"), *parts.glob("*.tmp")):
+            leftover.unlink()
+    paths = [parts / f"{inputs.name(part)}.json" for part in range(len(inputs))]
+    with tqdm(total=0, unit="chain", disable=not progress, smoothing=0) as bar:
+        for part in range(inputs.job - 1, len(inputs), inputs.jobs):
+            rejects: list[Reject] = [] if part else list(inputs.rejects)
+            if paths[part].exists():
+                before = _read_record(paths[part])
+                if before["contents"] != inputs.hash(part):
+                    raise ValueError(
+                        f"{folder}: what part {inputs.name(part)} was made of has changed since; choose another output "
+                        "folder, or delete it."
+                    )
+                bar.total += before["chains"]
+                bar.update(before["chains"])
+                continue
+            chains = inputs.read(part, rejects)
+            bar.total += len(chains)
+            bar.refresh()
+            result = work(chains, inputs.name(part), rejects, bar) if chains else {}
+            record = {"contents": inputs.hash(part), "chains": len(chains), "residues": sum(map(residues_of, chains))}
+            write_json(paths[part], {**record, "rejected": rejects, **result})
+    outcome = Outcome([_read_record(path) for path in paths if path.exists()], len(paths))
+    if outcome.complete:
+        rejected = [tuple(reject) for record in outcome.records for reject in record["rejected"]]
+        if not outcome.counts()["chains"]:
+            shutil.rmtree(parts)
+            if len(rejected) == 1:
+                raise ValueError(": ".join(filter(None, rejected[0])))
+            write_rejects(folder / REJECTS, rejected)
+            raise ValueError(f"No chain could be read; {folder / REJECTS} says why.")
+        write_rejects(folder / REJECTS, rejected)
+    return outcome
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it, and its part is made again.") from error
+
+
+@contextmanager
+def parts_beside(output: str | Path | None, inputs: Inputs) -> Iterator[Path]:
+    """Where the parts of a verb lie whose result is one file: in FILE.parts, which goes when the verb is done.
+
+    The parts of an array of jobs stay, since another one may be reading them. Without a file they are temporary.
+    """
+    if output is None:
+        if inputs.jobs > 1:
+            raise ValueError("With `shard` the parts of all jobs have to meet; give `output`, too.")
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(f"{output}.parts")
+    yield folder
+    if inputs.jobs == 1:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_file(path: str | Path | None, *suffixes: str) -> None:
+    """Refuse a name that a verb's file cannot have, before hours of work, and make its folder.
+
+    Raises:
+        ValueError: it has another ending, or is a folder.
+    """
+    if path is None:
+        return
+    if (path := Path(path)).suffix not in suffixes or path.is_dir():
+        raise ValueError(f"`output` is {path}; give the name of a file that ends in {' or '.join(suffixes)}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def file_stems(folder: Path, part: str, chains: Sequence[Record]) -> list[Path]:
+    """Names of files for the chains of a part, without endings: of several parts each has a folder.
+
+    What some systems do not allow becomes `_`, and of equal names the later get -2, -3. A and a, two chains of a large
+    complex, are equal: on some systems they are one file.
+    """
+    if not part.endswith("-of-00001"):
+        folder = folder / part
+        folder.mkdir(exist_ok=True)
+    stems: dict[str, str] = {}  # by what makes two of them equal
+    for name in map(id_of, chains):
+        stem = first = re.sub(r'^\.+$|[<>:"/\\|?*\0]', "_", name)
+        number = 1
+        while stem.casefold() in stems:
+            number += 1
+            stem = f"{first}-{number}"
+        stems[stem.casefold()] = stem
+    return [folder / stem for stem in stems.values()]
+
+
+def join_tables(paths: Iterable[Path], output: Path) -> None:
+    """Write the tables of parts, CSV or TSV with one head, one after another."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as joined:
+            for number, path in enumerate(paths):
+                with open(path, "rb") as table:
+                    head = table.readline()
+                    joined.write(b"" if number else head)
+                    shutil.copyfileobj(table, joined)
+
+    write_atomically(output, write)

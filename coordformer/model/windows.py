@@ -1,0 +1,79 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""Windows of chains that are longer than the model reads at once: the one place that cuts them.
+
+A window is a chain to the model, with its own `<cls>`, `<eos>` and center.
+"""
+
+from typing import Any
+
+import numpy as np
+
+SPECIAL_TOKENS = 2  # <cls> before a chain and <eos> after it
+
+
+def window_starts(length: int, window: int) -> list[int]:
+    """First residues of windows that cover a chain and overlap by half; the last one ends with the chain.
+
+    Examples:
+        >>> window_starts(10, window=4)
+        [0, 2, 4, 6]
+    """
+    return [*range(0, max(length - window, 0), max(window // 2, 1)), max(length - window, 0)]
+
+
+def window_around(indices: np.ndarray, length: int, window: int) -> np.ndarray:
+    """First residues of the windows in which the residues at `indices` lie as near the middle as can be.
+
+    Examples:
+        >>> window_around(np.arange(7), length=7, window=3)
+        array([0, 0, 1, 2, 3, 4, 4])
+    """
+    return np.clip(indices - window // 2, 0, max(length - window, 0))
+
+
+def middle_window(length: int, window: int) -> int:
+    """First residue of the middle window of a chain."""
+    return max(length - window, 0) // 2
+
+
+def longest_window(config: Any, window: int) -> int:
+    """Residues of a window of at most `window` that a model with this `config` has positions for.
+
+    Raises:
+        ValueError: `window` is less than 2.
+    """
+    if window < 2:
+        raise ValueError(f"`window` is {window}; it must be at least 2.")
+    if config.position_embedding_type != "absolute":
+        return window
+    return min(window, config.max_position_embeddings - config.pad_token_id - 1 - SPECIAL_TOKENS)
+
+
+def window_tokens(start: int, residues: int, chain_residues: int) -> list[int]:
+    """Places of a window's tokens among those of its chain: `<cls>`, `residues` from `start` on, and `<eos>`."""
+    return [0, *range(start + 1, start + 1 + residues), chain_residues + 1]
+
+
+class WindowMean:
+    """Mean, over the windows that hold a residue or pair of residues, of what the model gives for it there.
+
+    Args:
+        shape: of a chain's values: (residues, ...) of residues, (residues, residues) of pairs, (features,) of the
+            chain as a whole.
+        axes: how many of them are residues: 1, 2 or 0.
+    """
+
+    def __init__(self, shape: tuple[int, ...], axes: int):
+        self.total = np.zeros(shape, dtype=np.float32)
+        self.count = np.zeros(shape[:axes], dtype=np.float32)
+
+    def add(self, start: int, values: np.ndarray) -> None:
+        """Take in the values of a window whose first residue is `start`."""
+        where = tuple(slice(start, start + size) for size in values.shape[: self.count.ndim])
+        self.total[where] += values
+        self.count[where] += 1
+
+    def mean(self) -> np.ndarray:
+        """Of the chain, float32; NaN where no window holds both residues of a pair."""
+        count = self.count.reshape(self.count.shape + (1,) * (self.total.ndim - self.count.ndim))
+        return np.where(count > 0, self.total / np.maximum(count, 1), np.float32(np.nan))
