@@ -26,8 +26,9 @@ from ..data.records import begin_run, current_commit, describe_command, hash_dat
 from ..inference.figures import plot_losses
 from ..inference.metrics import count_predictions, summarize
 from ..model.configuration_coordformer import CoordformerConfig
-from ..model.modeling_coordformer import CoordformerForMaskedLM, MessagePassing
+from ..model.modeling_coordformer import CoordformerForMaskedLM
 from ..model.processing_coordformer import CoordformerProcessor, chain_arrays, letter_ids
+from ..model.structure_layers import MessagePassing
 from .arguments import DataArguments, ModelArguments
 from .conversion import behind_esm, from_esm
 from .muon import MuonAdamW, parameter_groups
