@@ -55,9 +55,14 @@ def load_checkpoint(
 
 
 def digest_weights(model: torch.nn.Module) -> str:
-    """A checksum of a model's weights in their dtype: another model's folder may have the same name."""
+    """A checksum of a model's weights in their dtype: another model's folder may have the same name.
+
+    Of names it takes those of version 0.1.0, so that what was recorded then is still recognized.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        for old, new in modeling_coordformer.RENAMED_WEIGHTS.items():
+            name = name.replace(new, old)
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
