@@ -134,7 +134,7 @@ def fetch(
         timeout: seconds without data after which an attempt is given up. So it is when the body has brought less than
             1 KiB per second on average, not counting the first `timeout` seconds.
         connections: at most so many at a time.
-        backoff: seconds; 2 times as many before the third attempt, 4 before the fourth, ..., and at random up to 1 more.
+        backoff: seconds; twice as many before the third attempt, 4 before the fourth, ..., and up to 1 more at random.
         progress: show a progress bar.
 
     Returns:

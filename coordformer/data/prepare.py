@@ -8,7 +8,6 @@ Three steps, each of which can be stopped at any moment and called again:
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -31,8 +30,9 @@ from tqdm.auto import tqdm
 
 from ..model.structure import STRUCTURE_SUFFIXES, Chain, read_chains
 from .cluster import assign_splits, cluster_sequences, find_mmseqs
-from .files import write_atomically, write_text
+from .files import write_atomically, write_json, write_text
 from .inputs import Reject, Source, is_archive, list_sources, read_contents, write_rejects
+from .records import begin_run, hash_file, hash_json
 from .rows import SCHEMA, chain_to_row, read_footer
 
 FILES_PER_PART = 64
@@ -40,7 +40,7 @@ PARTS_WORTH_WORKERS = 8
 """Fewer are read sooner than other processes start, which takes some seconds."""
 ROWS_AT_ONCE = 2000
 
-READING, DATA, JOB = "reading", "data", "job.json"
+READING, DATA, SHEET = "reading", "data", "datasheet.json"
 REJECTS_KEY = b"coordformer.rejects"
 
 LARGE = {pa.string(): pa.large_string()}
@@ -406,15 +406,18 @@ def write_datasheet(
             path.name: {
                 "rows": pq.read_metadata(path).num_rows,
                 "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                "sha256": hash_file(path),
             }
             for path in sorted((output / DATA).glob("*.parquet"))
         },
     }
     write_text(output / "README.md", _readme(sheet))
-    text = json.dumps(sheet, indent=2) + "\n"
-    write_text(output / "datasheet.json", text)
-    return dict(json.loads(text))
+    write_json(output / SHEET, sheet)
+    return _read_sheet(output)
+
+
+def _read_sheet(output: Path) -> dict[str, Any]:
+    return dict(json.loads((output / SHEET).read_text(encoding="utf-8")))
 
 
 def _version(package: str) -> str | None:
@@ -422,11 +425,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _readme(sheet: Mapping[str, Any]) -> str:
@@ -520,6 +518,8 @@ def prepare(
         ValueError: nothing to read, or `output` holds another data set.
         OSError: a worker was lost or a disk is full; what was read stays.
     """
+    assembling: dict[str, Any] = {"keep_duplicates": keep_duplicates, "chains_per_shard": chains_per_shard}
+    splitting: dict[str, Any] = {"splits": splits, "identity": identity, "coverage": coverage, "seed": seed}
     settings = check_options(
         atoms=atoms,
         min_plddt=min_plddt,
@@ -527,40 +527,22 @@ def prepare(
         min_length=min_length,
         max_length=max_length,
         min_observed=min_observed,
-        splits=splits,
-        identity=identity,
-        coverage=coverage,
-        seed=seed,
-        chains_per_shard=chains_per_shard,
         workers=workers,
+        **assembling,
+        **splitting,
     )
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parts, rejects = plan(inputs)
     rejects = [*((name, "", reason) for name, reason in failed), *rejects]
     output = Path(output)
-    job = {
-        "reading": asdict(settings),
-        "assembling": [keep_duplicates, chains_per_shard, splits and [splits, identity, coverage, seed]],
-        "sources": [[source.name, source.size, source.offset] for part in parts for source in part],
-    }
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
-    if not begin(output, digest):
-        sheet: dict[str, Any] = json.loads((output / "datasheet.json").read_text(encoding="utf-8"))
-        return sheet
+    decisive = {**asdict(settings), **assembling, "splits": None}
+    if splits is not None:
+        decisive |= splitting | {"splits": list(splits.items())}  # their order counts
+    if not begin(output, decisive, parts):
+        return _read_sheet(output)
     _read_all(parts, settings, output, workers, progress)
-    return assemble(
-        output,
-        rejects,
-        splits=splits,
-        identity=identity,
-        coverage=coverage,
-        seed=seed,
-        keep_duplicates=keep_duplicates,
-        chains_per_shard=chains_per_shard,
-        threads=workers,
-        settings={**asdict(settings), "job": digest},
-    )
+    return assemble(output, rejects, threads=workers, settings=asdict(settings), **assembling, **splitting)
 
 
 def check_options(
@@ -591,27 +573,26 @@ def check_options(
     return settings
 
 
-def begin(output: Path, job: str) -> bool:
-    """Whether there is anything left to do for a job; refuse a folder that belongs to another one."""
-    other = ValueError(
-        f"{output} was made from other files or with other settings; choose another output folder, or delete "
-        f"{DATA}, {READING} and datasheet.json in it."
+def begin(output: Path, settings: Mapping[str, Any], parts: Sequence[Sequence[Source]]) -> bool:
+    """Claim a folder for a run, or go on with it; see `records.begin_run`.
+
+    Returns:
+        Whether there is anything left to do.
+
+    Raises:
+        ValueError: the folder holds parts, or a data set, of other files or other settings.
+    """
+    reading, sheet = output / READING, output / SHEET
+    sources = [[source.name, source.size, source.offset] for part in parts for source in part]
+    begin_run(
+        output,
+        {**settings, "sources": {"files": len(sources), "sha256": hash_json(sources)}},
+        holds_results=sheet.exists() or (output / DATA).exists() or any(reading.glob("part-*.parquet")),
     )
-    sheet = output / "datasheet.json"
-    if sheet.exists():
-        if json.loads(sheet.read_text(encoding="utf-8"))["settings"].get("job") != job:
-            raise other
-        shutil.rmtree(output / READING, ignore_errors=True)
+    if sheet.exists() and (output / DATA).exists():
+        shutil.rmtree(reading, ignore_errors=True)
         return False
-    reading = output / READING
-    if (reading / JOB).exists():
-        if json.loads((reading / JOB).read_text(encoding="utf-8")) != job:
-            raise other
-        for leftover in reading.glob("*.tmp"):
-            leftover.unlink()
-    elif (output / DATA).exists():
-        raise other
-    else:
-        reading.mkdir(parents=True, exist_ok=True)
-        write_text(reading / JOB, json.dumps(job))
+    reading.mkdir(exist_ok=True)
+    for leftover in reading.glob("*.tmp"):
+        leftover.unlink()
     return True

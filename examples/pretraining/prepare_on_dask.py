@@ -19,7 +19,6 @@ way round.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -94,9 +93,7 @@ def main():
         parts, rejects = plan([Path(path).resolve() for path in options.inputs])
         output = options.output.resolve()
         assembling = {"splits": splits, "chains_per_shard": options.chains_per_shard}
-        job = [asdict(settings), assembling, [[each.name, each.size, each.offset] for part in parts for each in part]]
-        digest = hashlib.sha256(json.dumps(["dask", *job]).encode()).hexdigest()
-        if begin(output, digest):
+        if begin(output, {"engine": "dask", **asdict(settings), **assembling}, parts):
             local = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": None}
             with Client(options.scheduler, timeout=30, **({} if options.scheduler else local)) as client:
                 try:
@@ -104,7 +101,7 @@ def main():
                 except TimeoutError:
                     raise OSError(f"no worker came to {client.scheduler.address} in a minute; start some") from None
                 read_all(client, parts, settings, output)
-            assemble(output, rejects, settings={**asdict(settings), "job": digest}, **assembling)
+            assemble(output, rejects, settings=asdict(settings), **assembling)
         shutil.rmtree(output / READING, ignore_errors=True)
         print(json.dumps(json.loads((output / "datasheet.json").read_text(encoding="utf-8"))["counts"]))
     except (ValueError, OSError, CancelledError) as error:

@@ -78,7 +78,7 @@ def test_goes_on_after_bad_files_and_says_why(tmp_path):
     rows = load_rows(tmp_path / "out")
     assert rows["source"][:] == ["a000.cif.gz", "b000.pdb.gz"] and rows[0]["id"] == "1A8O_A"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "data", "datasheet.json", "rejected.tsv"
+        "README.md", "data", "datasheet.json", "rejected.tsv", "run.json"
     ]  # fmt: skip
 
 
@@ -380,7 +380,7 @@ def start(folder, output, *options, **arguments):
 
 def test_goes_on_after_a_kill(tmp_path):
     """SIGKILL as soon as the second part is there; the second run keeps what is whole and adds the rest."""
-    folder = make_folder(tmp_path / "in", copies=200)
+    folder = make_folder(tmp_path / "in", copies=110)  # four parts
     options = ("--workers", "1", "--keep_duplicates", "--chains_per_shard", "100")
     prepare_quietly(folder, tmp_path / "whole", keep_duplicates=True, chains_per_shard=100)
     process = start(folder, tmp_path / "out", *options)
@@ -390,10 +390,10 @@ def test_goes_on_after_a_kill(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done = sorted(reading.glob("part-*.parquet"))
-    assert 2 <= len(done) < 7 and not (tmp_path / "out" / "data").exists()
+    assert 2 <= len(done) < 4 and not (tmp_path / "out" / "data").exists()
     with pytest.raises(FileNotFoundError, match="No Parquet file"):
         load_rows(tmp_path / "out")
-    (reading / "part-0000006.parquet.tmp").write_bytes(b"half a part")
+    (reading / "part-0000003.parquet.tmp").write_bytes(b"half a part")
     # Were a part that is there read again, it would lack what is gone by now.
     for name in list(part_sources(folder)[0]):
         (folder / name).write_bytes(bytes((folder / name).stat().st_size))
@@ -409,15 +409,11 @@ def part_sources(folder):
 def test_goes_on_after_a_kill_while_assembling(tmp_path):
     folder = make_folder(tmp_path / "in")
     prepare_quietly(folder, tmp_path / "whole")
-    process = start(folder, tmp_path / "out", "--workers", "1")
     # What a kill leaves between the shards and the datasheet: parts, and shards that no datasheet vouches for.
-    process.wait()
-    shutil.rmtree(tmp_path / "out")
     parts, _ = plan([folder])
     settings = ReadSettings()
-    job = json.loads((tmp_path / "whole" / "datasheet.json").read_text())["settings"]["job"]
     (tmp_path / "out" / "reading").mkdir(parents=True)
-    (tmp_path / "out" / "reading" / "job.json").write_text(json.dumps(job))
+    shutil.copy(tmp_path / "whole" / "run.json", tmp_path / "out")
     read_part(parts[0], settings, part_path(tmp_path / "out", 0))
     (tmp_path / "out" / "data").mkdir()
     (tmp_path / "out" / "data" / "train-00000-of-00009.parquet").write_bytes(b"old")
@@ -426,7 +422,7 @@ def test_goes_on_after_a_kill_while_assembling(tmp_path):
 
 
 def test_a_lost_worker_is_said_and_costs_nothing(tmp_path):
-    folder = make_folder(tmp_path / "in", copies=400)
+    folder = make_folder(tmp_path / "in", copies=270)  # as many parts as are worth workers
     process = start(folder, tmp_path / "out", "--workers", "2", "--keep_duplicates")
     reading = tmp_path / "out" / "reading"
     while process.poll() is None and not list(reading.glob("part-*.parquet")):
@@ -441,7 +437,7 @@ def test_a_lost_worker_is_said_and_costs_nothing(tmp_path):
     assert process.returncode == 1 and "Traceback" not in text
     assert "a worker of `prepare` was killed" in text and "run the same command again to go on" in text
     assert list(reading.glob("part-*.parquet"))
-    assert prepare_quietly(folder, tmp_path / "out", keep_duplicates=True)["counts"]["chains"] == 800
+    assert prepare_quietly(folder, tmp_path / "out", keep_duplicates=True)["counts"]["chains"] == 540
 
 
 def test_a_full_disk_is_said_and_costs_nothing(tmp_path):
@@ -465,13 +461,40 @@ def test_a_finished_data_set_is_left_alone(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert prepare_quietly(folder, tmp_path / "out") == sheet
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-    for changed in ({"atoms": ("N", "CA")}, {"keep_duplicates": True}):
-        with pytest.raises(ValueError, match="made from other files or with other settings"):
+    for changed, message in (
+        ({"atoms": ("N", "CA")}, r"atoms: \['CA'\] -> \['N', 'CA'\]"),
+        ({"keep_duplicates": True}, "keep_duplicates: False -> True"),
+    ):
+        with pytest.raises(ValueError, match=rf"out holds another run \({message}\); choose another output folder"):
             prepare_quietly(folder, tmp_path / "out", **changed)
+    # What decides nothing without splits, or nothing at all, may differ.
+    assert prepare_quietly(folder, tmp_path / "out", seed=1, workers=2) == sheet
     shutil.copy(STRUCTURES / "1A8O.cif.gz", folder / "new.cif.gz")
-    with pytest.raises(ValueError, match="made from other files or with other settings"):
+    with pytest.raises(ValueError, match=r"holds another run \(sources.files: 5 -> 6; sources.sha256: "):
         prepare_quietly(folder, tmp_path / "out")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_what_a_run_leaves_of_another_is_not_mixed(tmp_path):
+    """Parts, shards or a datasheet alone make a folder another run's; its settings are there to read."""
+    folder = make_folder(tmp_path / "in")
+    prepare_quietly(folder, tmp_path / "out", min_length=2)
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (run["min_length"], run["atoms"], run["sources"]["files"]) == (2, ["CA"], 5)
+    for name in ("data", "datasheet.json"):
+        other = tmp_path / f"with {name}"
+        other.mkdir()
+        shutil.move(tmp_path / "out" / name, other)
+        with pytest.raises(ValueError, match="holds results without a run.json"):
+            prepare_quietly(folder, other)
+        shutil.copy(tmp_path / "out" / "run.json", other)
+        with pytest.raises(ValueError, match="min_length: 2 -> 1"):
+            prepare_quietly(folder, other)
+        assert prepare_quietly(folder, other, min_length=2)["counts"]["chains"] == 2
+    part_path(tmp_path / "parts", 0).parent.mkdir(parents=True)
+    read_part(plan([folder])[0][0], ReadSettings(), part_path(tmp_path / "parts", 0))
+    with pytest.raises(ValueError, match="holds results without a run.json"):
+        prepare_quietly(folder, tmp_path / "parts")
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

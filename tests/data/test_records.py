@@ -1,0 +1,82 @@
+"""A folder belongs to one run: it is claimed, gone on with, and refused to others with the names of what differs."""
+
+import json
+
+import pytest
+
+from coordformer.data.records import begin_run, describe_command, hash_data, hash_file, hash_json
+
+SETTINGS = {"model": {"layers": 2, "atoms": ("N", "CA")}, "seed": 0, "data": {}}
+
+
+def test_a_new_folder_is_claimed_and_gone_on_with(tmp_path):
+    folder = tmp_path / "new" / "run"
+    assert not begin_run(folder, SETTINGS, holds_results=False)
+    assert json.loads((folder / "run.json").read_text()) == {**SETTINGS, "model": {"layers": 2, "atoms": ["N", "CA"]}}
+    assert begin_run(folder, SETTINGS, holds_results=True)
+    # Without results another run may take its place.
+    assert not begin_run(folder, {"seed": 1}, holds_results=False)
+    assert json.loads((folder / "run.json").read_text()) == {"seed": 1}
+
+
+def test_another_run_is_refused_with_what_differs(tmp_path):
+    begin_run(tmp_path, SETTINGS, holds_results=False)
+    other = {"model": {"layers": 3, "atoms": ["CA"]}, "seed": 0, "data": {"split": "train"}}
+    changed = r"model.layers: 2 -> 3; model.atoms: \['N', 'CA'\] -> \['CA'\]; data.split: None -> 'train'"
+    with pytest.raises(ValueError, match=rf"holds another run \({changed}\); choose another output folder, or delete"):
+        begin_run(tmp_path, other, holds_results=True)
+    assert json.loads((tmp_path / "run.json").read_text())["model"]["layers"] == 2
+
+
+def test_settings_that_may_differ(tmp_path):
+    begin_run(tmp_path, SETTINGS, holds_results=False)
+    moved = {**SETTINGS, "model": {"layers": 4, "atoms": ["N", "CA"]}}
+    assert begin_run(tmp_path, moved, holds_results=True, passing={"layers"})
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        begin_run(tmp_path, {**moved, "seed": 1}, holds_results=True, passing={"layers"})
+
+
+def test_runs_of_older_versions(tmp_path):
+    """A setting that is new has had its default; renamed ones are given their names."""
+    begin_run(tmp_path, {"model": {"depth": 2}}, holds_results=False)
+    today = {"model": {"layers": 2, "width": 8}}
+
+    def upgrade(old):
+        return {"model": {"layers": old["model"]["depth"]}}
+
+    assert begin_run(tmp_path, today, holds_results=True, upgrade=upgrade, defaults={"width": 8})
+    with pytest.raises(ValueError, match="model.width: 4 -> 8"):
+        begin_run(tmp_path, today, holds_results=True, upgrade=upgrade, defaults={"width": 4})
+    with pytest.raises(ValueError, match="run.json cannot be read"):
+        begin_run(tmp_path, today, holds_results=True, upgrade=lambda old: old["encoder"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '"text"'])
+def test_broken_records(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="run.json cannot be read .*; choose another output folder, or delete it"):
+        begin_run(tmp_path, SETTINGS, holds_results=True)
+
+
+def test_results_without_a_record(tmp_path):
+    with pytest.raises(ValueError, match="holds results without a run.json, .*; choose another output folder"):
+        begin_run(tmp_path, SETTINGS, holds_results=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_hashes(tmp_path):
+    """SHA-256, as `printf abc | sha256sum` has it."""
+    (tmp_path / "abc").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_file(tmp_path / "abc") == hash_data(tmp_path / "abc") == digest
+    assert hash_json({"b": 1, "a": [2]}) == hash_json({"a": [2], "b": 1}) != hash_json({"a": [2], "b": 2})
+    assert hash_data(tmp_path) == hash_data(tmp_path / "none") == ""
+    (tmp_path / "datasheet.json").write_bytes(b"abc")
+    assert hash_data(tmp_path) == digest
+
+
+def test_commands_are_recorded_without_paths_and_tokens():
+    command = ["/home/me/chains.parquet", "--output", "../runs/my model", "--hub_token", "hf_secret", "--seed", "1"]
+    recorded = "coordformer train chains.parquet --output 'my model' --hub_token ... --seed 1"
+    assert describe_command("train", command) == recorded
+    assert describe_command("train", ["--hub_token=hf_secret", "a/b"]) == "coordformer train --hub_token=... a/b"
