@@ -10,230 +10,27 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..data.collator import PROTOCOLS
-from ..inference.evaluate import coordinates_of, digest_weights, load_checkpoint
+from ..inference.checkpoints import load_checkpoint
 from ..model import pipeline_coordformer
-from ..model.configuration_coordformer import AUTO_MAP
 from ..model.processing_coordformer import CoordformerProcessor
 from ..model.structure import AMINO_ACIDS
 from . import reload_check
+from .card import AUTO_CLASSES, make_card, read_evaluation, training_facts
 
 DTYPES = ("float32", "bfloat16")
 PACKAGES = ("torch", "transformers", "gemmi")  # that a folder's code imports, the last one only to read structures
-AUTO_CLASSES = {place.partition(".")[2]: name for name, place in AUTO_MAP.items()}
-PIPELINE_TAGS = {
-    "CoordformerForMaskedLM": "fill-mask",
-    "CoordformerForSequenceClassification": "text-classification",
-    "CoordformerForTokenClassification": "token-classification",
-}
-# `coordformer evaluate`'s names, and the Hub's for what they are.
-METRICS = {"perplexity": "perplexity", "recovery": "accuracy"}
 TRAINING_LOG = "log.csv"
-# Of an evaluation.
-SETTINGS = {"checkpoint", "weights", "data", "split", "coordinates", "dtype", "num_rotations", "draws", "chains"}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What is known of a checkpoint
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_evaluation(path: str | Path, checkpoint: str | Path) -> dict[str, Any]:
-    """A report of `coordformer evaluate` on this checkpoint.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it is no such report, or one on another checkpoint.
-    """
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        results = [report[protocol] for protocol in PROTOCOLS if protocol in report]
-        measured = {*METRICS, *(f"{metric}_interval" for metric in METRICS)}
-        whole = bool(results) and all(measured <= result.keys() for result in results) and report.keys() >= SETTINGS
-    except (ValueError, TypeError, AttributeError):  # no JSON, or JSON of something else
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} is no report of perplexity and recovery; give one that `coordformer evaluate` wrote.")
-    if report["weights"] != digest_weights(load_checkpoint(checkpoint, report["dtype"], any_head=True)[0]):
-        raise ValueError(
-            f"{path} was measured on {report['checkpoint']!r} with other weights than those of {checkpoint}; evaluate "
-            "what is exported."
-        )
-    return report
-
-
-def eval_results(report: Mapping[str, Any], task: str) -> list[EvalResult]:
-    """The measured values of a report, as the Hub's `model-index` takes them."""
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type=report["data"],
-            dataset_name=report["data"],
-            dataset_split=report["split"],
-            metric_type=METRICS[metric],
-            metric_name=f"{metric}, protocol {protocol}, coordinates {report['coordinates']}",
-            metric_value=report[protocol][metric],
-            metric_args={
-                "interval": report[protocol][f"{metric}_interval"],
-                "chains": report["chains"],
-                "dtype": report["dtype"],
-                "num_rotations": report["num_rotations"],
-            },
-        )
-        for protocol in PROTOCOLS
-        if protocol in report
-        for metric in METRICS
-    ]
-
-
-def training_facts(checkpoint: str | Path) -> dict[str, str]:
-    """What `coordformer train` recorded of a checkpoint, in words; nothing where it recorded nothing.
-
-    The settings lie in the folder of a run, of which its `checkpoint-*` are part; how far it came, in both.
-    """
-    folder = Path(checkpoint).resolve()
-    run = (folder.parent if folder.name.startswith("checkpoint-") else folder) / "run.json"
-    state, result = folder / "trainer_state.json", folder / "train.json"
-    facts: dict[str, Any] = {}
-    try:
-        if run.exists():
-            settings = json.loads(run.read_text(encoding="utf-8"))
-            facts |= _settings(settings["data"], settings["training"])
-        if result.exists():
-            summary = json.loads(result.read_text(encoding="utf-8"))
-            facts["updates"] = f"{summary['steps']:,}"
-            facts["SHA-256 of the data"] = summary.get("data_sha256")
-            facts["command"] = summary.get("command") and f"`{summary['command']}`"
-            facts["commit of the code"] = summary.get("commit")
-            if before := "; before that ".join(_earlier_stages(summary)):
-                facts |= {"started from": None, "trained before": before}  # a folder's name says less
-        if state.exists():
-            progress = json.loads(state.read_text(encoding="utf-8"))
-            losses = [entry["loss"] for entry in progress["log_history"] if "loss" in entry]
-            facts["updates"] = f"{progress['global_step']:,}"
-            facts["last training loss"] = f"{losses[-1]:.3f}" if losses else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{run}, {result.name} or {state.name} cannot be read ({type(error).__name__}: {error}); move them away to "
-            "export without what they say."
-        ) from error
-    return {name: value for name, value in facts.items() if value}
-
-
-def _earlier_stages(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Of a `train.json` the trainings that its weights had before, the last one first, in words."""
-    while summary := summary.get("started_from") or {}:
-        command, commit = summary.get("command"), summary.get("commit")
-        by = f" by `{command}`" * bool(command) + f" at commit {commit}" * bool(commit)
-        yield f"{summary['steps']:,} updates{by}"
-
-
-def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's settings what a reader of the card asks for; a value is empty where there is nothing to say."""
-    chains, tokens = training["per_device_train_batch_size"], data["token_budget"]
-    batches = training["gradient_accumulation_steps"] * training["world_size"]
-    return {
-        "started from": training["init_from"] and Path(training["init_from"]).name,
-        "behind a frozen": training["sequence_encoder"] and Path(training["sequence_encoder"]).name,
-        "data": f"{Path(data['data']).name}, split {data['train_split'] or 'all'}",
-        "chains": f"{data['chains']:,}",
-        "residues in an epoch": f"{data['residues']:,}",
-        "longer chains": data["max_length"] and f"cropped at random to {data['max_length']:,} residues",
-        "masked": f"{100 * data['mlm_probability']:g} % of the residues",
-        "frames": "turned at random" if data["rotate"] else "as given",
-        "noise": data["coordinate_noise"] and f"{data['coordinate_noise']:g} Å on coordinates",
-        "without coordinates": data["drop_coords"] and f"{100 * data['drop_coords']:g} % of the chains",
-        "batch": (f"{tokens:,} tokens" if tokens else f"{chains} chains") + f", times {batches}" * (batches > 1),
-        "optimizer": f"{'Muon and AdamW' if training.get('muon') else training['optim']}, "
-        f"learning rate {training['learning_rate']:g}, {training['lr_scheduler_type']}, "
-        f"{training['warmup_steps']:g} updates of warm-up",
-        "precision": "bfloat16" if training["bf16"] else "float16" if training["fp16"] else "float32",
-        "seed": str(training["seed"]),
-    }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The folder
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def make_card(
-    model: PreTrainedModel,
-    name: str,
-    *,
-    evaluations: Sequence[Mapping[str, Any]] = (),
-    training: Mapping[str, str] | None = None,
-    log: str | None = None,
-    license: str = "apache-2.0",
-    datasets: Sequence[str] = (),
-    base_model: str | None = None,
-) -> ModelCard:
-    """The model card, of `hub_cards/template.md`; what nobody recorded or measured it says is unknown.
-
-    Args:
-        model: the model, in the dtype that it is saved in.
-        name: of the model.
-        evaluations: see `read_evaluation`.
-        training: see `training_facts`.
-        log: name of the file with the training's losses.
-        license, datasets, base_model: the Hub's names of the weights' license, of the data sets that the model was
-            trained on, and of the model that it was made of.
-    """
-    architecture = type(model).__name__
-    task = PIPELINE_TAGS.get(architecture, "feature-extraction")
-    data = ModelCardData(
-        model_name=name,
-        library_name="transformers",
-        license=license,
-        tags=["coordformer", "protein", "protein-language-model", "protein-structure"],
-        datasets=list(datasets) or None,
-        base_model=base_model,
-        pipeline_tag=task,
-        metrics=list(METRICS.values()) if evaluations else None,
-        eval_results=[result for report in evaluations for result in eval_results(report, task)] or None,
-    )
-    classifies = architecture in ("CoordformerForSequenceClassification", "CoordformerForTokenClassification")
-    return ModelCard.from_template(
-        data,
-        template_path=str(find_template()),
-        model_name=name,
-        architecture=architecture,
-        auto_class=AUTO_CLASSES.get(architecture, "AutoModel"),
-        config=model.config,
-        parameters=model.num_parameters(),
-        dtype=str(model.dtype).removeprefix("torch."),
-        coordinates=coordinates_of(model),
-        invariant=model.config.coordinate_embedding in ("local_frame", "none"),  # to rotations, whatever else it reads
-        atoms=list(model.config.coordinate_atoms),
-        labels=list((model.config.id2label or {}).values()) if classifies else [],
-        base_model=base_model,
-        training=training,
-        log=log,
-        evaluations=evaluations,
-        protocols=PROTOCOLS,
-        license=license,
-        version=importlib.metadata.version("coordformer"),
-    )
-
-
-def find_template() -> Path:
-    """The template of model cards: in the package where it was installed, beside it in the repository."""
-    package = Path(__file__).parent
-    for folder in (package, package.parent):
-        if (path := folder / "hub_cards" / "template.md").exists():
-            return path
-    raise FileNotFoundError(f"hub_cards/template.md is neither in {package} nor beside it; install coordformer again.")
 
 
 def read_license() -> str:
@@ -294,12 +91,10 @@ def export(
         raise ValueError(f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}, or leave it out.")
     reports = [read_evaluation(path, checkpoint) for path in evaluations]
     # What the card says, as it was recorded.
-    records = {
-        Path(path): f"evaluation{f'_{number}' if number else ''}.json" for number, path in enumerate(evaluations)
-    }
+    records = {str(path): f"evaluation{f'_{number}' if number else ''}.json" for number, path in enumerate(evaluations)}
     log = Path(checkpoint) / TRAINING_LOG
     if log.exists():
-        records[log] = TRAINING_LOG
+        records[str(log)] = TRAINING_LOG
     model, processor = load_checkpoint(checkpoint, dtype or "auto", any_head=True)
     model.cpu().eval()
     card = make_card(
@@ -325,16 +120,21 @@ def export(
         # Each brings its code, and the map of Auto classes to it (`_auto_class`, `AUTO_MAP`).
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        # Only here: with `custom_pipelines` in its config a folder needs `trust_remote_code` for every pipeline.
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        # Only here: with `custom_pipelines` in its config a folder needs `trust_remote_code` for every pipeline.
         config["custom_pipelines"] = pipeline_coordformer.CUSTOM_PIPELINES
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        shutil.copy(pipeline_coordformer.__file__, temporary)
-        (temporary / "LICENSE").write_text(read_license(), encoding="utf-8")
-        (temporary / "requirements.txt").write_text(requirements(), encoding="utf-8")
-        (temporary / "README.md").write_text(f"{card}\n", encoding="utf-8")
-        for source, name in records.items():
-            shutil.copy(source, temporary / name)
+        texts = {
+            "config.json": json.dumps(config, indent=2) + "\n",
+            "LICENSE": read_license(),
+            "requirements.txt": requirements(),
+            "README.md": f"{card}\n",
+        }
+        for file, text in texts.items():
+            (temporary / file).write_text(text, encoding="utf-8")
+        code = str(pipeline_coordformer.__file__)
+        files = {path: Path(path).name for path in (code, *get_relative_import_files(code))} | records
+        for source, file in files.items():
+            shutil.copy(source, temporary / file)
         if check:
             if progress:
                 print("Loading the folder in a fresh process without the package ...", file=sys.stderr)

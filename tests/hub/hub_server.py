@@ -6,7 +6,7 @@ storage server of its own, other files in the commit. It speaks no Xet, takes no
 
 To try commands without the Hub:
 
-    python tests/hub_server.py --port 8765 --folder runs/hub
+    python tests/hub/hub_server.py --port 8765 --folder runs/hub
     export HF_ENDPOINT=http://127.0.0.1:8765 HF_TOKEN=hf_write HF_HUB_DISABLE_XET=1
     coordformer push FOLDER tester/model
 """

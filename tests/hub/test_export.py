@@ -1,5 +1,6 @@
 """An exported folder is whole, says what was measured, and computes the same without the package."""
 
+import ast
 import configparser
 import hashlib
 import json
@@ -16,12 +17,13 @@ from conftest import CHAINS, HEADS, STRUCTURES, make_config, make_model
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
-from test_layout import HUB_FILES
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoProcessor
 
-from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains, reload_check
+from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains
 from coordformer.data.rows import load_rows
-from coordformer.hub.export import check_reload, export, find_template, requirements
+from coordformer.hub import reload_check
+from coordformer.hub.card import find_template, read_evaluation
+from coordformer.hub.export import check_reload, export, requirements
 from coordformer.inference.evaluate import evaluate
 from coordformer.model.configuration_coordformer import AUTO_MAP
 from coordformer.model.pipeline_coordformer import CUSTOM_PIPELINES
@@ -29,9 +31,23 @@ from coordformer.training.arguments import parse_arguments
 from coordformer.training.train import train
 
 ROOT = Path(__file__).parents[2]
-CODE = {f"{name}.py" for name in HUB_FILES - {"pipeline_coordformer"}}  # that every saved folder carries
-FILES = CODE | {
-    "pipeline_coordformer.py",
+MODEL = ROOT / "coordformer" / "model"
+
+
+def code_of(*modules: str) -> set[str]:
+    """Files of these modules and of all that they import from beside them."""
+    found, left = set(), list(modules)
+    while left:
+        if (module := left.pop()) not in found:
+            found.add(module)
+            nodes = ast.walk(ast.parse((MODEL / f"{module}.py").read_text()))
+            left += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+    return {f"{module}.py" for module in found}
+
+
+CODE = code_of("configuration_coordformer", "modeling_coordformer", "processing_coordformer")  # of every saved folder
+PIPELINES = code_of("pipeline_coordformer")
+FILES = CODE | PIPELINES | {
     "LICENSE", "README.md", "config.json", "model.safetensors", "processor_config.json", "requirements.txt",
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
@@ -61,8 +77,13 @@ def trained(tmp_path_factory):
     (folder / "tiny.yaml").write_text(TINY + f"data: {folder / 'chains.parquet'}\n")
     options = [str(folder / "tiny.yaml"), "--output_dir", str(folder / "tiny")]
     train(*parse_arguments(options), options)
-    for name, protocols in (("both", ("paper", "masked15")), ("withheld", ("masked15",))):
-        options = {"without_coords": name == "withheld", "protocols": protocols, "draws": 1, "progress": False}
+    for name, protocols in (("both", ("paper", "masked15")), ("without", ("masked15",))):
+        options = {
+            "without_coords": name == "without",
+            "protocols": protocols,
+            "num_mask_samples": 1,
+            "progress": False,
+        }
         report = evaluate(folder / "tiny", folder / "chains.parquet", split="valid", **options)
         (folder / f"{name}.json").write_text(json.dumps(report))
     return folder
@@ -75,7 +96,7 @@ def find(values, wanted) -> list[int]:
 @pytest.fixture(scope="module")
 def exported(trained):
     """The folder that `export` makes of it, checked in a fresh process."""
-    options = {"evaluations": [trained / "both.json", trained / "withheld.json"], "datasets": ["someone/chains"]}
+    options = {"evaluations": [trained / "both.json", trained / "without.json"], "datasets": ["someone/chains"]}
     summary = export(trained / "tiny", trained / "exported-1.0", base_model="someone/base", progress=False, **options)
     assert summary["checked"] == list(reload_check.AUTO_MODELS) and set(summary["files"]) == FILES | RECORDS
     assert (summary["model"], summary["dtype"]) == ("CoordformerForMaskedLM", "float32")
@@ -110,12 +131,12 @@ def test_the_folder_holds_what_is_needed_and_nothing_else(exported, trained):
     assert (trained / "tiny" / "training_args.bin").exists()
     assert {path.name for path in exported.iterdir()} == FILES | RECORDS
     assert (exported / "evaluation.json").read_bytes() == (trained / "both.json").read_bytes()
-    assert (exported / "evaluation_1.json").read_bytes() == (trained / "withheld.json").read_bytes()
+    assert (exported / "evaluation_1.json").read_bytes() == (trained / "without.json").read_bytes()
     assert (exported / "log.csv").read_bytes() == (trained / "tiny" / "log.csv").read_bytes()
     assert not list(trained.glob("*.tmp"))
     assert "Apache License" in (exported / "LICENSE").read_text()
-    for name in (*CODE, "pipeline_coordformer.py"):
-        assert (exported / name).read_text() == (ROOT / "coordformer" / name).read_text()
+    for name in CODE | PIPELINES:
+        assert (exported / name).read_text() == (MODEL / name).read_text()
     assert json.loads((exported / "config.json").read_text())["custom_pipelines"] == CUSTOM_PIPELINES
 
 
@@ -183,19 +204,36 @@ def test_the_card_has_the_measured_values(exported, trained):
     assert (data.library_name, data.license, data.pipeline_tag) == ("transformers", "apache-2.0", "fill-mask")
     assert (data.datasets, data.base_model) == (["someone/chains"], "someone/base")
     assert data.metrics == ["perplexity", "accuracy"] and "protein" in data.tags
-    both, withheld = (json.loads((trained / f"{name}.json").read_text()) for name in ("both", "withheld"))
+    both, without = (json.loads((trained / f"{name}.json").read_text()) for name in ("both", "without"))
     measured = {(result.metric_name, result.metric_value) for result in data.eval_results}
     assert measured == {
         (f"{metric}, protocol {protocol}, coordinates {report['coordinates']}", report[protocol][metric])
-        for report, protocols in ((both, ("paper", "masked15")), (withheld, ("masked15",)))
+        for report, protocols in ((both, ("paper", "masked15")), (without, ("masked15",)))
         for protocol in protocols
         for metric in ("perplexity", "recovery")
     }
-    low, high = withheld["masked15"]["perplexity_interval"]
-    row = f"| chains.parquet | valid | 5 | withheld | masked15 | {withheld['masked15']['perplexity']:.2f} ({low:.2f} to"
+    low, high = without["masked15"]["perplexity_interval"]
+    row = f"| chains.parquet | valid | 5 | not given | masked15 | {without['masked15']['perplexity']:.2f} ({low:.2f} to"
     assert row in card.text
     results = [result for result in data.eval_results if result.metric_args["interval"] == [low, high]]
-    assert [result.metric_value for result in results] == [withheld["masked15"]["perplexity"]]
+    assert [result.metric_value for result in results] == [without["masked15"]["perplexity"]]
+
+
+def test_a_report_of_version_0_1_0_is_read_with_the_names_of_today(tmp_path):
+    """Of the folder as that version made it, whose weights have other names by now."""
+    result = {"perplexity": 6.4, "perplexity_interval": [6.3, 6.5], "perplexity_by_draw": [6.4], "recovery": 0.4,
+              "recovery_interval": [0.39, 0.41], "recovery_by_draw": [0.4]}  # fmt: skip
+    report = {"checkpoint": "coordformer-1M-pdb", "weights": "1370bcbdf173ad17", "data": "chains.parquet", "split": None,
+              "coordinates": "local, points and messages", "dtype": "float32", "num_rotations": 1, "draws": 1,
+              "chains": 5, "masked15": result}  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps(report))
+    read = read_evaluation(tmp_path / "old.json", ROOT / "tests" / "data" / "checkpoints" / "coordformer-1M-pdb")
+    assert read.keys() - report.keys() == {"num_mask_samples"} and "draws" not in read
+    assert read["coordinates"] == "local frame, invariant points and messages"
+    assert read["masked15"].keys() - result.keys() == {"perplexity_by_mask_sample", "recovery_by_mask_sample"}
+    (tmp_path / "old.json").write_text(json.dumps(report | {"coordinates": "withheld"}))
+    read = read_evaluation(tmp_path / "old.json", ROOT / "tests" / "data" / "checkpoints" / "coordformer-1M-pdb")
+    assert read["coordinates"] == "not given"
 
 
 def test_the_card_tells_how_it_was_trained(exported, trained, tmp_path):
@@ -247,10 +285,11 @@ def test_the_card_of_a_model_without_coordinates_promises_none(tmp_path):
 
 def test_the_template_is_found_where_a_wheel_puts_it(tmp_path, monkeypatch):
     assert find_template() == ROOT / "hub_cards" / "template.md"
-    monkeypatch.setattr("coordformer.hub.export.__file__", str(tmp_path / "coordformer" / "export.py"))
+    monkeypatch.setattr("coordformer.hub.card.__file__", str(tmp_path / "coordformer" / "hub" / "card.py"))
     with pytest.raises(OSError, match="hub_cards/template.md is neither in .*install coordformer again"):
         find_template()
-    shutil.copytree(ROOT / "hub_cards", tmp_path / "coordformer" / "hub_cards")
+    (tmp_path / "coordformer" / "hub_cards").mkdir(parents=True)
+    shutil.copy(ROOT / "hub_cards" / "template.md", tmp_path / "coordformer" / "hub_cards")
     assert find_template() == tmp_path / "coordformer" / "hub_cards" / "template.md"
 
 
@@ -261,7 +300,7 @@ def test_the_template_is_found_where_a_wheel_puts_it(tmp_path, monkeypatch):
 
 def run_without_package(python, folder, output, chain, path="") -> None:
     """Run remote_code.py, with `path` as the only other place to import from."""
-    command = [python, "-P", ROOT / "tests" / "remote_code.py", reload_check.__file__, folder, output]
+    command = [python, "-P", ROOT / "tests" / "hub" / "remote_code.py", reload_check.__file__, folder, output]
     environment = {"HF_MODULES_CACHE": str(output / "modules"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(path)}
     output.mkdir()
     done = subprocess.run(
@@ -290,7 +329,7 @@ def test_without_the_package_a_folder_is_loaded_saved_and_trained(exported, chai
     folders = {"folder": exported, "saved": output / "saved", "trained": output / "trained" / "checkpoint-4"}
     for name, folder in folders.items():
         assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
-        assert {path.name for path in folder.glob("*.py")} - {"pipeline_coordformer.py"} == CODE
+        assert {path.name for path in folder.glob("*.py")} == (CODE | PIPELINES if name == "folder" else CODE)
         assert_same_without_package(folder, output / f"{name}.safetensors", chain)
 
 

@@ -20,10 +20,10 @@ from coordformer import (
     StructureError,
     from_esm,
     read_proteins,
-    structure,
 )
 from coordformer.data.rows import load_rows
-from coordformer.inference.evaluate import load_checkpoint
+from coordformer.inference.checkpoints import load_checkpoint
+from coordformer.model import structure
 from coordformer.training.arguments import parse_arguments
 from coordformer.training.train import train
 from coordformer_command import main

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer.data.rows import load_rows
-from coordformer.hub.export import export, make_card, training_facts
+from coordformer.hub.card import make_card, training_facts
+from coordformer.hub.export import export
 from coordformer.inference.evaluate import count_chains, letter_ids, summarize_draws
 from coordformer.model.configuration_coordformer import AUTO_MAP
 

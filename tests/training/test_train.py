@@ -34,7 +34,7 @@ from coordformer.data.batching import ChainBatches
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.records import describe_command
 from coordformer.data.rows import load_rows
-from coordformer.hub.export import training_facts
+from coordformer.hub.card import training_facts
 from coordformer.inference.evaluate import evaluate
 from coordformer.training.arguments import ModelArguments, parse_arguments
 from coordformer.training.train import build_model, earlier_training, last_whole_checkpoint, train
