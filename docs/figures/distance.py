@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from coordformer import CoordformerConfig, CoordformerModel, CoordformerProcessor, read_chains
 from coordformer.data.collator import rotations_from_normals
 from coordformer.inference.figures import save_figure
-from coordformer.training.point_clouds import gaussian_maps
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "point_clouds"))
+from stacks import gaussian_maps
 
 STRUCTURE = Path(__file__).parents[2] / "tests" / "data" / "structures" / "1orc.pdb.gz"
 SIGMA = 8.0  # Å, of the terms
@@ -25,7 +27,7 @@ def draw_terms(coords: np.ndarray, path: Path) -> None:
     for dimensions, softmax in (("n + 2", False), ("n + 1", True)):
         query, key = gaussian_maps(3, SIGMA, softmax)
         panels[dimensions] = (features @ query.T) @ (features @ key.T).T
-    attention = panels["n + 2"].softmax(dim=-1)  # that of n + 1 is the same: tests/test_point_clouds.py
+    attention = panels["n + 2"].softmax(dim=-1)  # that of n + 1 is the same: tests/examples/test_point_clouds.py
 
     figure = Figure(figsize=(10, 3.1), layout="constrained")
     axes = figure.subplots(1, 3)

@@ -52,7 +52,7 @@ def errors(start: str, positions: str, rows, processor: CoordformerProcessor) ->
 
 
 def widths(config: CoordformerConfig) -> torch.Tensor:
-    """Sigma of each head in Å, as `CoordformerModel.gaussian_start` sets it."""
+    """Sigma of each head in Å, as `structure_layers.gaussian_start` sets it."""
     return config.coordinate_scale * 0.25 * 8 ** torch.linspace(0, 1, HEADS)
 
 

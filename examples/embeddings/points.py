@@ -9,20 +9,16 @@ again after a stop: it goes on where it was. --results gets points.csv and point
 import argparse
 import csv
 import json
+import sys
 from pathlib import Path
 
 import torch
 
 from coordformer.data.files import write_atomically
-from coordformer.training.point_clouds import (
-    Member,
-    PointCloudAttention,
-    best_validation,
-    make_structures,
-    point_cloud_config,
-    train_stack,
-    updates_to_reach,
-)
+from coordformer.training.point_clouds import PointCloudAttention
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "point_clouds"))
+from stacks import Member, best_validation, make_structures, point_cloud_config, train_stack, updates_to_reach
 
 WIDTH, HEADS = 64, 8
 GOAL = 0.003

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from stacks import Member, best_validation, make_structures, point_cloud_config, train_stack
 
 from coordformer.data.files import write_atomically
 from coordformer.inference.figures import new_figure
-from coordformer.training.point_clouds import Member, best_validation, make_structures, point_cloud_config, train_stack
 
 HERE = Path(__file__).parent
 STRUCTURES = 10_000

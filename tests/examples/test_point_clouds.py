@@ -1,20 +1,25 @@
 """Points: the closed form equals a Gaussian, and stacked training is the training of each model alone."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from coordformer import CoordformerConfig, point_clouds
-from coordformer.training.point_clouds import (
+from coordformer import CoordformerConfig
+from coordformer.training.point_clouds import PointCloudAttention
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "point_clouds"))
+import stacks
+from stacks import (
     Member,
-    PointCloudAttention,
     best_validation,
-    frames,
     gaussian_maps,
     learning_rate,
     make_structures,
+    member_rotations,
     point_cloud_config,
     target_attention,
     train_stack,
@@ -81,9 +86,9 @@ def test_target_by_hand(exponent):
     torch.testing.assert_close(target_attention(points, exponent), torch.tensor([[1, expected], [expected, 1]]))
 
 
-def test_frames_rotate_the_members_own_dimensions_and_drop_the_others():
+def test_rotations_turn_the_members_own_dimensions_and_drop_the_others():
     members = [Member(dim=2), Member(dim=3), Member(dim=3, rotate=False), Member(dim=2)]
-    matrices = frames(members, 6, 4, torch.Generator().manual_seed(0))
+    matrices = member_rotations(members, 6, 4, torch.Generator().manual_seed(0))
     assert matrices.shape == (4, 6, 1, 4, 4)
     for member, matrix in zip(members, matrices[:, :, 0], strict=True):
         own = matrix[:, : member.dim, : member.dim]
@@ -152,7 +157,7 @@ def train_alone(member: Member, updates: int, config: CoordformerConfig = CONFIG
     for update in range(updates):
         if update % 10 == 0:
             generator = torch.Generator().manual_seed(update)
-            turns = frames([member], 160, 3, generator)[0].split(16)
+            turns = member_rotations([member], 160, 3, generator)[0].split(16)
         epoch, batch = divmod(update, 10)
         order = torch.randperm(160, generator=torch.Generator().manual_seed(epoch))[16 * batch : 16 * (batch + 1)]
         coords = SPLIT[0][order]
@@ -212,10 +217,10 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 
 def test_averaged_weights_lie_between_the_first_and_the_last(monkeypatch):
-    monkeypatch.setattr(point_clouds, "AVERAGING", 0.0)
+    monkeypatch.setattr(stacks, "AVERAGING", 0.0)
     last = train_stack(CONFIG, 8, [Member()], *SPLIT, **SHORT)
     assert [entry["averaged"] for entry in last] == [entry["valid"] for entry in last]
-    monkeypatch.setattr(point_clouds, "AVERAGING", 1.0)
+    monkeypatch.setattr(stacks, "AVERAGING", 1.0)
     first = {entry["averaged"][0] for entry in train_stack(CONFIG, 8, [Member()], *SPLIT, **SHORT)}
     assert len(first) == 1 and first.pop() > 2 * last[-1]["valid"][0]
 

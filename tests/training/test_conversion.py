@@ -22,7 +22,7 @@ from transformers import (
 from coordformer import CoordformerForTokenClassification
 from coordformer.data.rows import load_rows
 from coordformer.training.conversion import behind_esm, from_esm, from_paper_state_dict, read_state_dict
-from coordformer.training.point_clouds import PointCloudAttention, make_structures
+from coordformer.training.point_clouds import PointCloudAttention
 from coordformer_command import main
 
 
@@ -304,7 +304,8 @@ class PublishedPoints(nn.Module):
 @pytest.mark.parametrize(("heads", "dim"), [(4, 3), (1, 2)])
 def test_simulated_computes_what_the_published_network_does(heads, dim, tmp_path):
     published = shake(PublishedPoints(heads=heads, dim=dim))
-    points = make_structures(20, dim=dim)
+    points = 200 * torch.rand(20, 5, dim)
+    points = points - points.mean(dim=1, keepdim=True)
     model = from_paper_state_dict(published.state_dict(), "simulated")
     with torch.no_grad():
         expected, actual = published(points), model(points)
