@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import tracemalloc
 
@@ -25,7 +26,6 @@ from conftest import CHAINS, STRUCTURES
 from coordformer import read_chains
 from coordformer.data import prepare as preparation
 from coordformer.data.prepare import (
-    FILES_PER_PART,
     ReadSettings,
     assemble,
     merge_duplicates,
@@ -106,16 +106,17 @@ def test_mean_plddt(tmp_path):
 
 
 def test_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / "in", copies=FILES_PER_PART)  # more than two parts
+    folder = make_folder(tmp_path / "in", copies=16)
+    monkeypatch.setattr(preparation, "FILES_PER_PART", 4)
     monkeypatch.setattr(preparation, "PARTS_WORTH_WORKERS", 2)
     for workers in (1, 2):
-        prepare_quietly(folder, tmp_path / f"{workers}", workers=workers, chains_per_shard=50, keep_duplicates=True)
+        prepare_quietly(folder, tmp_path / f"{workers}", workers=workers, chains_per_shard=12, keep_duplicates=True)
     first, second = contents(tmp_path / "1"), contents(tmp_path / "2")
     assert first == second
     assert [path.name for path in sorted(first) if path.suffix == ".parquet"] == [
         f"train-{i:05d}-of-00003.parquet" for i in range(3)
     ]
-    assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "1" / "data").iterdir())] == [50, 50, 28]
+    assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "1" / "data").iterdir())] == [12, 12, 8]
 
 
 def test_shards_stream(tmp_path):
@@ -421,23 +422,25 @@ def test_goes_on_after_a_kill_while_assembling(tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_lost_worker_is_said_and_costs_nothing(tmp_path):
-    folder = make_folder(tmp_path / "in", copies=270)  # as many parts as are worth workers
-    process = start(folder, tmp_path / "out", "--workers", "2", "--keep_duplicates")
+def test_a_lost_worker_is_said_and_costs_nothing(tmp_path, monkeypatch):
+    """A worker is killed as soon as the first part is there."""
+    folder = make_folder(tmp_path / "in", copies=60)
+    monkeypatch.setattr(preparation, "FILES_PER_PART", 4)
     reading = tmp_path / "out" / "reading"
-    while process.poll() is None and not list(reading.glob("part-*.parquet")):
-        time.sleep(0.005)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children()
-        if any("spawn_main" in part for part in child.cmdline())
-    ]
-    workers[0].send_signal(signal.SIGKILL)
-    _, text = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" not in text
-    assert "a worker of `prepare` was killed" in text and "run the same command again to go on" in text
-    assert list(reading.glob("part-*.parquet"))
-    assert prepare_quietly(folder, tmp_path / "out", keep_duplicates=True)["counts"]["chains"] == 540
+
+    def kill():
+        while not list(reading.glob("part-*.parquet")):
+            time.sleep(0.002)
+        children = psutil.Process().children()
+        next(child for child in children if any("spawn_main" in part for part in child.cmdline())).kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.raises(OSError, match="a worker of `prepare` was killed.* run the same command again to go on, with"):
+        prepare_quietly(folder, tmp_path / "out", keep_duplicates=True, workers=2)
+    thread.join()
+    assert 1 <= len(list(reading.glob("part-*.parquet"))) < 31
+    assert prepare_quietly(folder, tmp_path / "out", keep_duplicates=True)["counts"]["chains"] == 120
 
 
 def test_a_full_disk_is_said_and_costs_nothing(tmp_path):
