@@ -1,7 +1,7 @@
 """From rows to batches by a token budget.
 
-Rows are a `datasets.Dataset` with the columns of `dataset.SCHEMA`, or a `bundle.PackedChains`; nothing of what only
-preparing data needs is imported here.
+Rows are a `datasets.Dataset` with the columns of `rows.SCHEMA`, or `pack.PackedChains`; nothing of what only preparing
+data needs is imported here.
 """
 
 import bisect
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model.processing_coordformer import SPECIAL_TOKENS
+from ..model.windows import SPECIAL_TOKENS
 
 BUCKET = 8  # residues; chains whose lengths round up to the same multiple are interchangeable
 
@@ -117,7 +117,7 @@ class ChainBatches(torch.utils.data.Dataset):
         pad_to_budget: fill up each packed row to the budget, so that all have one shape (for compiled models).
         max_length: residues to which the collator crops.
         seed: of the order.
-        augment: whether the collator may rotate, add noise to, and withhold coordinates.
+        augment: whether the collator may rotate, add noise to, and drop coordinates.
 
     Examples:
         >>> from coordformer.data.rows import load_rows

@@ -8,7 +8,7 @@ where not observed; `offsets` (chains + 1,) int64, the residues before each chai
 
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..model.processing_coordformer import VOCABULARY, chain_arrays
 from .batching import fetch_rows
 from .files import write_atomically
 
-FORMAT = "coordformer bundle 1"
+FORMAT, OLD_FORMAT = "coordformer packed chains 1", "coordformer bundle 1"
 UNIT = 0.01  # Å
 TENSORS = ("tokens", "coords", "offsets", "names", "name_offsets", "splits")
 _LETTERS = np.array([ord(token) if len(token) == 1 else 0 for token in VOCABULARY], dtype=np.uint8)
@@ -35,7 +35,7 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
     Coordinates are rounded to 0.01 Å and moved to the center of their chain, which a Coordformer does in any case.
 
     Args:
-        rows: a `datasets.Dataset` with the columns of `dataset.SCHEMA`.
+        rows: a `datasets.Dataset` with the columns of `rows.SCHEMA`.
         path: ends in `.safetensors`.
         progress: show a progress bar.
 
@@ -48,7 +48,7 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"The bundle is to be {path}; give a name that ends in .safetensors.")
+        raise ValueError(f"The packed file is to be {path}; give a name that ends in .safetensors.")
     splits = list(rows["split"][:]) if "split" in rows.column_names else [None] * len(rows)
     names_of_splits = sorted({split for split in splits if split is not None})
     atoms: tuple[str, ...] | None = None
@@ -107,7 +107,7 @@ class PackedChains:
         split: only chains of this split.
 
     Raises:
-        ValueError: the file is broken or no bundle, or the split is empty.
+        ValueError: the file is broken or holds no packed chains, or the split is empty.
     """
 
     column_names = ("id", "length", "split")
@@ -117,24 +117,23 @@ class PackedChains:
         try:
             with safe_open(path, framework="np") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT or not set(TENSORS) <= set(file.keys()):
-                    raise ValueError(f"{path} is no bundle of chains; make one with `coordformer bundle`.")
+                if metadata.get("format") not in (FORMAT, OLD_FORMAT) or not set(TENSORS) <= set(file.keys()):
+                    raise ValueError(f"{path} holds no packed chains; make one with `coordformer pack`.")
                 arrays = {name: file.get_tensor(name) for name in TENSORS}
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read ({error}); copy or make it again.") from error
         self.atoms = tuple(json.loads(metadata["atoms"]))
         self._tokens, self._coords, self._names = arrays["tokens"], arrays["coords"], arrays["names"]
         self._offsets, self._name_offsets = arrays["offsets"], arrays["name_offsets"]
+        self._splits = arrays["splits"]
         if self._offsets[-1] != len(self._tokens) or len(self._coords) != len(self._tokens):
             raise ValueError(f"{path} is inconsistent: {len(self._tokens)} tokens for {self._offsets[-1]} residues.")
-        self._split_names = names_of_splits = list(json.loads(metadata["splits"]))
+        self._split_names = dict(enumerate(json.loads(metadata["splits"])))
         self._rows = np.arange(len(self._offsets) - 1)
-        self._splits = arrays["splits"]
         if split is not None:
-            number = names_of_splits.index(split) if split in names_of_splits else -1
-            self._rows = np.flatnonzero(self._splits == number)
+            self._rows = np.flatnonzero([name == split for name in self["split"]])
             if len(self._rows) == 0:
-                found = f"it has: {', '.join(names_of_splits)}" if names_of_splits else "it has none: leave it out"
+                found = f"it has: {', '.join(self._split_names.values())}" if self._split_names else "leave it out"
                 raise ValueError(f"No chain of {path} is in split {split!r}; {found}.")
 
     def __len__(self) -> int:
@@ -146,10 +145,9 @@ class PackedChains:
         if column == "id":
             return [self._name(row) for row in self._rows]
         if column == "split":
-            names = dict(enumerate(self._split_names))
-            return [names.get(int(number)) for number in self._splits[self._rows]]
+            return [self._split_names.get(number) for number in self._splits[self._rows].tolist()]
         raise KeyError(
-            f"{column!r} is no column of a bundle; {', '.join(self.column_names)} are, `fetch` gives the rest."
+            f"{column!r} is no column of packed chains; {', '.join(self.column_names)} are, `fetch` gives the rest."
         )
 
     def _name(self, row: np.integer) -> str:
@@ -182,3 +180,15 @@ def open_chains(path: str | Path, split: str | None = None) -> Any:
     from .rows import load_rows  # a packed file is read without pyarrow and datasets
 
     return load_rows(path, split)
+
+
+def pack(data: str | Path, output: str | Path, *, split: str | None = None, progress: bool = True) -> dict[str, int]:
+    """Write a data set, or one split of it, into one file: `coordformer pack`; see `write_pack`."""
+    from .rows import load_rows
+
+    return write_pack(load_rows(data, split), output, progress=progress)
+
+
+def describe(counts: Mapping[str, int]) -> str:
+    """The counts of `write_pack` as a short text."""
+    return f"{counts['chains']:,} chains with {counts['residues']:,} residues, {counts['bytes'] / 1e6:,.1f} MB"

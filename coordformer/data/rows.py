@@ -16,8 +16,8 @@ import torch
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..model.processing_coordformer import SPECIAL_TOKENS
 from ..model.structure import Chain
+from ..model.windows import SPECIAL_TOKENS
 from .batching import ChainBatches, check_budget, packed_slots, token_lengths
 
 SCHEMA = pa.schema(
@@ -203,7 +203,7 @@ class ShardBatches(torch.utils.data.Dataset):
     came before, on any number of processes.
 
     Args:
-        path: a folder made by `preparation.prepare`.
+        path: a folder made by `prepare.prepare`.
         token_budget: tokens of a batch.
         split: only the shards of this split, by their names.
         open_shards: shards that are read side by side; a multiple of processes x workers.

@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import CHAINS, make_rows
 from packaging.requirements import Requirement
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from coordformer.data.batching import ChainBatches, fetch_rows
-from coordformer.data.pack import PackedChains, write_pack
+from coordformer.data.pack import TENSORS, PackedChains, open_chains, write_pack
 from coordformer.data.rows import load_rows
 from coordformer.training.arguments import parse_arguments
 from coordformer.training.train import train
@@ -44,8 +45,8 @@ def chains():
 
 
 @pytest.fixture(scope="module")
-def bundle(chains, tmp_path_factory):
-    path = tmp_path_factory.mktemp("bundle") / "chains.safetensors"
+def packed(chains, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "chains.safetensors"
     counts = write_pack(chains, path, progress=False)
     assert counts == {"chains": 60, "residues": sum(chains["length"][:]), "bytes": path.stat().st_size}
     return path
@@ -56,8 +57,8 @@ def centered(coords):
     return xyz - np.nanmean(xyz, axis=0)
 
 
-def test_a_bundle_holds_the_rows(chains, bundle):
-    read = PackedChains(bundle)
+def test_a_packed_file_holds_the_rows(chains, packed):
+    read = PackedChains(packed)
     assert len(read) == 60 and read["id"] == chains["id"][:] and list(read["length"]) == chains["length"][:]
     for got, row in zip(read.fetch(range(60)), fetch_rows(chains, range(60)), strict=True):
         assert (got["id"], got["sequence"], got["atoms"]) == (row["id"], row["sequence"], row["atoms"])
@@ -66,10 +67,10 @@ def test_a_bundle_holds_the_rows(chains, bundle):
         np.testing.assert_allclose(centered(got["coords"]), centered(row["coords"]), atol=0.011)
     assert read["split"] == chains["split"][:]
     for split in ("train", "valid"):
-        assert PackedChains(bundle, split)["id"] == [
+        assert PackedChains(packed, split)["id"] == [
             name for name, of in zip(chains["id"][:], chains["split"][:], strict=True) if of == split
         ]
-    assert bundle.stat().st_size < 8 * sum(chains["length"][:]) + 60 * 40 + 2000
+    assert packed.stat().st_size < 8 * sum(chains["length"][:]) + 60 * 40 + 2000
 
 
 def test_wide_and_unobserved_chains(tmp_path):
@@ -93,22 +94,30 @@ def test_wide_and_unobserved_chains(tmp_path):
     np.testing.assert_allclose(centered(got["coords"]), centered(rows[2]["coords"]), atol=0.011)
 
 
-def test_batches_of_a_bundle_are_those_of_its_rows(chains, bundle):
-    of_rows, of_bundle = (ChainBatches(rows, 2048, seed=5) for rows in (chains, PackedChains(bundle)))
-    assert [[row["id"] for row in batch] for batch in of_rows] == [[row["id"] for row in batch] for batch in of_bundle]
+def test_files_of_the_version_before_are_read(packed, tmp_path):
+    """They differ in the name of their format alone."""
+    with safe_open(packed, framework="np") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in TENSORS}
+    save_file(arrays, tmp_path / "old.safetensors", metadata | {"format": "coordformer bundle 1"})
+    assert open_chains(tmp_path / "old.safetensors", "valid")["id"] == PackedChains(packed, "valid")["id"]
 
 
-def test_bad_bundles_are_named(chains, bundle, tmp_path):
+def test_batches_of_a_packed_file_are_those_of_its_rows(chains, packed):
+    of_rows, of_packed = (ChainBatches(rows, 2048, seed=5) for rows in (chains, PackedChains(packed)))
+    assert [[row["id"] for row in batch] for batch in of_rows] == [[row["id"] for row in batch] for batch in of_packed]
+
+
+def test_bad_packed_files_are_named(chains, packed, tmp_path):
     with pytest.raises(ValueError, match="a name that ends in .safetensors"):
         write_pack(chains, tmp_path / "chains.bin")
-    (tmp_path / "cut.safetensors").write_bytes(bundle.read_bytes()[:-1000])
+    (tmp_path / "cut.safetensors").write_bytes(packed.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="cut.safetensors cannot be read .*copy or make it again"):
         PackedChains(tmp_path / "cut.safetensors")
     save_file({"weight": np.zeros(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="model.safetensors is no bundle of chains"):
+    with pytest.raises(ValueError, match="model.safetensors holds no packed chains"):
         PackedChains(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="in split 'test'; it has: train, valid"):
-        PackedChains(bundle, "test")
+        PackedChains(packed, "test")
     with pytest.raises(FileNotFoundError):
         PackedChains(tmp_path / "none.safetensors")
     odd = chains.select([0]).map(lambda row: {"sequence": row["sequence"][:-1] + "*"})
@@ -116,8 +125,8 @@ def test_bad_bundles_are_named(chains, bundle, tmp_path):
         write_pack(odd, tmp_path / "odd.safetensors", progress=False)
 
 
-def test_a_full_disk_leaves_no_bundle(tmp_path):
-    command = [sys.executable, "-m", "coordformer", "bundle", str(CHAINS), str(tmp_path / "a.safetensors"), "--quiet"]
+def test_a_full_disk_leaves_no_packed_file(tmp_path):
+    command = [sys.executable, "-m", "coordformer", "pack", str(CHAINS), str(tmp_path / "a.safetensors"), "--quiet"]
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -125,9 +134,9 @@ def test_a_full_disk_leaves_no_bundle(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    assert main(["bundle", str(CHAINS), str(tmp_path / "a.safetensors"), "--split", "valid", "--quiet", "--json"]) == 0
+    assert main(["pack", str(CHAINS), str(tmp_path / "a.safetensors"), "--split", "valid", "--quiet", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["chains"] == 400
-    assert main(["bundle", str(tmp_path), str(tmp_path / "b.safetensors")]) == 1
+    assert main(["pack", str(tmp_path), str(tmp_path / "b.safetensors")]) == 1
     assert "No Parquet file" in capsys.readouterr().err and not (tmp_path / "b.safetensors").exists()
 
 
@@ -164,9 +173,9 @@ def bare_python(tmp_path_factory):
     return folder / "bin" / "python"
 
 
-def test_a_bare_machine_trains_from_a_bundle(bare_python, bundle, tmp_path):
+def test_a_bare_machine_trains_from_a_packed_file(bare_python, packed, tmp_path):
     """The losses are those of a full installation, to the last bit."""
-    (tmp_path / "tiny.yaml").write_text(TINY + f"data: {bundle}\ntrain_split: train\nvalid_split: valid\n")
+    (tmp_path / "tiny.yaml").write_text(TINY + f"data: {packed}\ntrain_split: train\nvalid_split: valid\n")
     environment = {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     } | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
