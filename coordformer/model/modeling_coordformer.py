@@ -433,7 +433,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         self, embeddings, placed, coords_mask, position_ids, runs, longest
     ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
         """Embeddings with those of the coordinates, the distance bias, and arguments of `InvariantPointAttention`."""
-        config, bias, arguments = self.config, None, dict[str, Any]()
+        config, bias = self.config, None
+        arguments: dict[str, Any] = {}
         if config.num_qk_points or config.coordinate_embedding == "local_frame":
             frames = backbone_frames(placed, coords_mask, position_ids, runs, config.coordinate_atoms)
         if self.coordinate_embedding is not None:

@@ -44,6 +44,7 @@ VARIANTS = {
     "both, two atoms": {"num_distance_bins": 5, "coordinate_atoms": ("N", "CA")},
     "local": {"coordinate_embedding": "local_frame"},
     "points": {"coordinate_embedding": "none", "num_qk_points": 3},
+    "more value points than keys": {"coordinate_embedding": "none", "num_qk_points": 1, "num_v_points": 6},
     "local and points, backbone": {
         "coordinate_embedding": "local_frame",
         "num_qk_points": 2,
@@ -144,8 +145,7 @@ def test_distance_bias_is_computed_by_hand():
     """Values at 0, 16 and 32 Å, and of missing pairs."""
     bias = DistanceBias(make_config(num_distance_bins=3))
     coords = torch.tensor([[[[0.0, 0.0, 0.0]], [[0.0, 12.0, 16.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, -300.0]]]])
-    observed = torch.tensor([[[True], [True], [False], [True]]])
-    seen = bias(coords, observed)
+    found = bias(coords, torch.tensor([[[True], [True], [False], [True]]]))
     at_0, at_16, at_32, missing = 64 * bias.weight.T
     for i, j, expected in (
         (0, 1, 0.75 * at_16 + 0.25 * at_32),  # 20 Å
@@ -155,7 +155,7 @@ def test_distance_bias_is_computed_by_hand():
         (2, 1, missing),
         (2, 2, missing),
     ):
-        torch.testing.assert_close(seen[0, :, i, j], expected)
+        torch.testing.assert_close(found[0, :, i, j], expected)
 
 
 def test_distance_bias_starts_at_nothing_and_is_invariant():
@@ -847,14 +847,16 @@ def test_dropout_of_attention_is_not_ignored_by_varlen():
             "needs heads of at least `coordinate_dim` . 1 = 4 features; `hidden_size / num_attention_heads` is 2",
         ),
         ({"sequence_encoder": ESM_2}, '`lm_head` must be "linear".*not .esm. and .normal.'),
-        ({"num_distance_bins": 1}, "`distance_bias` is 1; give at least 2 values, or 0 for no bias"),
+        ({"num_distance_bins": 1}, "`num_distance_bins` is 1; give at least 2 distances, or 0 for no bias"),
         ({"num_qk_points": -1}, "`num_qk_points` is -1; give a number of points, or 0 for none"),
         (
             {"num_qk_points": 1, "num_neighbors": -1},
             "`num_neighbors` is -1; give a number of residues, or 0",
         ),
-        ({"message_gating": "loud"}, "`message_gating` is 'loud'; choose one of plain, gated."),
-        ({"num_neighbors": 4}, "`num_neighbors` is 4, but messages belong to attention with points"),
+        ({"message_gating": "loud"}, "message_gating"),
+        ({"num_neighbors": 4}, "`num_neighbors` is 4, but messages are passed beside invariant point attention"),
+        ({"num_v_points": 2}, "`num_qk_points` is 0 and `num_v_points` 2; invariant point attention needs both"),
+        ({"num_qk_points": 2, "num_v_points": -2}, "`num_v_points` is -2; give a number of points, or 0 for none"),
         ({"num_qk_points": 2, "coordinate_dim": 2}, "`coordinate_dim` must be 3, not 2"),
         (
             {"coordinate_embedding": "local_frame", "position_embedding_type": "none"},

@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from conftest import STRUCTURES, make_config, make_model, outputs_of, pad_rows, random_chain
+from conftest import STRUCTURES, make_config, make_model, outputs_of, pack_rows, pad_rows, random_chain
 from transformers import EsmConfig, EsmForMaskedLM
 
 from coordformer import CoordformerProcessor, from_esm, read_chains
 from coordformer.data.collator import rotations_from_normals
-from coordformer.model.modeling_coordformer import (
-    NEIGHBOURS,
+from coordformer.model.structure_layers import (
+    CHAIN_OFFSETS,
     EdgeFeatures,
     InvariantPointAttention,
     MessagePassing,
     backbone_frames,
+    k_nearest_neighbors,
     local_frame_coordinates,
-    nearest_neighbors,
+    radial_basis_functions,
 )
 from coordformer.training.arguments import ModelArguments
 from coordformer.training.train import build_model
@@ -31,6 +32,8 @@ WAYS = {
         "num_neighbors": 6,
         "message_gating": True,
     },
+    "more value points": {"coordinate_embedding": "none", "num_qk_points": 2, "num_v_points": 5},
+    "fewer value points": {"coordinate_embedding": "none", "num_qk_points": 4, "num_v_points": 1},
     "both, backbone": {"coordinate_embedding": "local_frame", "num_qk_points": 2, "coordinate_atoms": ("N", "CA", "C")},
 }
 
@@ -40,67 +43,71 @@ def random_rotation() -> torch.Tensor:
 
 
 def chain_of(points: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Coordinates, what is observed, and positions of one chain of C-alphas (residues, 3), Å."""
+    """Coordinates, their mask, and positions of one chain of C-alphas (residues, 3), Å."""
     coords = torch.tensor(points, dtype=torch.float32)[None, :, None]
-    observed = ~coords.isnan().any(dim=-1)
-    return coords.nan_to_num(), observed, torch.arange(len(points))[None]
+    return coords.nan_to_num(), ~coords.isnan().any(dim=-1), torch.arange(len(points))[None]
+
+
+def have_axes(rotations: torch.Tensor) -> torch.Tensor:
+    """Which frames have a rotation, (batch, sequence)."""
+    return rotations.any(dim=-1).any(dim=-1)
 
 
 # --- frames ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_frame_is_computed_by_hand():
-    coords, observed, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
-    origins, axes, seen = backbone_frames(coords, observed, positions, None, ["CA"])
-    assert seen.all() and torch.equal(origins[0], coords[0, :, 0])
+    coords, coords_mask, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
+    rotations, translations, known = backbone_frames(coords, coords_mask, positions, None, ["CA"])
+    assert known.all() and torch.equal(translations[0], coords[0, :, 0])
     # Of residue 1: (-3, 0, 0) and (0, 4, 0) to its neighbors, (3, 4, 0) between them.
     expected = torch.tensor([[0.6, 0.8, 0.0], [-0.8, 0.6, 0.0], [0.0, 0.0, -1.0]]).T
     expected[:, 1] = torch.linalg.cross(expected[:, 2], expected[:, 0])
-    torch.testing.assert_close(axes[0, 1], expected)
-    assert not axes[0, [0, 3]].any(), "the ends have one neighbor"
+    torch.testing.assert_close(rotations[0, 1], expected)
+    assert not rotations[0, [0, 3]].any(), "the ends have one neighbor"
 
 
-def test_axes_are_rotations():
-    coords, observed, positions = chain_of(np.random.default_rng(0).normal(size=(30, 3)).cumsum(axis=0))
-    axes = backbone_frames(coords, observed, positions, None, ["CA"])[1][0, 1:-1]
-    torch.testing.assert_close(axes.transpose(1, 2) @ axes, torch.eye(3).expand(28, 3, 3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.linalg.det(axes), torch.ones(28))
+def test_rotations_are_orthogonal_and_keep_the_hand():
+    coords, coords_mask, positions = chain_of(np.random.default_rng(0).normal(size=(30, 3)).cumsum(axis=0))
+    rotations = backbone_frames(coords, coords_mask, positions, None, ["CA"]).rotations[0, 1:-1]
+    torch.testing.assert_close(rotations.mT @ rotations, torch.eye(3).expand(28, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(28))
 
 
 def test_frames_end_at_gaps_breaks_and_segments():
     points = np.random.default_rng(0).normal(size=(12, 3)).cumsum(axis=0)
     points[5] = np.nan
-    coords, observed, positions = chain_of(points)
-    framed = backbone_frames(coords, observed, positions, None, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    coords, coords_mask, positions = chain_of(points)
+    framed = have_axes(backbone_frames(coords, coords_mask, positions, None, ["CA"]).rotations)[0]
     assert framed.tolist() == [0 < i < 11 and i not in (4, 5, 6) for i in range(12)]
     positions = positions + 20 * (positions >= 8)  # the chains of a complex
-    framed = backbone_frames(coords, observed, positions, None, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    framed = have_axes(backbone_frames(coords, coords_mask, positions, None, ["CA"]).rotations)[0]
     assert framed.tolist() == [0 < i < 11 and i not in (4, 5, 6, 7, 8) for i in range(12)]
     runs = torch.tensor([[0] * 3 + [1] * 9])
     positions = torch.arange(12)[None]
-    framed = backbone_frames(coords, observed, positions, runs, ["CA"])[1].any(dim=-1).any(dim=-1)[0]
+    framed = have_axes(backbone_frames(coords, coords_mask, positions, runs, ["CA"]).rotations)[0]
     assert framed.tolist() == [0 < i < 11 and i not in (2, 3, 4, 5, 6) for i in range(12)]
 
 
 def test_backbone_atoms_need_no_neighbors():
     atoms = torch.randn(1, 5, 3, 3)
-    observed = torch.ones(1, 5, 3, dtype=torch.bool)
-    observed[0, 2, 0] = False  # without its N
-    origins, axes, seen = backbone_frames(atoms, observed, torch.arange(5)[None], None, ["N", "CA", "C"])
-    assert torch.equal(origins, atoms[:, :, 1]) and seen.all()
-    assert axes.any(dim=-1).any(dim=-1)[0].tolist() == [True, True, False, True, True]
+    coords_mask = torch.ones(1, 5, 3, dtype=torch.bool)
+    coords_mask[0, 2, 0] = False  # without its N
+    rotations, translations, known = backbone_frames(atoms, coords_mask, torch.arange(5)[None], None, ["N", "CA", "C"])
+    assert torch.equal(translations, atoms[:, :, 1]) and known.all()
+    assert have_axes(rotations)[0].tolist() == [True, True, False, True, True]
 
 
-def test_neighbors_of_an_ideal_helix_look_the_same_from_each_residue():
-    """3.6 residues a turn, 1.5 Å of rise; also the chirality is seen: the left-handed helix looks otherwise."""
+def test_residues_of_an_ideal_helix_have_the_same_coordinates_in_each_frame():
+    """3.6 residues a turn, 1.5 Å of rise; the left-handed helix has others, as mirror images differ."""
     turn = 2 * np.pi / 3.6 * np.arange(20)
     views = []
     for hand in (1, -1):
         points = np.stack((2.3 * np.cos(turn), hand * 2.3 * np.sin(turn), 1.5 * np.arange(20)), axis=1)
-        coords, observed, positions = chain_of(points @ random_rotation().numpy() + 20)
-        frames = backbone_frames(coords, observed, positions, None, ["CA"])
-        local, known = local_frame_coordinates(coords, observed, frames, positions, None)
-        assert local.shape == (1, 20, len(NEIGHBOURS), 3)
+        coords, coords_mask, positions = chain_of(points @ random_rotation().numpy() + 20)
+        frames = backbone_frames(coords, coords_mask, positions, None, ["CA"])
+        local, known = local_frame_coordinates(coords, coords_mask, frames, positions, None)
+        assert local.shape == (1, 20, len(CHAIN_OFFSETS), 3)
         assert known[0, 4:-4].all() and not known[0, 0].any() and known[0, 2].tolist() == [False] * 2 + [True] * 7
         torch.testing.assert_close(local[0, 4:-4], local[0, 4:5].expand(12, -1, -1), atol=1e-4, rtol=0)
         views.append(local[0, 10])
@@ -111,62 +118,68 @@ def test_neighbors_of_an_ideal_helix_look_the_same_from_each_residue():
 def test_the_nearest_are_those_of_a_search_by_hand(pairs):
     """Across segments, padding and missing residues; in pieces or at once."""
     generator = torch.Generator().manual_seed(0)
-    origins = torch.randn(2, 40, 3, generator=generator) * 10
-    seen = torch.rand(2, 40, generator=generator) > 0.2
+    translations = torch.randn(2, 40, 3, generator=generator) * 10
+    coords_mask = torch.rand(2, 40, generator=generator) > 0.2
     runs = torch.tensor([[0] * 25 + [1] * 15, [0] * 3 + [1] * 20 + [2] * 17])
     for segments, longest in ((runs, 25), (runs, None), (None, None)):
-        places, there = nearest_neighbors(origins, seen, segments, 8, longest, pairs)
-        assert places.shape == there.shape == (2, 40, 8)
+        places, exist = k_nearest_neighbors(translations, coords_mask, segments, 8, longest, pairs)
+        assert places.shape == exist.shape == (2, 40, 8)
         for row in range(2):
             for i in range(40):
-                others = [
-                    j for j in range(40)
-                    if j != i and seen[row, i] and seen[row, j] and (segments is None or runs[row, i] == runs[row, j])
-                ]  # fmt: skip
-                others.sort(key=lambda j: (origins[row, i] - origins[row, j]).norm().item())
-                assert places[row, i][there[row, i]].tolist() == others[:8]
+                same = torch.ones(40) if segments is None else segments[row] == segments[row, i]
+                others = (same * coords_mask[row] * coords_mask[row, i]).nonzero().flatten().tolist()
+                others = [j for j in others if j != i]
+                others.sort(key=lambda j: (translations[row, i] - translations[row, j]).norm().item())
+                assert places[row, i][exist[row, i]].tolist() == others[:8]
 
 
-def test_relations_are_computed_by_hand():
+def test_radial_basis_functions_by_hand():
+    found = radial_basis_functions(torch.tensor([[0.0, 6.0]]), num_rbf=5, max_distance=20.0)  # centers 5 Å apart
+    assert found.shape == (1, 2, 5)
+    expected = np.exp(-(((np.array([[0.0], [6.0]]) - np.array([0, 5, 10, 15, 20])) / 5) ** 2))
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+def test_edge_features_are_computed_by_hand():
     """Of residue 1 and the two beside it in the chain of the frame above, with weights that pass features on."""
-    coords, observed, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
-    frames = backbone_frames(coords, observed, positions, None, ["CA"])
+    coords, coords_mask, positions = chain_of(np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5]]))
+    frames = backbone_frames(coords, coords_mask, positions, None, ["CA"])
     module = EdgeFeatures(make_config(num_qk_points=1, num_neighbors=3, hidden_size=64))
     features = []
     module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     apart = []
     module.separation.register_forward_pre_hook(lambda _, inputs: apart.append(inputs[0]))
-    places, there, related = module(frames, positions, None, None)
-    assert there.all() and related.shape == (1, 4, 3, 32)
+    places, exist, edges = module(frames, positions, None, None)
+    assert exist.all() and edges.shape == (1, 4, 3, 32)
     places = places.view(4, 3)
-    assert places[1].tolist() == [0, 2, 3] and (apart[0][0, 1] - module.separations).tolist() == [-1, 1, 2]
+    assert places[1].tolist() == [0, 2, 3] and (apart[0][0, 1] - module.max_separation).tolist() == [-1, 1, 2]
     second = features[0][0, 1, 1]  # 4 Å away, in the frame of residue 1 and in its own
-    _, axes, _ = (each[0] for each in frames)
+    rotations = frames.rotations[0]
     direction = torch.tensor([0.0, 1.0, 0.0])
-    torch.testing.assert_close(second[:3], direction @ axes[1])
-    torch.testing.assert_close(second[3:6], direction @ axes[2])
-    torch.testing.assert_close(second[6:15].view(3, 3), axes[1].T @ axes[2])
+    torch.testing.assert_close(second[:3], direction @ rotations[1])
+    torch.testing.assert_close(second[3:6], direction @ rotations[2])
+    torch.testing.assert_close(second[6:15].view(3, 3), rotations[1].T @ rotations[2])
     expected = np.exp(-(((4 - np.linspace(0, 20, 16)) / (20 / 15)) ** 2))
     np.testing.assert_allclose(second[15:], expected, atol=1e-5)
     assert not features[0][0, 1, 0, 3:15].any(), "the first residue has no frame of its own"
 
 
-def test_gated_relations_hold_the_distances_between_the_residues_beside_both():
+def test_edge_features_with_gates_hold_the_distances_between_the_residues_beside_both():
     """Two chains in a row whose positions run on, with a residue that was not observed in the first."""
     points = np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [3, 4, 5], [np.nan] * 3, [7, 1, 2], [8, 2, 2], [2, 2, 2]])
-    coords, observed, positions = chain_of(points)
+    coords, coords_mask, positions = chain_of(points)
     runs = torch.tensor([[0] * 6 + [1] * 2])
-    frames = backbone_frames(coords, observed, positions, runs, ["CA"])
+    frames = backbone_frames(coords, coords_mask, positions, runs, ["CA"])
     config = make_config(num_qk_points=1, num_neighbors=4, hidden_size=64, message_gating=True)
     module = EdgeFeatures(config)
     features = []
     module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    places, there, related = module(frames, positions, runs, None)
-    assert related.shape == (1, 8, 4, 32) and there.sum() == 5 * 4 + 2 * 1
+    places, exist, edges = module(frames, positions, runs, None)
+    assert edges.shape == (1, 8, 4, 32) and exist.sum() == 5 * 4 + 2 * 1
     missing = 0
     for one in range(8):
-        for place, is_there, row in zip(places.view(8, 4)[one], there[0, one], features[0][0, one], strict=True):
-            for i, j in np.ndindex(3, 3) if is_there else ():
+        for place, exists, row in zip(places.view(8, 4)[one], exist[0, one], features[0][0, one], strict=True):
+            for i, j in np.ndindex(3, 3) if exists else ():
                 first, second = one + i - 1, int(place) + j - 1
                 inside = all(0 <= end < 8 and runs[0, end] == runs[0, one] for end in (first, second))
                 expected = np.zeros(16)
@@ -179,29 +192,27 @@ def test_gated_relations_hold_the_distances_between_the_residues_beside_both():
     assert missing > 50
 
 
-@pytest.mark.parametrize("kind", ["plain", "gated"])
-def test_messages_are_those_of_a_loop_over_pairs(kind):
-    config = make_config(num_qk_points=1, num_neighbors=4, message_gating=kind)
+@pytest.mark.parametrize("gating", [False, True])
+def test_messages_are_those_of_a_loop_over_edges(gating):
+    config = make_config(num_qk_points=1, num_neighbors=4, message_gating=gating)
     module = MessagePassing(config)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     hidden = torch.randn(2, 7, config.hidden_size)
-    places, there = torch.randint(7, (2, 7, 4)), torch.rand(2, 7, 4) > 0.3
-    related = torch.randn(2, 7, 4, config.hidden_size // 2)
-    output = module(hidden, ((places + torch.tensor([0, 7])[:, None, None]).flatten(), there, related))
+    places, exist = torch.randint(7, (2, 7, 4)), torch.rand(2, 7, 4) > 0.3
+    edges = torch.randn(2, 7, 4, config.hidden_size // 2)
+    output = module(hidden, ((places + torch.tensor([0, 7])[:, None, None]).flatten(), exist, edges))
     for row in range(2):
         for i in range(7):
-            heard = torch.zeros(config.hidden_size // (1 if kind == "gated" else 2))
+            mean = torch.zeros(config.hidden_size // (1 if gating else 2))
             for k in range(4):
-                told = module.tells(hidden[row, places[row, i, k]]) + module.asks(hidden[row, i])
-                message = torch.nn.functional.silu(5 * told + module.relates(related[row, i, k]))
-                if kind == "gated":
-                    gate = 5 * module.gate_tells(hidden[row, places[row, i, k]])
-                    message = message * (gate + module.gate_relates(related[row, i, k]))
-                heard = heard + 5 / 4 * message * there[row, i, k]
-            torch.testing.assert_close(
-                output[row, i], module.reads(heard), atol=2e-4 if kind == "gated" else 1e-5, rtol=1e-4
-            )
+                both = module.sender(hidden[row, places[row, i, k]]) + module.receiver(hidden[row, i])
+                message = torch.nn.functional.silu(5 * both + module.edge(edges[row, i, k]))
+                if gating:
+                    gate = 5 * module.gate_sender(hidden[row, places[row, i, k]])
+                    message = message * (gate + module.gate_edge(edges[row, i, k]))
+                mean = mean + 5 / 4 * message * exist[row, i, k]
+            torch.testing.assert_close(output[row, i], module.output(mean), atol=2e-4 if gating else 1e-5, rtol=1e-4)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -236,14 +247,14 @@ def test_gradients_of_coordinates_neither_move_nor_turn_the_chain(fields):
     assert torque.norm() < 1e-3 * (arms.norm(dim=-1) * forces.norm(dim=-1)).sum()
 
 
-@pytest.mark.parametrize("kind", ["plain", "gated"])
-def test_messages_have_their_part_in_the_gradient_of_coordinates(kind):
+@pytest.mark.parametrize("gating", [False, True])
+def test_messages_have_their_part_in_the_gradient_of_coordinates(gating):
     """Against a difference of two evaluations, with all other residues as neighbors."""
-    fields = {"num_qk_points": 1, "num_neighbors": 25, "message_gating": kind, "num_hidden_layers": 1}
+    fields = {"num_qk_points": 1, "num_neighbors": 25, "message_gating": gating, "num_hidden_layers": 1}
     model = make_model(coordinate_embedding="none", **fields)
     row = random_chain(20)
     direction = torch.randn_like(row["coords"])
-    torch.nn.init.zeros_(model.coordformer.esm.encoder.layer[0].attention.self.read_points.weight)
+    torch.nn.init.zeros_(model.coordformer.esm.encoder.layer[0].attention.self.output_points.weight)
 
     def value(coords: torch.Tensor) -> torch.Tensor:
         return outputs_of(model, row | {"coords": coords})[0].double().square().sum()
@@ -258,61 +269,76 @@ def test_messages_have_their_part_in_the_gradient_of_coordinates(kind):
 
 def attend_one_by_one(module: InvariantPointAttention, hidden, frames) -> torch.Tensor:
     """Jumper et al. 2021, algorithm 22, residue by residue and head by head, without pair representation."""
-    origins, axes, seen = (each[0] for each in frames)
+    rotations, translations, known = (each[0] for each in frames)
     hidden = hidden[0]
     length, heads = len(hidden), module.num_attention_heads
     query, key, value = (layer(hidden).view(length, heads, -1) for layer in (module.query, module.key, module.value))
-    points = [
-        torch.einsum("lij,lhpj->lhpi", axes, layer(hidden).view(length, heads, module.points, 3))
-        + origins[:, None, None]
+    query_points, key_points, value_points = (
+        torch.einsum("lij,lhpj->lhpi", rotations, layer(hidden).view(length, heads, -1, 3))
+        + translations[:, None, None]
         for layer in (module.query_points, module.key_points, module.value_points)
-    ]
+    )
     sigma = (module.gain * module.log_sigma).exp()
     outputs, features = [], []
     for i in range(length):
-        row, read = [], []
+        values, points = [], []
         for head in range(heads):
             logits = key[:, head] @ query[i, head] / query.shape[-1] ** 0.5
-            if seen[i]:
-                squares = (points[0][i, head] - points[1][:, head]).square().sum(dim=(-2, -1))
-                near = -squares / (2 * module.points * sigma[head] ** 2)
-                logits = logits + torch.where(seen, near, module.missing[head])
+            if known[i]:
+                squares = (query_points[i, head] - key_points[:, head]).square().sum(dim=(-2, -1))
+                near = -squares / (2 * module.num_qk_points * sigma[head] ** 2)
+                logits = logits + torch.where(known, near, module.missing[head])
             weights = logits.softmax(dim=0)
-            row.append(weights @ value[:, head])
-            found = torch.einsum("j,jpc->pc", weights * seen, points[2][:, head] - origins[i])
-            read.append((found @ axes[i], found.norm(dim=-1), (weights * seen).sum()))
-        outputs.append(torch.cat(row))
-        parts = [torch.cat([each.reshape(-1) for each in column]) for column in zip(*[
-            (local, norms, share) for local, norms, share in read], strict=True)]  # fmt: skip
-        features.append(torch.cat(parts) * seen[i])
-    return torch.stack(outputs) + module.read_points(torch.stack(features))
+            values.append(weights @ value[:, head])
+            mean = torch.einsum("j,jpc->pc", weights * known, value_points[:, head] - translations[i])
+            points.append((mean @ rotations[i], mean.norm(dim=-1), (weights * known).sum()))
+        outputs.append(torch.cat(values))
+        parts = [torch.cat([each.reshape(-1) for each in column]) for column in zip(*points, strict=True)]
+        features.append(torch.cat(parts) * known[i])
+    return torch.stack(outputs) + module.output_points(torch.stack(features))
 
 
-def test_point_attention_is_that_of_the_formula():
-    config = make_config(num_qk_points=3, position_embedding_type="none")
-    config._attn_implementation = "sdpa"
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("num_qk_points", "num_v_points"), [(3, None), (1, 6), (5, 2), (4, 8)])
+def test_invariant_point_attention_is_that_of_the_formula(num_qk_points, num_v_points, attention):
+    config = make_config(num_qk_points=num_qk_points, num_v_points=num_v_points, position_embedding_type="none")
+    config._attn_implementation = attention
     module = InvariantPointAttention(config, 0)
+    assert module.value_points.out_features == 4 * 3 * (num_v_points or num_qk_points)
     torch.nn.init.uniform_(module.log_sigma, -0.1, 0.1)
     torch.nn.init.normal_(module.missing)
-    coords, observed, positions = chain_of(np.random.default_rng(1).normal(size=(15, 3)).cumsum(axis=0) / 4)
-    observed[0, 6:8] = False
-    frames = backbone_frames(coords.masked_fill(~observed[..., None], 0.0), observed, positions, None, ["CA"])
+    coords, coords_mask, positions = chain_of(np.random.default_rng(1).normal(size=(15, 3)).cumsum(axis=0) / 4)
+    coords_mask[0, 6:8] = False
+    frames = backbone_frames(coords.masked_fill(~coords_mask[..., None], 0.0), coords_mask, positions, None, ["CA"])
     hidden = torch.randn(1, 15, config.hidden_size)
     output = module(hidden, frames=frames)[0]
     torch.testing.assert_close(output[0], attend_one_by_one(module, hidden, frames), atol=2e-4, rtol=1e-4)
 
 
-def test_an_attention_head_sees_nearness_in_space():
+@pytest.mark.parametrize("attention", ["eager", "varlen"])
+@pytest.mark.parametrize("num_v_points", [1, 7])
+def test_kernels_agree_whatever_the_number_of_value_points(num_v_points, attention):
+    """Also of packed rows, and of contacts, which are attended to by a kernel of their own."""
+    model = make_model(num_qk_points=3, num_v_points=num_v_points, num_neighbors=4, contact_head=True)
+    torch.nn.init.normal_(model.coordformer.contact_head.weight)
+    packed, row = pack_rows([random_chain(14), random_chain(9)]), random_chain(12)
+    expected, contacts = outputs_of(model, packed), model.predict_contacts(**row)
+    model.set_attn_implementation(attention)
+    torch.testing.assert_close(outputs_of(model, packed), expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(model.predict_contacts(**row), contacts)
+
+
+def test_a_head_attends_by_distance_in_space():
     """With no content in its queries, a narrow head attends to the residue whose key point is nearest."""
     config = make_config(num_qk_points=1, position_embedding_type="none")
     config._attn_implementation = "eager"
     module = InvariantPointAttention(config, 0)
     for name, parameter in module.named_parameters():
-        torch.nn.init.zeros_(parameter) if "read" not in name else None
+        torch.nn.init.zeros_(parameter) if "output" not in name else None
     torch.nn.init.constant_(module.log_sigma, np.log(1 / 16) / module.gain)
     points = np.random.default_rng(2).uniform(0, 3, size=(20, 3))
-    coords, observed, positions = chain_of(points)
-    weights = module(torch.randn(1, 20, 48), frames=backbone_frames(coords, observed, positions, None, ["CA"]))[1][0]
+    coords, coords_mask, positions = chain_of(points)
+    weights = module(torch.randn(1, 20, 48), frames=backbone_frames(coords, coords_mask, positions, None, ["CA"]))[1][0]
     squares = ((points[:, None] - points[None]) ** 2).sum(axis=-1)
     expected = torch.softmax(torch.tensor(-squares / 2 * 256, dtype=torch.float32), dim=-1)
     for head in weights:
@@ -333,7 +359,7 @@ def test_points_keep_float32_beside_bfloat16(how):
     assert (output - expected).abs().mean() < 0.03 * expected.std()
 
 
-def test_packed_chains_hear_what_they_hear_alone():
+def test_packed_chains_get_the_messages_that_they_get_alone():
     model = make_model(coordinate_embedding="none", num_qk_points=2, num_neighbors=6)
     chains = [random_chain(length) for length in (14, 5, 22)]
     alone = torch.cat([outputs_of(model, pad_rows([chain]))[0] for chain in chains])
@@ -343,11 +369,11 @@ def test_packed_chains_hear_what_they_hear_alone():
     torch.testing.assert_close(together, alone, atol=2e-3 * alone.std().item(), rtol=0)
 
 
-def test_a_residue_hears_the_letters_beside_it_in_space_and_no_others_in_one_layer():
+def test_messages_of_one_layer_come_from_the_nearest_neighbors_alone():
     """Attention switched off: what remains is messages."""
     model = make_model(coordinate_embedding="none", num_qk_points=1, num_neighbors=3, num_hidden_layers=1)
     attention = model.coordformer.esm.encoder.layer[0].attention.self
-    for layer in (attention.value, attention.read_points):
+    for layer in (attention.value, attention.output_points):
         torch.nn.init.zeros_(layer.weight)
     row = pad_rows([random_chain(20)])
     before = outputs_of(model, row)[0]
@@ -361,34 +387,33 @@ def test_a_residue_hears_the_letters_beside_it_in_space_and_no_others_in_one_lay
         assert (difference > 1e-6) == (number < 3), (number, difference)
 
 
-@pytest.mark.parametrize(("kind", "other"), [("plain", "gated"), ("gated", "plain")])
-def test_messages_are_added_to_a_trained_model(kind, other, tmp_path):
+@pytest.mark.parametrize("gating", [False, True])
+def test_messages_are_added_to_a_trained_model(gating, tmp_path):
     """It predicts what it did; then they are trained with the rest."""
     model = make_model(num_qk_points=2)
     model.save_pretrained(tmp_path)
     given = {"init_from": str(tmp_path), "num_qk_points": 2}
-    grown = build_model(ModelArguments(**given, num_neighbors=4, message_gating=kind)).eval()
-    assert (grown.config.num_neighbors, grown.config.message_gating) == (4, kind)
+    grown = build_model(ModelArguments(**given, num_neighbors=4, message_gating=gating)).eval()
+    assert (grown.config.num_neighbors, grown.config.message_gating) == (4, gating)
     row = pad_rows([random_chain(11)])
     torch.testing.assert_close(grown(**row).logits, model(**row).logits)
     grown(**row, labels=row["input_ids"]).loss.backward()
-    assert grown.coordformer.esm.encoder.layer[0].attention.self.messages.reads.weight.grad.any()
+    assert grown.coordformer.esm.encoder.layer[0].attention.self.message_passing.output.weight.grad.any()
     with pytest.raises(ValueError, match="has num_qk_points=2, not 3; set --num_qk_points to it"):
         build_model(ModelArguments(init_from=str(tmp_path), num_qk_points=3, num_neighbors=4))
-    for wrong, message in (({"message_gating": "loud"}, "is 'loud'; choose one"), ({"num_neighbors": -4}, "is -4")):
-        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` {message}"):
-            build_model(ModelArguments(**given | {"num_neighbors": 4} | wrong))
+    with pytest.raises(ValueError, match="`num_neighbors` is -4"):
+        build_model(ModelArguments(**given, num_neighbors=-4))
     grown.save_pretrained(tmp_path / "grown")
     given["init_from"] = str(tmp_path / "grown")
     with pytest.raises(ValueError, match="has num_neighbors=4, not 5; set --num_neighbors to it"):
-        build_model(ModelArguments(**given, num_neighbors=5, message_gating=kind))
-    with pytest.raises(ValueError, match=f"has message_gating='{kind}', not '{other}'; set --message_gating to it"):
-        build_model(ModelArguments(**given, num_neighbors=4, message_gating=other))
+        build_model(ModelArguments(**given, num_neighbors=5, message_gating=gating))
+    with pytest.raises(ValueError, match=f"has message_gating={gating}, not {not gating}; set --message_gating to it"):
+        build_model(ModelArguments(**given, num_neighbors=4, message_gating=not gating))
 
 
-@pytest.mark.parametrize("kind", ["plain", "gated"])
-def test_checkpoints_lead_the_gradient_of_relations_or_are_refused(kind):
-    model = make_model(num_qk_points=1, num_neighbors=4, message_gating=kind)
+@pytest.mark.parametrize("gating", [False, True])
+def test_checkpoints_lead_the_gradient_of_edge_features_or_are_refused(gating):
+    model = make_model(num_qk_points=1, num_neighbors=4, message_gating=gating)
     with pytest.raises(ValueError, match="with which `config.num_neighbors` gets no gradient"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
     row = pad_rows([random_chain(9)])
@@ -399,7 +424,7 @@ def test_checkpoints_lead_the_gradient_of_relations_or_are_refused(kind):
         model.train()
         model.zero_grad()
         outputs_of(model, row).square().sum().backward()
-        gradients.append(model.coordformer.relations.geometry.weight.grad.clone())
+        gradients.append(model.coordformer.edge_features.geometry.weight.grad.clone())
     assert gradients[0].any()
     torch.testing.assert_close(*gradients)
 
@@ -423,15 +448,15 @@ def test_points_added_to_esm_change_nothing_at_first():
     torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=0)
     model(**batch, labels=batch["input_ids"]).loss.backward()
     for name, parameter in model.named_parameters():
-        if "read_points" in name or "messages.reads" in name:
+        if "output_points" in name or "message_passing.output" in name:
             assert parameter.grad.any(), name
 
 
 def test_esm_is_not_given_what_no_config_takes(tmp_path):
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     EsmForMaskedLM(EsmConfig(vocab_size=33, pad_token_id=1, mask_token_id=32, **shape)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"^`message_gating` is 'loud'; choose one of plain, gated\.$"):
-        build_model(ModelArguments(init_from=str(tmp_path), message_gating="loud"))
+    with pytest.raises(ValueError, match=r"^`num_neighbors` is 3, but messages are passed beside invariant point"):
+        build_model(ModelArguments(init_from=str(tmp_path), num_neighbors=3))
 
 
 def test_contacts_of_a_model_with_points_are_those_of_its_maps():
