@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..inference.checkpoints import load_checkpoint
 from ..model import pipeline_coordformer
+from ..model.chain import AMINO_ACIDS
 from ..model.processing_coordformer import CoordformerProcessor
-from ..model.structure import AMINO_ACIDS
 from . import reload_check
 from .card import AUTO_CLASSES, make_card, read_evaluation, training_facts
 
@@ -170,19 +170,7 @@ def check_reload(folder: str | Path, model: PreTrainedModel, processor: Coordfor
     coords[5:8] = np.nan
     if len(processor.coordinate_atoms) == 1:
         coords = coords[:, 0]
-    with tempfile.TemporaryDirectory() as scratch:
-        outputs = Path(scratch) / "outputs.safetensors"
-        command = [sys.executable, "-P", reload_check.__file__, str(Path(folder).resolve()), str(outputs)]
-        environment = {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
-        chain = json.dumps({"sequence": AMINO_ACIDS, "coords": coords.tolist()})
-        process = subprocess.run(
-            command, input=chain, capture_output=True, text=True, cwd=scratch, env={**os.environ, **environment}
-        )
-        if process.returncode:
-            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"The folder does not load without the package ({reason}); check=False keeps it.")
-        loaded = load_file(outputs)
-
+    loaded = _reload_elsewhere(folder, {"sequence": AMINO_ACIDS, "coords": coords.tolist()})
     batch = processor(AMINO_ACIDS, coords=coords)
     expected = {f"AutoProcessor.{name}": values for name, values in batch.items()}
     expected["AutoTokenizer.input_ids"] = batch["input_ids"]
@@ -198,3 +186,24 @@ def check_reload(folder: str | Path, model: PreTrainedModel, processor: Coordfor
             raise ValueError(
                 f"Loaded without the package, {name} differs ({reason}); check=False keeps the folder."
             ) from error
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary as a short text."""
+    checked = "loads with and without the package" if summary["checked"] else "not checked"
+    return f"{summary['model']} of {summary['parameters']:,} parameters in {summary['dtype']}: {checked}"
+
+
+def _reload_elsewhere(folder: str | Path, chain: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """What `reload_check` makes of a folder and a chain, in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        outputs = Path(scratch) / "outputs.safetensors"
+        command = [sys.executable, "-P", reload_check.__file__, str(Path(folder).resolve()), str(outputs)]
+        environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
+        process = subprocess.run(
+            command, input=json.dumps(chain), capture_output=True, text=True, cwd=scratch, env=environment
+        )
+        if process.returncode:
+            reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"The folder does not load without the package ({reason}); check=False keeps it.")
+        return load_file(outputs)

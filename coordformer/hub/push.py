@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +169,10 @@ def push(
         "changed": commit.oid != before,
         "url": commit.pr_url or str(commit.repo_url),
     }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary as a short text."""
+    if summary["changed"]:
+        return f"{summary['url']} ({summary['revision']}, commit {summary['commit']})"
+    return f"{summary['url']} holds all of it already; nothing was sent"

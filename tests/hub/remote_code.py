@@ -1,9 +1,9 @@
 """An exported folder where the package cannot be imported: loaded, saved again, trained, and trained further.
 
-`python -P tests/hub/remote_code.py RELOAD_CHECK.py FOLDER OUTPUT`, a chain on standard input as `reload_check` reads it. In
-OUTPUT appear `saved` (the reloaded model and processor, saved again), where accelerate is installed `trained` (a run of
-`Trainer`, whose checkpoint-4 was reached once without and once with a stop), and the outputs of `reload_check` on each
-folder, `NAME.safetensors`. Run by test_export.py here and in environments of their own.
+`python -P tests/hub/remote_code.py RELOAD_CHECK.py FOLDER OUTPUT`, a chain on standard input, as `reload_check` reads
+it. In OUTPUT appear `saved` (the reloaded model and processor, saved again), where accelerate is installed `trained` (a
+run of `Trainer`, whose checkpoint-4 was reached once without and once with a stop), and the outputs of `reload_check`
+on each folder, `NAME.safetensors`. Run by test_export.py here and in environments of their own.
 """
 
 import importlib.util

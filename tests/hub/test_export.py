@@ -223,9 +223,9 @@ def test_a_report_of_version_0_1_0_is_read_with_the_names_of_today(tmp_path):
     """Of the folder as that version made it, whose weights have other names by now."""
     result = {"perplexity": 6.4, "perplexity_interval": [6.3, 6.5], "perplexity_by_draw": [6.4], "recovery": 0.4,
               "recovery_interval": [0.39, 0.41], "recovery_by_draw": [0.4]}  # fmt: skip
-    report = {"checkpoint": "coordformer-1M-pdb", "weights": "1370bcbdf173ad17", "data": "chains.parquet", "split": None,
-              "coordinates": "local, points and messages", "dtype": "float32", "num_rotations": 1, "draws": 1,
-              "chains": 5, "masked15": result}  # fmt: skip
+    report = {"checkpoint": "coordformer-1M-pdb", "weights": "1370bcbdf173ad17", "data": "chains.parquet",
+              "split": None, "coordinates": "local, points and messages", "dtype": "float32", "num_rotations": 1,
+              "draws": 1, "chains": 5, "masked15": result}  # fmt: skip
     (tmp_path / "old.json").write_text(json.dumps(report))
     read = read_evaluation(tmp_path / "old.json", ROOT / "tests" / "data" / "checkpoints" / "coordformer-1M-pdb")
     assert read.keys() - report.keys() == {"num_mask_samples"} and "draws" not in read
@@ -333,8 +333,12 @@ def test_without_the_package_a_folder_is_loaded_saved_and_trained(exported, chai
         assert_same_without_package(folder, output / f"{name}.safetensors", chain)
 
 
-def test_a_folder_that_computes_something_else_is_refused(exported):
+def test_a_folder_that_computes_something_else_is_refused(exported, monkeypatch):
+    monkeypatch.setattr(  # here, as a process takes seconds to start
+        "coordformer.hub.export._reload_elsewhere", lambda folder, chain: reload_check.reload(folder, **chain)
+    )
     model = AutoModelForMaskedLM.from_pretrained(exported).eval()
+    check_reload(exported, model, CoordformerProcessor())
     with torch.no_grad():
         model.lm_head.decoder.bias += 1e-3
     with pytest.raises(ValueError, match="AutoModelForMaskedLM.logits differs .*Greatest absolute difference"):
