@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..model.processing_coordformer import VOCABULARY, chain_arrays
 from .batching import fetch_rows
 from .files import write_atomically
+from .records import counted
 
 FORMAT, OLD_FORMAT = "coordformer packed chains 1", "coordformer bundle 1"
 UNIT = 0.01  # Å
@@ -191,4 +192,5 @@ def pack(data: str | Path, output: str | Path, *, split: str | None = None, prog
 
 def describe(counts: Mapping[str, int]) -> str:
     """The counts of `write_pack` as a short text."""
-    return f"{counts['chains']:,} chains with {counts['residues']:,} residues, {counts['bytes'] / 1e6:,.1f} MB"
+    megabytes = counts["bytes"] / 1e6
+    return f"{counted(counts['chains'], 'chain')} with {counted(counts['residues'], 'residue')}, {megabytes:,.1f} MB"

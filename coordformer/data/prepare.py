@@ -9,6 +9,7 @@ Three steps, each of which can be stopped at any moment and called again:
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,11 +29,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..model.structure import STRUCTURE_SUFFIXES, Chain, read_chains
+from ..model.chain import Chain
+from ..model.structure import STRUCTURE_SUFFIXES, read_chains
 from .cluster import assign_splits, cluster_sequences, find_mmseqs
+from .fetch import fetch as fetch_files
+from .fetch import parse_ids
 from .files import write_atomically, write_json, write_text
 from .inputs import Reject, Source, is_archive, list_sources, read_contents, write_rejects
-from .records import begin_run, hash_file, hash_json
+from .records import begin_run, counted, hash_file, hash_json
 from .rows import SCHEMA, chain_to_row, read_footer
 
 FILES_PER_PART = 64
@@ -40,6 +44,7 @@ PARTS_WORTH_WORKERS = 8
 """Fewer are read sooner than other processes start, which takes some seconds."""
 ROWS_AT_ONCE = 2000
 
+logger = logging.getLogger(__name__)
 READING, DATA, SHEET = "reading", "data", "datasheet.json"
 REJECTS_KEY = b"coordformer.rejects"
 
@@ -596,3 +601,69 @@ def begin(output: Path, settings: Mapping[str, Any], parts: Sequence[Sequence[So
     for leftover in reading.glob("*.tmp"):
         leftover.unlink()
     return True
+
+
+def fetch_and_prepare(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    fetch: Sequence[str] = (),
+    allow_missing: bool = False,
+    requests_per_second: float = 10.0,
+    rcsb_url: str | None = None,
+    alphafold_url: str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, int]:
+    """`prepare` files and what is fetched by its id: `coordformer prepare`.
+
+    Args:
+        fetch: PDB ids, UniProt accessions, or files that list them, see `fetch.parse_ids`; files go to
+            `output`/downloads.
+        allow_missing: go on without ids that could not be fetched.
+        requests_per_second, rcsb_url, alphafold_url: as of `fetch.fetch`.
+        inputs, output, options, progress: as of `prepare`.
+
+    Returns:
+        The counts of the datasheet.
+
+    Raises:
+        ValueError: there is nothing to prepare, an id could not be fetched, or no chain was kept.
+    """
+    check_options(**options)
+    found: list[str | Path] = list(inputs)
+    failed: list[tuple[str, str]] = []
+    if fetch:
+        mirrors: dict[str, Any] = {"rcsb_url": rcsb_url, "alphafold_url": alphafold_url}
+        files, failed = fetch_files(
+            parse_ids(fetch),
+            Path(output) / "downloads",
+            requests_per_second=requests_per_second,
+            progress=progress,
+            **{name: url for name, url in mirrors.items() if url is not None},
+        )
+        found += files
+        if failed and not (allow_missing and found):
+            raise ValueError(
+                f"{len(failed)} of the ids could not be fetched; the first: {failed[0][0]}, {failed[0][1]}. Run again "
+                "to try them again, or with --allow_missing to go on without them."
+            )
+    if not found:
+        raise ValueError("There is nothing to prepare; give files, folders or tar archives, or ids after --fetch.")
+    sheet = prepare(found, output, failed=failed, progress=progress, **options)
+    for name in options.get("splits") or ():
+        if name not in sheet["splits"]:
+            logger.warning("no sequence cluster fell into the split %r", name)
+    counts: dict[str, int] = sheet["counts"]
+    if not counts["chains"]:
+        raise ValueError(f"No chain was kept; {output}/rejected.tsv says why.")
+    return counts
+
+
+def describe(counts: Mapping[str, int]) -> str:
+    """The counts of a datasheet as a short text."""
+    return (
+        f"{counted(counts['chains'], 'chain')} with {counted(counts['residues'], 'residue')} of "
+        f"{counted(counts['files'], 'file')}\nmerged as duplicates: {counted(counts['duplicates_merged'], 'chain')}; "
+        f"left out, as rejected.tsv says: {counts['rejected']:,} files or chains"
+    )

@@ -128,3 +128,8 @@ def current_commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return (commit + "-dirty" * bool(changed)) if inside else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 chain`, `2,000 chains`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

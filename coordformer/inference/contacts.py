@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.batching import fetch_rows
 from ..data.contacts import MIN_SEPARATION, chain_labels
 from ..data.files import write_atomically, write_json, write_text
+from ..data.records import counted
 from ..model.windows import WindowMean
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_contacts
@@ -193,5 +194,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines = []
     for chain in summary["chains"]:
         known = "" if chain["contacts"] is None else f"; precision at L: {describe_precision(chain['precision'])}"
-        lines.append(f"{chain['id']}: {chain['residues']:,} residues, coordinates {chain['coordinates']}{known}")
+        lines.append(
+            f"{chain['id']}: {counted(chain['residues'], 'residue')}, coordinates {chain['coordinates']}{known}"
+        )
     return "\n".join(lines)

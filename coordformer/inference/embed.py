@@ -8,6 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.records import counted
 from ..model.windows import WindowMean
 from .checkpoints import digest_weights, load_checkpoint
 from .embeddings import FORMATS, write_shard
@@ -126,4 +127,4 @@ def embed(
 
 def describe(counts: dict[str, Any]) -> str:
     """The counts as a short text."""
-    return f"{counts['chains']:,} chains with {counts['residues']:,} residues in {counts['shards']:,} shards"
+    return f"{counted(counts['chains'], 'chain')} with {counted(counts['residues'], 'residue')} in {counted(counts['shards'], 'shard')}"

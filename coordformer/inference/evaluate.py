@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from ..data.collator import PROTOCOLS
 from ..data.files import write_atomically, write_json
+from ..data.records import counted
 from ..model.processing_coordformer import letter_ids
 from .checkpoints import coordinates_of, digest_weights, load_checkpoint
 from .figures import plot_recovery
@@ -107,8 +108,8 @@ def describe(report: Mapping[str, Any]) -> str:
     """The report as a short text."""
     split = "" if report["split"] is None else f", split {report['split']}"
     lines = [
-        f"{report['checkpoint']} on {report['chains']:,} chains with {report['residues']:,} residues of "
-        f"{report['data']}{split}; coordinates: {report['coordinates']}; {report['dtype']}",
+        f"{report['checkpoint']} on {counted(report['chains'], 'chain')} with "
+        f"{counted(report['residues'], 'residue')} of {report['data']}{split}; coordinates: {report['coordinates']}; {report['dtype']}",
         f"{'protocol':10}{'perplexity':26}recovery, %",
     ]
     for protocol in (name for name in PROTOCOLS if name in report):

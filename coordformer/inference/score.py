@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
-from ..model.structure import AMINO_ACIDS, Chain
+from ..data.records import counted
+from ..model.chain import AMINO_ACIDS, Chain
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_mutants, substitutions_of
@@ -157,10 +158,10 @@ def describe(summary: Mapping[str, Any]) -> str:
     """The summary as a short text."""
     lines = []
     for chain in summary["chains"]:
-        what = f"{chain['mutants']:,} mutants" if "mutants" in chain else "all substitutions"
+        what = counted(chain["mutants"], "mutant") if "mutants" in chain else "all substitutions"
         correlation = chain.get("spearman")
         lines.append(
-            f"{chain['chain']}: {what} of {chain['residues']:,} residues by {summary['method']}, coordinates "
+            f"{chain['chain']}: {what} of {counted(chain['residues'], 'residue')} by {summary['method']}, coordinates "
             f"{chain['coordinates']}"
             + ("" if correlation is None else f"; Spearman's correlation with DMS_score {correlation:.3f}")
         )

@@ -14,7 +14,7 @@ from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, EsmModel, PreTra
 
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM, sinusoidal_positions
-from ..model.processing_coordformer import VOCABULARY
+from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor
 from ..model.structure_layers import InvariantPointAttention
 from .point_clouds import PointCloudAttention
 
@@ -458,3 +458,44 @@ def _fair_esm_weights(
                 weights[f"{target}{name}.{part}"] = state_dict[f"{source}{part_of_theirs}.{part}"]
         weights[f"{ours}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
     return weights
+
+
+def convert(
+    source: str | Path, output: str | Path, *, kind: str, without_coords: bool = False, progress: bool = True
+) -> dict[str, Any]:
+    """Make a folder that Transformers loads of the paper's published weights or of ESM-2: `coordformer convert`.
+
+    Args:
+        source: file of weights, or of ESM-2 a folder or Hub name.
+        output: gets the model, and for proteins its processor.
+        kind: `"esm"`, or which of the paper's models the weights are of, see `from_paper_state_dict`.
+        without_coords: the result reads no coordinates.
+        progress: is there for the command; nothing takes long.
+
+    Returns:
+        `output`, `model` (its class) and `parameters`.
+
+    Raises:
+        ValueError: `output` is a file or holds a model, or the weights are others.
+    """
+    output = Path(output)
+    if output.is_file() or (output / "config.json").exists():
+        raise ValueError(
+            f"{output} {'is a file' if output.is_file() else 'holds a model'}; give another folder, or delete it."
+        )
+    overrides = {"coordinate_embedding": "none"} if without_coords else {}
+    model: Any
+    if kind == "esm":
+        model = from_esm(source, **overrides)
+    else:
+        model = from_paper_state_dict(read_state_dict(source), kind, **overrides)
+    model.save_pretrained(output)
+    if kind != "simulated":
+        CoordformerProcessor().save_pretrained(output)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"output": str(output), "model": type(model).__name__, "parameters": parameters}
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """What `convert` made, as a short text."""
+    return f"{summary['model']} of {summary['parameters']:,} parameters"

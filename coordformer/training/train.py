@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -11,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.errors import StrictDataclassError
@@ -22,14 +26,14 @@ from ..data.batching import ChainBatches, fetch_rows, read_lengths
 from ..data.collator import CoordformerDataCollator
 from ..data.files import write_json, write_text
 from ..data.pack import open_chains
-from ..data.records import begin_run, current_commit, describe_command, hash_data
+from ..data.records import begin_run, counted, current_commit, describe_command, hash_data
 from ..inference.figures import plot_losses
 from ..inference.metrics import count_predictions, summarize
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM
 from ..model.processing_coordformer import CoordformerProcessor, chain_arrays, letter_ids
 from ..model.structure_layers import MessagePassing
-from .arguments import DataArguments, ModelArguments
+from .arguments import DataArguments, ModelArguments, parse_arguments
 from .conversion import behind_esm, from_esm
 from .muon import MuonAdamW, parameter_groups
 
@@ -462,3 +466,28 @@ def _save(trainer: Trainer, output: Path, max_shard_size: str | None) -> None:
             if (output / SAFE_WEIGHTS_INDEX_NAME).exists():
                 (output / SAFE_WEIGHTS_NAME).unlink()
     trainer.save_state()
+
+
+def run(options: Sequence[str], progress: bool = True) -> dict[str, Any]:
+    """`train` with the options of a command line, see `arguments.parse_arguments`: `coordformer train`."""
+    model_args, data_args, args = parse_arguments([*options, *(() if progress else ("--disable_tqdm", "true"))])
+    return train(model_args, data_args, args, options) | {"output": str(args.output_dir)}
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary as a short text."""
+    lines = [f"{counted(summary['steps'], 'update')}: {summary['output']}"]
+    if "valid" in summary:
+        perplexity, recovery = summary["valid"]["eval_perplexity"], summary["valid"]["eval_recovery"]
+        lines.append(f"held out: perplexity {perplexity:.2f}, recovery {100 * recovery:.1f} %")
+    return "\n".join(lines)
+
+
+def leave_processes() -> None:
+    """End a training as one of several processes."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        # A thread of gloo that asks for the interpreter's lock while the interpreter ends aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    PartialState().destroy_process_group()
