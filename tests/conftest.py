@@ -19,7 +19,7 @@ from coordformer import (
 )
 from coordformer.data.rows import SCHEMA
 
-collect_ignore = ["transformers_suite.py"]  # needs Transformers' own tests; test_transformers_suite.py starts it
+collect_ignore = ["model/transformers_suite.py"]  # needs Transformers' own tests; test_transformers_suite.py starts it
 STRUCTURES = Path(__file__).parent / "data" / "structures"
 CHAINS = Path(__file__).parent.parent / "examples" / "data" / "chains.parquet"
 
@@ -33,6 +33,39 @@ HEADS = {
     ),
     "regression": (CoordformerForSequenceClassification, {"num_labels": 1}),
     "token": (CoordformerForTokenClassification, {"num_labels": 4}),
+}
+ESM_2 = {
+    "vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 64, "position_embedding_type": "rotary", "token_dropout": True,
+    "hidden_dropout_prob": 0.1,
+}  # fmt: skip
+VARIANTS = {
+    "paper": {"lm_head": "linear", "position_embedding_type": "sinusoidal"},
+    "quadratic, three atoms": {"coordinate_embedding": "quadratic", "coordinate_atoms": ("N", "CA", "C")},
+    "absolute, normalized": {"position_embedding_type": "absolute", "emb_layer_norm_before": True},
+    "no positions": {"position_embedding_type": "none", "hidden_act": "relu"},
+    "without structure": {"coordinate_embedding": "none"},
+    "token dropout": {"token_dropout": True},
+    "Gaussian start": {"coordinate_embedding": "quadratic", "coordinate_init": "gaussian"},
+    "distance bias": {"coordinate_embedding": "none", "num_distance_bins": 8},
+    "both, two atoms": {"num_distance_bins": 5, "coordinate_atoms": ("N", "CA")},
+    "local": {"coordinate_embedding": "local_frame"},
+    "points": {"coordinate_embedding": "none", "num_qk_points": 3},
+    "more value points than keys": {"coordinate_embedding": "none", "num_qk_points": 1, "num_v_points": 6},
+    "local and points, backbone": {
+        "coordinate_embedding": "local_frame",
+        "num_qk_points": 2,
+        "coordinate_atoms": ("N", "CA", "C"),
+    },
+    "messages": {"coordinate_embedding": "local_frame", "num_qk_points": 2, "num_neighbors": 5},
+    "gated messages": {
+        "coordinate_embedding": "local_frame",
+        "num_qk_points": 2,
+        "num_neighbors": 5,
+        "message_gating": True,
+    },
+    "points without positions": {"num_qk_points": 2, "position_embedding_type": "none"},
+    "behind ESM-2": {"sequence_encoder": ESM_2, "lm_head": "linear"},
 }
 
 
@@ -111,6 +144,17 @@ def pack_rows(rows: list[dict[str, torch.Tensor]], padding: int = 0) -> dict[str
 def outputs_of(model, batch) -> torch.Tensor:
     output = model(**batch)
     return output.logits if "logits" in output else output.last_hidden_state
+
+
+def make_labels(head: str, batch, chains: int) -> torch.Tensor:
+    if head in ("masked_lm", "token"):
+        labels = torch.randint(0, 4, batch["input_ids"].shape)
+        return labels.masked_fill(torch.rand(labels.shape) < 0.7, -100)
+    return {
+        "single_label": torch.randint(0, 4, (chains,)),
+        "multi_label": torch.randint(0, 2, (chains, 4)).float(),
+        "regression": torch.randn(chains),
+    }[head]
 
 
 def assert_same_geometry(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-3) -> None:

@@ -34,12 +34,12 @@ def test_the_kernel_agrees_with_a_mask(fields):
         assert (left - right).norm() < 0.02 * left.norm()
 
 
-@pytest.mark.parametrize("points", [3, 4])
-def test_points_attend_by_a_kernel_that_keeps_no_pair(points):
+@pytest.mark.parametrize(("num_qk_points", "num_v_points"), [(3, 3), (4, 4), (4, 8), (5, 2)])
+def test_points_attend_by_a_kernel_that_keeps_no_pair(num_qk_points, num_v_points):
     """It takes heads whose size is a multiple of four alone, which the features of points need not be."""
     batch = to_cuda(pack_rows([random_chain(n) for n in (70, 3, 41)], padding=5))
     torch.manual_seed(0)
-    fields = {"num_qk_points": points, "num_neighbors": 6, "message_gating": True}
+    fields = {"num_qk_points": num_qk_points, "num_v_points": num_v_points, "num_neighbors": 6, "message_gating": True}
     model = make_model(coordinate_embedding="local_frame", attention="sdpa", **fields).cuda()
     results = []
     for kernel in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):

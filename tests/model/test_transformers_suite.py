@@ -121,18 +121,13 @@ def suite(pytestconfig):
 @pytest.mark.slow
 def test_transformers_own_tests_hold(suite, tmp_path):
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(suite)]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(suite)]),
         "CUDA_VISIBLE_DEVICES": "",  # the list is of a machine without a GPU
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        str(ROOT / "tests" / "transformers_suite.py"),
-        str(tmp_path / "outcomes"),
-    ]
+    script = str(Path(__file__).parent / "transformers_suite.py")
+    command = [sys.executable, "-W", "ignore", script, str(tmp_path / "outcomes")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     outcomes = json.loads((tmp_path / "outcomes").read_text())

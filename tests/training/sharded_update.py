@@ -78,36 +78,36 @@ def cast_to_bfloat16(mesh) -> dict:
     model = make_model()
     expected = float(model(**row).loss)
     shard(model, mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
-    seen = {}
+    captured = {}
     embedding = model.coordformer.coordinate_embedding
-    embedding.register_forward_hook(lambda _, inputs, output: seen.update(coords=inputs[0], embedded=output))
-    model.coordformer.esm.encoder.layer[0].register_forward_hook(lambda *parts: seen.update(layer=parts[-1]))
+    embedding.register_forward_hook(lambda _, inputs, output: captured.update(coords=inputs[0], embedded=output))
+    model.coordformer.esm.encoder.layer[0].register_forward_hook(lambda *parts: captured.update(layer=parts[-1]))
     loss = float(model(**row).loss)
-    coordinate = float(seen["coords"][0, 1, 0, 0])
+    coordinate = float(captured["coords"][0, 1, 0, 0])
     model(row["input_ids"], None, None, None, row["coords"])  # not by name
-    assert float(seen["coords"][0, 1, 0, 0]) == coordinate
+    assert float(captured["coords"][0, 1, 0, 0]) == coordinate
     inner = make_model("multi_label")
     fully_shard(inner.coordformer, mesh=mesh)
     fully_shard(inner, mesh=mesh)
     inner.coordformer.coordinate_embedding.register_forward_hook(
-        lambda _, inputs, output: seen.update(nested=inputs[0])
+        lambda _, inputs, output: captured.update(nested=inputs[0])
     )
     inner(**{name: row[name] for name in ("input_ids", "coords")})
     model(**row, rotations=torch.eye(3).roll(1, dims=0).view(1, 1, 3, 3))
     return {
         "frame": frame_of_layer(mesh, row),
         "coordinate": coordinate,
-        "nested": float(seen["nested"][0, 1, 0, 0]),
-        "turned": seen["coords"][0, 1, 0].tolist(),
-        "embedding_dtype": str(seen["embedded"].dtype),
-        "layer_dtype": str(seen["layer"].dtype),
+        "nested": float(captured["nested"][0, 1, 0, 0]),
+        "turned": captured["coords"][0, 1, 0].tolist(),
+        "embedding_dtype": str(captured["embedded"].dtype),
+        "layer_dtype": str(captured["layer"].dtype),
         "loss": loss,
         "loss_of_float32": expected,
     }
 
 
 def frame_of_layer(mesh, row) -> float:
-    """Where attention with points has the second residue, Å, in a sharded layer."""
+    """Where invariant point attention has the second residue, Å, in a sharded layer."""
     points = make_model(coordinate_embedding="local_frame", num_qk_points=2, num_neighbors=2)
     shard(points, mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32))
     frames = []
@@ -115,8 +115,7 @@ def frame_of_layer(mesh, row) -> float:
         lambda _, arguments, keywords: frames.append(keywords["frames"]), with_kwargs=True
     )
     points(**row).loss.backward()
-    origins, _, _ = frames[0]
-    return float(origins[0, 1, 0]) * points.config.coordinate_scale
+    return float(frames[0].translations[0, 1, 0]) * points.config.coordinate_scale
 
 
 def main(output: Path) -> None:

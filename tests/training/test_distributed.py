@@ -21,6 +21,8 @@ from coordformer.data.batching import ChainBatches
 from coordformer.data.rows import load_rows
 
 SCRIPT = Path(__file__).parent / "one_update.py"
+# The scripts import conftest, too.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 # `--multi_gpu` is what makes accelerate start several processes; on the CPU (`use_cpu` in the script) they use gloo.
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
@@ -35,12 +37,11 @@ WAYS = {  # batch of 8 rows: command, micro-batch, accumulation
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("updates")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = {}
     for name, (command, batch_size, accumulation) in WAYS.items():
         command = [*command, str(SCRIPT), str(folder / name), str(batch_size), str(accumulation)]
         running[name] = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
     try:
         for process in running.values():
@@ -111,9 +112,7 @@ def tiny(tmp_path_factory):
 
 
 def run(command, **arguments):
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, **arguments
-    )
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, **arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -149,18 +148,8 @@ def test_the_command_trains_the_same_on_two_processes(data, tiny, tmp_path):
 def sharded(tmp_path_factory):
     output = tmp_path_factory.mktemp("sharded") / "report.json"
     script = Path(__file__).parent / "sharded_update.py"
-    run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            str(script),
-            str(output),
-        ]
-    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run([*launch, str(script), str(output)])
     return json.loads(output.read_text())
 
 
