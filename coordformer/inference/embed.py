@@ -127,4 +127,5 @@ def embed(
 
 def describe(counts: dict[str, Any]) -> str:
     """The counts as a short text."""
-    return f"{counted(counts['chains'], 'chain')} with {counted(counts['residues'], 'residue')} in {counted(counts['shards'], 'shard')}"
+    chains, residues, shards = (counted(counts[f"{name}s"], name) for name in ("chain", "residue", "shard"))
+    return f"{chains} with {residues} in {shards}"

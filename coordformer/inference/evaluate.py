@@ -107,9 +107,10 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def describe(report: Mapping[str, Any]) -> str:
     """The report as a short text."""
     split = "" if report["split"] is None else f", split {report['split']}"
+    chains, residues = counted(report["chains"], "chain"), counted(report["residues"], "residue")
     lines = [
-        f"{report['checkpoint']} on {counted(report['chains'], 'chain')} with "
-        f"{counted(report['residues'], 'residue')} of {report['data']}{split}; coordinates: {report['coordinates']}; {report['dtype']}",
+        f"{report['checkpoint']} on {chains} with {residues} of {report['data']}{split}; coordinates: "
+        f"{report['coordinates']}; {report['dtype']}",
         f"{'protocol':10}{'perplexity':26}recovery, %",
     ]
     for protocol in (name for name in PROTOCOLS if name in report):
