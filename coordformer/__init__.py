@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .model.chain import Chain, StructureError
 from .model.configuration_coordformer import CoordformerConfig
 from .model.modeling_coordformer import (
     CoordformerForContactPrediction,
@@ -31,7 +32,7 @@ from .model.pipeline_coordformer import (
     ProteinFillMaskPipeline,
 )
 from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
-from .model.structure import Chain, StructureError, read_chains, read_proteins
+from .model.structure import read_chains, read_proteins
 from .training.conversion import from_esm, from_paper_state_dict
 
 __version__ = "0.1.0"

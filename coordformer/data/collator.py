@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..model.chain import AMINO_ACIDS
 from ..model.modeling_coordformer import IGNORED_LABEL
 from ..model.processing_coordformer import chain_arrays
-from ..model.structure import AMINO_ACIDS
 from ..model.windows import SPECIAL_TOKENS
 
 PROTOCOLS = ("paper", "masked15")

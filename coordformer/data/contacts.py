@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..model.chain import Chain
 from ..model.modeling_coordformer import IGNORED_LABEL
 from ..model.processing_coordformer import chain_arrays
-from ..model.structure import Chain
 from .collator import CoordformerDataCollator
 
 CONTACT = 8.0  # Å

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES, StructureError
+from ..model.chain import StructureError
+from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES
 from .files import write_text
 
 SEQUENCE_SUFFIXES = (".fasta", ".fa", ".faa")

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..model.structure import Chain
+from ..model.chain import Chain
 from ..model.windows import SPECIAL_TOKENS
 from .batching import ChainBatches, check_budget, packed_slots, token_lengths
 

@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from ..model import modeling_coordformer
+from ..model.chain import Chain
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.processing_coordformer import CoordformerProcessor
-from ..model.structure import Chain
 
 
 def load_checkpoint(

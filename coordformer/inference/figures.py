@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data.contacts import MIN_SEPARATION
 from ..data.files import write_atomically
-from ..model.structure import AMINO_ACIDS
+from ..model.chain import AMINO_ACIDS
 
 logger = logging.getLogger(__name__)
 

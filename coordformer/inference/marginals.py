@@ -13,8 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..model.chain import AMINO_ACIDS, Chain
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
-from ..model.structure import AMINO_ACIDS, Chain
 from ..model.windows import longest_window, window_around, window_tokens
 from .mutants import parse_mutant
 from .predict import Row, encode, longest_first, plain_collator, predict

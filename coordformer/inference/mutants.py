@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-from ..model.structure import AMINO_ACIDS
+from ..model.chain import AMINO_ACIDS
 
 
 def parse_mutant(mutant: str, sequence: str, offset: int = 1) -> list[tuple[int, str]]:

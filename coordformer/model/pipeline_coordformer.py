@@ -14,7 +14,8 @@ import torch
 from transformers import BatchFeature
 from transformers.pipelines.base import ChunkPipeline
 
-from .structure import AMINO_ACIDS, read_proteins
+from .chain import AMINO_ACIDS
+from .structure import read_proteins
 from .windows import longest_window, window_around, window_starts
 
 # As config.json has it, for a folder that carries this file; `import coordformer` registers the same tasks.

@@ -9,7 +9,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from .structure import AMINO_ACIDS, Chain, read_chains
+from .chain import AMINO_ACIDS, Chain
+from .structure import read_chains
 from .windows import SPECIAL_TOKENS
 
 # ESM-2's vocabulary in its order: token ids of its checkpoints keep their meaning.

@@ -1,11 +1,9 @@
-"""Protein chains out of mmCIF and PDB files.
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
+"""Protein chains out of mmCIF, PDB and FASTA files.
 
-This is the only module that needs gemmi. It imports nothing of the package, so that it can travel with a checkpoint.
-
-One `Chain` holds the whole deposited sequence and, for each residue, the atoms asked for: Angstrom, NaN where the
-experiment did not see them. Position i of the sequence and row i of the coordinates are the same residue: mmCIF says
-which (`label_seq_id`), in a PDB file the observed residues are placed in SEQRES without a single mismatch. Where that
-cannot be done, the chain is reported and never shifted to fit.
+Position i of a chain's sequence and row i of its coordinates are the same residue: mmCIF says which (`label_seq_id`),
+in a PDB file the observed residues are placed in SEQRES without a single mismatch. Where that cannot be done, the chain
+is reported and never shifted to fit.
 """
 
 from __future__ import annotations
@@ -13,115 +11,25 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-try:
-    import gemmi
-except ImportError:  # only reading a file needs it: a Chain can be made without
-    gemmi = None  # type: ignore[assignment]
+from .chain import Chain, StructureError
+from .structure_parsing import STANDARD_PARENTS, ChainError, StructureModel
 
-AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+Item = TypeVar("Item")
+
 # BinaryCIF cannot be read; found all the same, it is reported and not overlooked.
 STRUCTURE_SUFFIXES = (".cif", ".mmcif", ".pdbx", ".pdb", ".ent", ".bcif")
 MAX_BYTES = 2 * 1024**3
 """Larger files (decompressed) are refused: the largest entry of the PDB has about 0.5 GiB, a gzip bomb has no end."""
 
-LINKED = 4.5
-"""C-alpha atoms of bonded residues are 3.8 Angstrom apart (2.9 if cis); farther than this is a break in the chain."""
-
-# Selenocysteine and pyrrolysine have letters of their own but are not among the 20; these are their parents in the CCD.
-_STANDARD_PARENTS = {"U": "C", "O": "K"}
-_FASTA_LETTERS = str.maketrans({**_STANDARD_PARENTS, "B": "X", "Z": "X", "J": "X"})
-# Names that simulation programs give to protonation states; no dictionary of the PDB holds them.
-_FORCE_FIELD_PARENTS = {
-    **dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H"),
-    **dict.fromkeys(("CYX", "CYM"), "C"),
-    "ASH": "D",
-    "GLH": "E",
-    "LYN": "K",
-}
-
+_FASTA_LETTERS = str.maketrans({**STANDARD_PARENTS, "B": "X", "Z": "X", "J": "X"})
 _BARE_SEQUENCE = re.compile(rb"[A-Za-z\s]+\*?\s*")
 _PIR = re.compile("(?:P1|F1|DL|DC|RL|RC|N1|N3|XX);")
-_MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*data_", re.IGNORECASE)
-_PDB_ATOM = re.compile(rb"^(?:ATOM  |HETATM)", re.MULTILINE)
-# gemmi reads 0.0 from a coordinate field without a number, so such a line must be found before.
-_PDB_BAD_ATOM = re.compile(rb"^(?:ATOM  |HETATM)(?!.{24}(?:(?=[-+. ]{0,7}\d)[-+. \d]{8}){3})[^\r\n]*", re.MULTILINE)
-_PDB_MODIFIED = re.compile(rb"^SEQADV.{6}(.{3}).{24}(.{3}).{7}MODIFIED RESIDUE", re.MULTILINE)
-
-
-class StructureError(ValueError):
-    """Something is wrong with a structure file; the message names the file, the chain, the value and the fix."""
-
-
-@dataclass(eq=False)
-class Chain:
-    """One protein chain.
-
-    Attributes:
-        id: `<entry>_<chain>`, e.g. `1A8O_A`, with the author's chain name.
-        sequence: L letters, the 20 amino acids and X.
-        coords: float32 `(L, len(atoms), 3)`, Angstrom, NaN where an atom is not observed.
-        atoms: names of the atoms, in the order of the second axis of `coords`.
-        b_factor: float32 `(L,)`, square Angstrom, of the first of `atoms` that is observed in the residue, NaN where
-            none is; predicted models carry their pLDDT (0 to 100) here.
-        method: experimental method, e.g. `X-RAY DIFFRACTION`; None if the file names none.
-        resolution: Angstrom; None if the file has none.
-
-    Raises:
-        ValueError: lengths or shapes that do not agree, an empty sequence, other letters, infinite coordinates, or an
-            atom with only some of x, y, z.
-    """
-
-    id: str
-    sequence: str
-    coords: np.ndarray
-    atoms: tuple[str, ...]
-    b_factor: np.ndarray
-    method: str | None = None
-    resolution: float | None = None
-
-    def __post_init__(self) -> None:
-        self.coords = np.asarray(self.coords, dtype=np.float32)
-        self.b_factor = np.asarray(self.b_factor, dtype=np.float32)
-        self.atoms = tuple(self.atoms)
-        length = len(self.sequence)
-        if not length:
-            raise ValueError(f"chain {self.id}: the sequence is empty; leave the chain out")
-        if odd := sorted(set(self.sequence) - set(AMINO_ACIDS + "X")):
-            raise ValueError(f"chain {self.id}: letters {''.join(odd)!r} in the sequence; use {AMINO_ACIDS} and X")
-        for name, array, shape in (
-            ("coords", self.coords, (length, len(self.atoms), 3)),
-            ("b_factor", self.b_factor, (length,)),
-        ):
-            if array.shape != shape:
-                raise ValueError(
-                    f"chain {self.id}: {name} has shape {array.shape}; {length} residues with atoms {self.atoms} "
-                    f"need {shape}"
-                )
-        if np.isinf(self.coords).any():
-            raise ValueError(f"chain {self.id}: coords hold inf; unobserved atoms are NaN")
-        missing = np.isnan(self.coords)
-        if (missing.any(-1) != missing.all(-1)).any():
-            raise ValueError(f"chain {self.id}: an atom in coords is NaN in part; set all of x, y, z to NaN")
-
-    def __len__(self) -> int:
-        """Number of residues, unobserved ones included."""
-        return len(self.sequence)
-
-    @property
-    def observed(self) -> np.ndarray:
-        """bool `(L, len(atoms))`: which atoms have coordinates."""
-        missing: np.ndarray = np.isnan(self.coords[..., 0])
-        return ~missing
 
 
 def read_chains(
@@ -193,14 +101,10 @@ def _chains_of(
     problems: list[tuple[str, str]] | None = None,
 ) -> list[Chain]:
     """`read_chains` of a decompressed file."""
-    if gemmi is None:
-        raise ImportError("reading structure files needs gemmi: pip install gemmi")
-    if isinstance(chain_ids, str):
-        chain_ids = [chain_ids]
     if isinstance(atoms, str) or not atoms or len(set(atoms)) < len(atoms):
         raise ValueError(f"atoms={atoms!r}: give a tuple of different atom names, such as ('CA',)")
     try:
-        model = _Model(content, path, tuple(atoms))
+        model = StructureModel(content, path, tuple(atoms))
         polymers = list(model.polymers())
     except UnicodeDecodeError as error:
         raise StructureError(f"{path}: a name in it is not UTF-8 ({error}); convert the file") from error
@@ -216,17 +120,19 @@ def _chains_of(
         )
     if not polymers:
         raise StructureError(f"{path}: no protein in the file; give one that has amino acid residues")
-    if chain_ids is not None:
-        polymers = _select(polymers, list(chain_ids), model.entry, path)
+    entry = model.entry or _stem(path)
+    polymers = _select(
+        polymers, lambda each: (each.name, f"{entry}_{each.name}"), chain_ids, f"{path}: no protein chain"
+    )
 
     chains: list[Chain] = []
     failed = False
     for polymer in polymers:
-        chain_id = f"{model.entry}_{polymer.name}"
+        chain_id = f"{entry}_{polymer.name}"
         try:
             chains.append(model.build(polymer, chain_id))
-        except (_ChainError, UnicodeDecodeError) as error:
-            reason = str(error) if isinstance(error, _ChainError) else f"a name is not UTF-8 ({error}); correct it"
+        except (ChainError, UnicodeDecodeError) as error:
+            reason = str(error) if isinstance(error, ChainError) else f"a name is not UTF-8 ({error}); correct it"
             if problems is None:
                 raise StructureError(f"{path}: chain {chain_id}: {reason}") from error
             problems.append((chain_id, reason))
@@ -285,14 +191,8 @@ def read_proteins(
         records = list(_fasta_records(content.decode()))
     except UnicodeDecodeError as error:
         raise StructureError(f"{path}: no FASTA file ({error}); save it as UTF-8") from error
-    if chain_ids is not None:
-        wanted = [chain_ids] if isinstance(chain_ids, str) else list(chain_ids)
-        names = [name for name, _ in records]
-        if absent := sorted(set(wanted) - set(names)):
-            raise StructureError(f"{path}: no sequence {', '.join(absent)}; the file has {', '.join(names)}")
-        records = [record for record in records if record[0] in wanted]
     chains: dict[str, Chain] = {}
-    for name, sequence in records:
+    for name, sequence in _select(records, lambda record: record[:1], chain_ids, f"{path}: no sequence"):
         missing = np.full((len(sequence), len(atoms), 3), np.nan)
         try:
             if name in chains:
@@ -314,364 +214,21 @@ def _fasta_records(text: str) -> Iterator[tuple[str, str]]:
         yield (header.split() or [f"sequence_{number}"])[0], letters.upper().translate(_FASTA_LETTERS)
 
 
-class _ChainError(Exception):
-    """Why one chain cannot be read; `read_chains` adds the file and the chain, and raises or collects it."""
-
-
-@dataclass
-class _Polymer:
-    """Where a chain is in the model, and what is known of its sequence."""
-
-    name: str
-    rows: list[int]
-    deposited: list[str]  # monomers of the whole sequence, "SER,PRO" where both occur at one position; may be empty
-    numbers: list[int] | None  # label_seq_id of the rows
-
-
-class _Model:
-    """First model of a file: its residues as `rows`, the atoms asked for as arrays."""
-
-    def __init__(self, data: bytes, path: Path, atoms: tuple[str, ...]) -> None:
-        parsed = _parse(data, path)
-        structure = parsed.structure
-        if not len(structure) or not len(structure[0]):
-            raise StructureError(f"{path}: no atoms in the file; give one with coordinates")
-        del structure[1:]
-        self.structure = structure
-        self.is_pdb = parsed.is_pdb
-        self.parents = _parent_letters(structure, parsed.modified)
-        self.atoms = atoms
-        info = structure.info
-        self.entry = (info["_entry.id"].strip("?. ") if "_entry.id" in info else "") or _stem(path)
-        self.method = (info["_exptl.method"].strip("?. ") if "_exptl.method" in info else "") or None
-        self.resolution = structure.resolution or None
-
-        self.residues: list[Any] = []
-        self.chain_names: list[str] = []
-        for chain in structure[0]:
-            residues = list(chain)
-            self.residues += residues
-            self.chain_names += [chain.name] * len(residues)
-        self.names: list[str] = [residue.name for residue in self.residues]
-
-        try:
-            flat: Any = gemmi.FlatStructure(structure)
-        except RuntimeError as error:  # names of 8 letters and more
-            raise StructureError(f"{path}: {error}; shorten the name") from error
-        flat.strings_as_numbers = False
-        names, elements, positions = flat.atom_names, flat.element_names, flat.pos
-        rows = np.repeat(np.arange(len(self.residues)), [len(residue) for residue in self.residues])
-        carbon = _atoms_named("CA", names, elements)
-        self.carbon = np.full((len(self.residues), 3), np.nan)  # C-alpha of each residue
-        self.carbon[rows[carbon]] = positions[carbon]  # any conformer will do
-        slots = np.full(len(names), -1)
-        for slot, atom in enumerate(atoms):
-            slots[_atoms_named(atom, names, elements)] = slot
-        wanted = np.flatnonzero(slots >= 0)
-        self.row, self.slot, self.xyz = rows[wanted], slots[wanted], positions[wanted]
-        self.altloc, self.occupancy = flat.altlocs[wanted], flat.occ[wanted]
-        self.b_iso = flat.b_iso[wanted] if parsed.has_b_iso else np.full(len(wanted), np.nan, dtype=np.float32)
-
-    def polymers(self) -> Iterator[_Polymer]:
-        """The protein chains of the file, in its order."""
-        label_seq = [residue.label_seq for residue in self.residues]
-        numbered = any(number is not None for number in label_seq)
-        groups: dict[tuple[str, str], list[int]] = {}
-        for row, (chain, residue) in enumerate(zip(self.chain_names, self.residues, strict=True)):
-            if label_seq[row] is not None or not numbered:
-                groups.setdefault((chain, residue.subchain if numbered else ""), []).append(row)
-        entities = {entity.name: entity for entity in self.structure.entities}
-        entity_of = {subchain: entity for entity in entities.values() for subchain in entity.subchains}
-        found = []
-        for (chain, subchain), rows in groups.items():
-            first = self.residues[rows[0]]
-            # gemmi names the entities of a PDB file, which are its SEQRES records, after the chains.
-            key = chain if self.is_pdb else first.entity_id
-            entity = entities.get(key) or entity_of.get(first.subchain)
-            deposited = list(entity.full_sequence) if entity is not None else []
-            monomers = deposited or [self.names[row] for row in rows]
-            # Without numbers or a sequence, ligands and waters may outnumber the protein, so residues decide alone.
-            if (deposited or numbered) and not self._is_protein(entity, monomers):
-                continue
-            rows = self._numbered_rows(rows) if numbered else self._unnumbered_rows(rows, deposited)
-            if rows:
-                numbers = [label_seq[row] for row in rows] if numbered else None
-                found.append((subchain, _Polymer(chain, rows, deposited, numbers)))
-        shared = Counter(polymer.name for _, polymer in found)
-        for subchain, polymer in found:
-            if shared[polymer.name] > 1:
-                polymer.name += f".{subchain}"
-            yield polymer
-
-    def build(self, polymer: _Polymer, chain_id: str) -> Chain:
-        """The chain with its sequence and coordinates; `_ChainError` if they do not fit."""
-        places = self._places(polymer)
-        length = len(polymer.deposited) or max(places) + 1
-        place_of_row = np.full(len(self.residues), -1)
-        place_of_row[polymer.rows] = places
-        names = dict(zip(reversed(places), (self.names[row] for row in reversed(polymer.rows)), strict=True))
-
-        mine = np.flatnonzero(place_of_row[self.row] >= 0)
-        mine = mine[np.argsort(place_of_row[self.row[mine]], kind="stable")]
-        place = place_of_row[self.row[mine]]
-        # Most residues have one conformer; only the others are worth a look at each atom.
-        alternative = set(place[self.altloc[mine] != 0].tolist())
-        alternative |= {each for each, count in Counter(places).items() if count > 1}
-        kept = [mine[~np.isin(place, list(alternative))]]
-        for each in sorted(alternative):
-            first, last = np.searchsorted(place, (each, each + 1))
-            if first < last:
-                names[each], conformer = self._conformer(mine[first:last].tolist())
-                kept.append(np.array(conformer))
-        atoms = np.concatenate(kept)
-        place, slot = place_of_row[self.row[atoms]], self.slot[atoms]
-        cell = place * len(self.atoms) + slot
-        if len(np.unique(cell)) < len(cell):
-            order = np.argsort(cell, kind="stable")
-            self._raise_double(int(atoms[order[1:][np.diff(cell[order]) == 0][0]]))
-
-        with np.errstate(over="ignore"):
-            xyz = self.xyz[atoms].astype(np.float32)
-        if not np.isfinite(xyz).all():
-            bad = atoms[np.argmin(np.isfinite(xyz).all(-1))]
-            raise _ChainError(
-                f"atom {self.atoms[self.slot[bad]]} of {self._label(self.row[bad])} has the coordinates "
-                f"{self.xyz[bad].tolist()}; correct the file or remove the atom"
-            )
-        coords = np.full((length, len(self.atoms), 3), np.nan, dtype=np.float32)
-        coords[place, slot] = xyz
-        b_factor = np.full(length, np.nan, dtype=np.float32)
-        for index in reversed(range(len(self.atoms))):  # the first listed atom is written last
-            b_factor[place[slot == index]] = self.b_iso[atoms[slot == index]]
-        sequence = [monomer.split(",")[0] for monomer in polymer.deposited] or [""] * length
-        for each, name in names.items():
-            sequence[each] = name
-        letters = "".join(self._letter(name) or "X" for name in sequence)
-        return Chain(chain_id, letters, coords, self.atoms, b_factor, self.method, self.resolution)
-
-    def _letter(self, name: str) -> str | None:
-        """One of the 20 letters or X; None for what is not known to be an amino acid."""
-        return _tabulated(name)[0] or self.parents.get(name)
-
-    def _label(self, row: int) -> str:
-        residue = self.residues[row]
-        return f"{residue.name} {residue.seqid}"
-
-    def _is_protein(self, entity: Any, monomers: Sequence[str]) -> bool:
-        nature = entity.polymer_type.name if entity is not None else "Unknown"
-        if nature in ("PeptideL", "PeptideD", "CyclicPseudoPeptide"):
-            return True
-        amino = sum(self._letter(monomer.split(",")[0]) is not None for monomer in monomers)
-        return nature in ("Unknown", "Other") and 2 * amino > len(monomers)
-
-    def _numbered_rows(self, rows: list[int]) -> list[int]:
-        """Residues of a polymer without its caps, which gemmi knows and knows not to be amino acids."""
-        return [row for row in rows if self._letter(self.names[row]) or not _tabulated(self.names[row])[1]]
-
-    def _unnumbered_rows(self, rows: list[int], deposited: Sequence[str]) -> list[int]:
-        """Amino acids of a chain in which ligands and waters may follow the polymer."""
-        polymer = [row for row in rows if self.residues[row].entity_type.name == "Polymer"]
-        named = {name for monomer in deposited for name in monomer.split(",")}
-        kept = []
-        for row in polymer or rows:
-            residue, name = self.residues[row], self.names[row]
-            unknown = not _tabulated(name)[1] and not np.isnan(self.carbon[row, 0])
-            in_chain = bool(polymer) or residue.het_flag == "A" or name in named
-            if self._letter(name) is not None or (unknown and in_chain):
-                kept.append(row)
-        if not polymer:  # without TER, a free amino acid may follow; the polymer's own are bonded
-            while kept and self.residues[kept[-1]].het_flag == "H":
-                if len(kept) > 1 and self._distance(kept[-2], kept[-1]) <= LINKED:
-                    break
-                if len(kept) == 1 and deposited:
-                    break
-                kept.pop()
-        return kept
-
-    def _distance(self, row: int, other: int) -> float:
-        """Between the C-alpha atoms, Angstrom; NaN if one has none."""
-        return float(np.linalg.norm(self.carbon[row] - self.carbon[other]))
-
-    def _places(self, polymer: _Polymer) -> list[int]:
-        """Index in the sequence of each row; several rows share one where the residue type varies."""
-        if polymer.numbers is not None:
-            keys: list[Any] = polymer.numbers
-        else:
-            keys = [(self.residues[row].seqid.num, self.residues[row].seqid.icode) for row in polymer.rows]
-            if unnumbered := [row for row, (number, _) in zip(polymer.rows, keys, strict=True) if number is None]:
-                raise _ChainError(f"a {self.names[unnumbered[0]]} has no residue number; number it")
-        groups: dict[Any, list[int]] = {}
-        for key, row in zip(keys, polymer.rows, strict=True):
-            groups.setdefault(key, []).append(row)
-        for rows in groups.values():
-            if len({self.names[row] for row in rows}) > 1:
-                for row in rows:
-                    if all(atom.altloc == "\0" for atom in self.residues[row]):
-                        raise _ChainError(
-                            f"{self._label(rows[0])} and {self._label(rows[1])} have one place and no altloc labels; "
-                            "number each residue or, if these are two molecules, give each its own chain name"
-                        )
-        order = list(groups) if polymer.numbers is None else sorted(groups)
-        if polymer.deposited and polymer.numbers is not None:
-            for number in order:
-                self._check(groups[number], number - 1, polymer.deposited)
-            places = [number - 1 for number in order]
-        elif polymer.deposited:
-            places = self._aligned([groups[key] for key in order], polymer.deposited)
-        else:
-            places = list(range(len(order)))
-        index = dict(zip(order, places, strict=True))
-        return [index[key] for key in keys]
-
-    def _check(self, rows: list[int], place: int, deposited: Sequence[str]) -> None:
-        """That residues are what the deposited sequence has at their place."""
-        if not 0 <= place < len(deposited):
-            raise _ChainError(
-                f"{self._label(rows[0])} has the number {place + 1} in a sequence of {len(deposited)}; correct "
-                "label_seq_id or the deposited sequence"
-            )
-        if self.names[rows[0]] == deposited[place]:
-            return
-        allowed = {self._key(name) for name in deposited[place].split(",")}
-        if not any(self._key(self.names[row]) in allowed for row in rows):
-            raise _ChainError(
-                f"{self._label(rows[0])} is {deposited[place]} at position {place + 1} of the deposited sequence; "
-                "correct the one that is wrong"
-            )
-
-    def _key(self, name: str) -> str:
-        """What must be equal for two residue names to mean the same: MSE stands for MET in many files."""
-        letter = self._letter(name)
-        return letter if letter not in (None, "X") else name
-
-    def _aligned(self, residues: list[list[int]], deposited: Sequence[str]) -> list[int]:
-        """Places of the residues of a PDB file in its SEQRES, without a mismatch."""
-        codes: dict[str, int] = {}
-        options = [{codes.setdefault(self._key(self.names[row]), len(codes)) for row in rows} for rows in residues]
-        target = [codes.setdefault(self._key(name.split(",")[0]), len(codes)) for name in deposited]
-        numbers = [self.residues[rows[0]].seqid.num for rows in residues]
-        bonded = [self._distance(before[0], after[0]) <= LINKED for before, after in pairwise(residues)]
-        solutions, places = _place_runs(options, np.array(target), numbers, bonded)
-        if solutions == 1:
-            return places
-        if solutions > 1:
-            raise _ChainError(
-                f"the residues {self._label(residues[0][0])} to {self._label(residues[-1][0])} fit SEQRES in more than "
-                "one way; read the mmCIF file of the entry, which numbers them"
-            )
-        raise _ChainError(self._first_mismatch(residues, deposited))
-
-    def _first_mismatch(self, residues: list[list[int]], deposited: Sequence[str]) -> str:
-        keys = [[self._key(self.names[row]) for row in rows] for rows in residues]
-        target = [self._key(name) for name in deposited]
-        aligned = gemmi.align_string_sequences([each[0] for each in keys], target, [])
-        fix = "correct the one that is wrong, or read the mmCIF file of the entry"
-        here = there = 0
-        for count, kind in re.findall(r"(\d+)([MID])", aligned.cigar_str()):
-            for _ in range(int(count)):
-                residue = self._label(residues[min(here, len(residues) - 1)][0])
-                if kind == "M" and target[there] not in keys[here]:
-                    return f"{residue} is {deposited[there]} at position {there + 1} of SEQRES; {fix}"
-                if kind == "I":
-                    return f"{residue} has no place in SEQRES near position {there + 1}; {fix}"
-                here += kind != "D"
-                there += kind != "I"
-        return f"the residues fit SEQRES only with gaps between bonded ones; {fix}"
-
-    def _conformer(self, indices: list[int]) -> tuple[str, list[int]]:
-        """Residue name and atoms of the conformer with the highest occupancy, among atoms of one residue."""
-        conformers: dict[tuple[str, int], dict[int, int]] = {}
-        for index in indices:
-            slots = conformers.setdefault((self.names[self.row[index]], int(self.altloc[index])), {})
-            if int(self.slot[index]) in slots:
-                self._raise_double(index)
-            slots[int(self.slot[index])] = index
-        ranked: list[tuple[float, int, int, str, list[int]]] = []
-        for (name, altloc), own in conformers.items():
-            atoms = {**conformers.get((name, 0), {}), **own}
-            every = {slot for (other, _), slots in conformers.items() if other == name for slot in slots}
-            if altloc == 0 and every - set(atoms):
-                continue  # atoms without a label are shared, not a conformer, unless nothing else is to be had
-            occupancy = round(sum(float(self.occupancy[index]) for index in atoms.values()), 3)
-            ranked.append((-occupancy, altloc, len(ranked), name, list(atoms.values())))
-        *_, name, chosen = min(ranked)
-        return name, chosen
-
-    def _raise_double(self, index: int) -> None:
-        raise _ChainError(
-            f"{self._label(self.row[index])} has two atoms {self.atoms[self.slot[index]]} with the same altloc label; "
-            "label the conformers or, if these are two molecules, give each its own chain name"
-        )
-
-
-def _place_runs(
-    options: list[set[int]], target: np.ndarray, numbers: list[int], bonded: list[bool]
-) -> tuple[int, list[int]]:
-    """Place residues in a sequence so that each meets its own kind.
-
-    Residues that are bonded and numbered in a row stay adjacent; between others the sequence may have a gap. Of all
-    such placements the one is taken whose gaps agree best with the bonds and the numbers.
-
-    Args:
-        options: codes that each observed residue may have.
-        target: codes of the sequence.
-        numbers: the author's numbers of the observed residues.
-        bonded: whether residues i and i + 1 are.
-
-    Returns:
-        How many placements are equally good (0: there is none), and the places of one of them.
-    """
-    breaks = [i + 1 for i, bond in enumerate(bonded) if not bond or numbers[i + 1] - numbers[i] not in (0, 1)]
-    runs = list(zip([0, *breaks], [*breaks, len(options)], strict=True))
-    tables: list[dict[int, tuple[int, int, int]]] = []  # start of the run: cost, equally good ways, start before
-    for first, last in runs:
-        width = len(target) - (last - first) + 1
-        fits = np.ones(max(width, 0), dtype=bool)
-        for offset in range(last - first if width > 0 else 0):
-            window = target[offset : offset + width]
-            fits &= np.any([window == code for code in options[first + offset]], axis=0)
-        table: dict[int, tuple[int, int, int]] = {}
-        for start in np.flatnonzero(fits).tolist():
-            if not tables:
-                table[start] = (int(start + 1 != numbers[0]), 1, -1)
-                continue
-            length = first - runs[len(tables) - 1][0]
-            expected = numbers[first] - numbers[first - 1] - 1
-            for before, (cost, ways, _) in tables[-1].items():
-                gap = start - before - length
-                if gap < 0:
-                    continue
-                if bonded[first - 1]:
-                    cost += 0 if gap == 0 else 2 if gap == expected else 4
-                else:
-                    cost += 0 if gap == expected else 2 if gap > 0 else 4
-                best = table.get(start)
-                if best is None or cost < best[0]:
-                    table[start] = (cost, ways, before)
-                elif cost == best[0]:
-                    table[start] = (cost, best[1] + ways, best[2])
-        if not table:
-            return 0, []
-        tables.append(table)
-    cost = min(entry[0] for entry in tables[-1].values())
-    ends = [start for start, entry in tables[-1].items() if entry[0] == cost]
-    solutions = sum(tables[-1][start][1] for start in ends)
-    start = ends[0]
-    places: list[int] = []
-    for (first, last), table in zip(reversed(runs), reversed(tables), strict=True):
-        places += range(start + last - first - 1, start - 1, -1)
-        start = table[start][2]
-    return solutions, places[::-1]
-
-
-def _select(polymers: list[_Polymer], chain_ids: Sequence[str], entry: str, path: Path) -> list[_Polymer]:
-    by_id = {key: polymer for polymer in polymers for key in (polymer.name, f"{entry}_{polymer.name}")}
-    if absent := [wanted for wanted in chain_ids if wanted not in by_id]:
+def _select(
+    items: list[Item],
+    keys: Callable[[Item], tuple[str, ...]],
+    chain_ids: str | Iterable[str] | None,
+    absent: str,
+) -> list[Item]:
+    """Those of which a key is in `chain_ids`; if it is None, all."""
+    if chain_ids is None:
+        return items
+    wanted = {chain_ids} if isinstance(chain_ids, str) else set(chain_ids)
+    if missing := sorted(wanted.difference(*map(keys, items))):
         raise StructureError(
-            f"{path}: no protein chain {', '.join(absent)}; the file has {', '.join(each.name for each in polymers)}"
+            f"{absent} {', '.join(missing)}; the file has {', '.join(keys(item)[0] for item in items)}"
         )
-    names = {by_id[wanted].name for wanted in chain_ids}
-    return [polymer for polymer in polymers if polymer.name in names]
+    return [item for item in items if wanted.intersection(keys(item))]
 
 
 def _hide_below(chains: list[Chain], min_plddt: float, path: Path) -> None:
@@ -691,98 +248,6 @@ def _hide_below(chains: list[Chain], min_plddt: float, path: Path) -> None:
         low = chain.b_factor < min_plddt
         chain.coords[low] = np.nan
         chain.b_factor[low] = np.nan
-
-
-@cache
-def _tabulated(name: str) -> tuple[str | None, bool]:
-    """Letter of an amino acid (None: not one), and whether the name is known at all."""
-    if name in _FORCE_FIELD_PARENTS:
-        return _FORCE_FIELD_PARENTS[name], True
-    info = gemmi.find_tabulated_residue(name)
-    if not info.is_amino_acid():
-        return None, info.found()
-    letter = info.one_letter_code.upper()
-    letter = _STANDARD_PARENTS.get(letter, letter)
-    return (letter if letter in AMINO_ACIDS else "X"), True
-
-
-def _atoms_named(name: str, names: np.ndarray, elements: np.ndarray) -> np.ndarray:
-    """Indices of the atoms with this name: CA is C-alpha, and not calcium, whose symbol it also is."""
-    found = np.flatnonzero(names == name.encode())
-    if len(name) > 1:
-        found = found[np.char.upper(elements[found]) != name.encode()]
-    return found
-
-
-def _parent_letters(structure: Any, modified: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Letters of modified residues by the parents that the file gives; X where a name has several."""
-    letters: dict[str, set[str]] = {}
-    pairs = [(each.res_id.name, each.parent_comp_id) for each in structure.mod_residues]
-    for name, parent in (*pairs, *modified):
-        if letter := _tabulated(parent)[0]:
-            letters.setdefault(name, set()).add(letter)
-    return {name: found.pop() if len(found) == 1 else "X" for name, found in letters.items()}
-
-
-@dataclass
-class _Parsed:
-    structure: Any
-    is_pdb: bool
-    modified: list[tuple[str, str]]  # names of modified residues and their parents, beyond what gemmi reads
-    has_b_iso: bool
-
-
-def _parse(data: bytes, path: Path) -> _Parsed:
-    head = data[:4096]
-    is_mmcif = _MMCIF.match(data) is not None
-    if b"dataBlocks" in head and not is_mmcif:
-        raise StructureError(f"{path}: BinaryCIF is not supported; convert it to mmCIF or download that")
-    if b"\0" in head:
-        raise StructureError(f"{path}: binary data and no structure; give an mmCIF or PDB file")
-    if not is_mmcif and not _PDB_ATOM.search(data):
-        raise StructureError(f"{path}: neither mmCIF (begins with data_) nor PDB (has ATOM lines); give one of these")
-    if not is_mmcif and (bad := _PDB_BAD_ATOM.search(data)):
-        line = data.count(b"\n", 0, bad.start()) + 1
-        raise StructureError(
-            f"{path}: line {line} has no number in a coordinate column ({bad[0].decode('latin-1')!r}); correct or "
-            "remove it"
-        )
-    try:
-        parsed = _parse_mmcif(data) if is_mmcif else _parse_pdb(data)
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise StructureError(f"{path}: {error}; the file is broken or cut off, get it again") from error
-    if parsed is None:
-        raise StructureError(f"{path}: an mmCIF without atoms (_atom_site); give one with coordinates")
-    return parsed
-
-
-def _parse_mmcif(data: bytes) -> _Parsed | None:
-    blocks = (block for block in gemmi.cif.read_string(data) if block.find_values("_atom_site.Cartn_x"))
-    block = next(blocks, None)
-    if block is None:
-        return None
-    # gemmi returns no atom at all where one of its columns is missing; the value of these is not needed.
-    loop = block.find_values("_atom_site.Cartn_x").get_loop()
-    for column, value in (("id", "1"), ("label_alt_id", "."), ("type_symbol", "X")):
-        if loop is not None and f"_atom_site.{column}" not in loop.tags:
-            loop.add_columns([f"_atom_site.{column}"], value)
-    changes = block.find("_struct_ref_seq_dif.", ["mon_id", "db_mon_id", "details"])
-    modified = [(row.str(0), row.str(1)) for row in changes if row.str(2).upper() == "MODIFIED RESIDUE"]
-    has_b_iso = bool(block.find_values("_atom_site.B_iso_or_equiv"))
-    return _Parsed(gemmi.make_structure_from_block(block), False, modified, has_b_iso)
-
-
-def _parse_pdb(data: bytes) -> _Parsed:
-    modified = [
-        (name.decode("latin-1").strip(), parent.decode("latin-1").strip())
-        for name, parent in _PDB_MODIFIED.findall(data)
-    ]
-    try:
-        structure = gemmi.read_pdb_string(data)
-    except (ValueError, RuntimeError):
-        # Until 1996 columns 73 to 80 held the entry and the line's number, where element and charge are now.
-        structure = gemmi.read_pdb_string(data, max_line_length=72)
-    return _Parsed(structure, True, modified, True)
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -23,7 +23,7 @@ from coordformer import build_tokenizer
 from coordformer.data.batching import ChainBatches
 from coordformer.data.collator import CoordformerDataCollator, rotations_from_normals
 from coordformer.data.rows import load_rows
-from coordformer.model.structure import AMINO_ACIDS
+from coordformer.model.chain import AMINO_ACIDS
 
 HERE = Path(__file__).parent
 

@@ -43,7 +43,7 @@ from transformers import EsmConfig, EsmModel
 from coordformer import build_tokenizer, from_esm
 from coordformer.data.batching import ChainBatches
 from coordformer.data.collator import CoordformerDataCollator
-from coordformer.model.structure import AMINO_ACIDS
+from coordformer.model.chain import AMINO_ACIDS
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if CUDA else "cpu")

@@ -35,7 +35,8 @@ from coordformer.inference.evaluate import coordinates_of, digest_weights, load_
 from coordformer.inference.figures import new_figure
 from coordformer.inference.metrics import resample
 from coordformer.inference.score import METHODS, parse_mutant, read_mutants, score_mutants, spearman
-from coordformer.model.structure import Chain, read_chains
+from coordformer.model.chain import Chain
+from coordformer.model.structure import read_chains
 
 LEAST_IDENTITY = 95.0  # %, of the structure's chain with the protein of the assay
 LEAST_COVERAGE = 0.9  # of the substituted residues with coordinates

@@ -16,7 +16,8 @@ from coordformer.data.inputs import (
     read_contents,
     write_rejects,
 )
-from coordformer.model.structure import STRUCTURE_SUFFIXES, StructureError
+from coordformer.model.chain import StructureError
+from coordformer.model.structure import STRUCTURE_SUFFIXES
 
 SUFFIXES = (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES)
 

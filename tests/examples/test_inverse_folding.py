@@ -17,7 +17,7 @@ from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerPr
 from coordformer.data.rows import load_rows
 from coordformer.inference.evaluate import count_chains, letter_ids, summarize_draws
 from coordformer.inference.metrics import COUNT
-from coordformer.model.structure import AMINO_ACIDS
+from coordformer.model.chain import AMINO_ACIDS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "inverse_folding"))
 import average

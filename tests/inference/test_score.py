@@ -30,8 +30,9 @@ from coordformer.inference.score import (
     write_scan,
     write_scores,
 )
-from coordformer.model.processing_coordformer import window_around
-from coordformer.model.structure import AMINO_ACIDS, Chain, read_chains
+from coordformer.model.chain import AMINO_ACIDS, Chain
+from coordformer.model.structure import read_chains
+from coordformer.model.windows import window_around
 from coordformer_command import main
 
 pytest.importorskip("Bio")
