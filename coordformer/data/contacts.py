@@ -55,7 +55,7 @@ class ContactCollator:
 
     Takes what `CoordformerDataCollator` takes, padded, one chain in each row. `labels` (batch, residues, residues),
     int8, are the contacts of the rows as they are, whatever `collator` does to the coordinates: cropped with them, but
-    without their noise, and also of rows whose coordinates it withholds (`drop_coords=1.0`: of all rows).
+    without their noise, and also of rows whose coordinates it drops (`drop_coords=1.0`: of all rows).
 
     Args:
         collator: brings tokens and coordinates.

@@ -119,11 +119,14 @@ def annotate(
     settings |= {"threshold": threshold, "without_coords": without_coords, "window": window}
     with parts_beside(output, given) as folder:
         outcome = run_parts(given, folder, settings, work, progress)
-        found = {chain: terms for record in outcome.records for chain, terms in record.get("terms", {}).items()}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for record in outcome.records:
+            for chain, terms in record.get("terms", {}).items():
+                if found.setdefault(chain, terms) is not terms:
+                    outcome.rejects.append(("", chain, "a chain of another part has this id, too; rename one"))
+        outcome.list_rejects(None if output is None else Path(output).with_suffix(".rejected.tsv"))
         if output is not None and outcome.complete:
             output = Path(output)
-            if outcome.counts()["rejected"]:
-                (folder / "rejected.tsv").replace(output.with_suffix(".rejected.tsv"))
             if output.suffix == ".json":
                 write_json(output, found)
             else:

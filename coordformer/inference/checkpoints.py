@@ -3,13 +3,13 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel
 
 from ..model import modeling_coordformer
-from ..model.chain import Chain
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.processing_coordformer import CoordformerProcessor
 
@@ -78,8 +78,8 @@ def coordinates_of(model: PreTrainedModel) -> str:
     return " and ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or "none"
 
 
-def coordinates_given(model: PreTrainedModel, chain: Chain, without_coords: bool) -> str:
-    """What a model gets of a chain's coordinates: `given`, `not given`, `unknown` (none is observed) or `not read`."""
+def coordinates_given(model: PreTrainedModel, coords: np.ndarray, without_coords: bool) -> str:
+    """What a model gets of a chain's coordinates: `given`, `not given`, `unknown` (all are NaN) or `not read`."""
     if coordinates_of(model) == "none":
         return "not read"
-    return "unknown" if not chain.observed.any() else "not given" if without_coords else "given"
+    return "unknown" if np.isnan(coords).all() else "not given" if without_coords else "given"

@@ -17,12 +17,13 @@ from ..data.batching import fetch_rows
 from ..data.contacts import MIN_SEPARATION, chain_labels
 from ..data.files import write_atomically, write_json, write_text
 from ..data.records import counted
+from ..model.processing_coordformer import chain_arrays
 from ..model.windows import WindowMean
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_contacts
 from .metrics import CUTS, RANGES, describe_precision, precision_at
-from .predict import Record, as_chain, predict, residues_of, window_rows
-from .runner import Inputs, file_stems, run_parts
+from .predict import Record, id_of, predict, residues_of, window_rows
+from .runner import REJECTS, Inputs, file_stems, run_parts
 
 LISTED = 5  # pairs for each residue that a TSV file has
 
@@ -137,14 +138,15 @@ def contacts(
             model, chains, processor.tokenizer, without_coords=without_coords, token_budget=token_budget,
             window=window, bar=bar,
         ):  # fmt: skip
-            chain, labels = as_chain(chains[number]), chain_labels(chains[number])
+            name, labels = id_of(chains[number]), chain_labels(chains[number])
+            sequence, coords = chain_arrays(chains[number], atoms)
             precision = precision_at(probabilities, labels)
             known = bool((labels >= 0).any())
             reports[number] = {
-                "id": chain.id,
+                "id": name,
                 "file": stems[number].relative_to(output).as_posix(),
-                "residues": len(chain),
-                "coordinates": coordinates_given(model, chain, without_coords),
+                "residues": len(sequence),
+                "coordinates": coordinates_given(model, coords, without_coords),
                 "contacts": int((labels == 1).sum()) // 2 if known else None,
                 # JSON has no NaN.
                 "precision": {
@@ -152,14 +154,15 @@ def contacts(
                     for name, cuts in precision.items()
                 },
             }
-            title = f"{chain.id}, coordinates {reports[number]['coordinates']}"
+            title = f"{name}, coordinates {reports[number]['coordinates']}"
             title += f"\nprecision at L: {describe_precision(precision)}" if known else ""
-            _write_chain(stems[number], chain.sequence, probabilities, labels, title)
+            _write_chain(stems[number], sequence, probabilities, labels, title)
         return {"reports": [reports[number] for number in sorted(reports)]}
 
     settings = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "window": window}
     guarded = {"weights": digest_weights(model), "without_coords": without_coords}
     outcome = run_parts(given, output, settings | guarded, work, progress)
+    outcome.list_rejects(output / REJECTS)
     summary = settings | outcome.counts()
     summary["chains"] = [report for record in outcome.records for report in record.get("reports", ())]
     if outcome.complete:

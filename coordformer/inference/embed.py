@@ -13,7 +13,7 @@ from ..model.windows import WindowMean
 from .checkpoints import digest_weights, load_checkpoint
 from .embeddings import FORMATS, write_shard
 from .predict import Record, predict, residues_of, window_rows
-from .runner import Inputs, run_parts
+from .runner import REJECTS, Inputs, run_parts
 
 POOLINGS = ("mean", "cls", None)
 
@@ -121,8 +121,10 @@ def embed(
         "format": file_format,
     }
     outcome = run_parts(given, output, settings, work, progress)
+    outcome.list_rejects(output / REJECTS)
     counts = outcome.counts()
-    return {"chains": counts.pop("chains"), "residues": counts.pop("residues"), "shards": len(outcome.records)} | counts
+    shards = sum("file" in record for record in outcome.records)
+    return {"chains": counts.pop("chains"), "residues": counts.pop("residues"), "shards": shards} | counts
 
 
 def describe(counts: dict[str, Any]) -> str:

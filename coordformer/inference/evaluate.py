@@ -89,10 +89,9 @@ def evaluate(
         for protocol in protocols:
             counts = np.concatenate([np.load(folder / record["file"])[protocol] for record in records], axis=1)
             report[protocol] = summarize_samples(counts, letter_ids(processor.tokenizer), clusters if known else None)
+        outcome.list_rejects(None if output is None else Path(output).with_suffix(".rejected.tsv"))
         if output is not None:
             output = Path(output)
-            if report["rejected"]:
-                (folder / "rejected.tsv").replace(output.with_suffix(".rejected.tsv"))
             write_json(output, report)
             recoveries = {protocol: report[protocol]["recovery_by_residue"] for protocol in protocols}
             plot_recovery(recoveries, output.with_suffix(".png"))

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import CoordformerDataCollator
+from ..model.chain import Chain
 from ..model.processing_coordformer import chain_arrays, pad_batch
-from ..model.structure import Chain
 from ..model.windows import SPECIAL_TOKENS, longest_window, window_starts, window_tokens
 
 Record = Chain | Mapping[str, Any]  # a chain, or a row of a data set
@@ -58,6 +58,11 @@ def residues_of(chain: Record) -> int:
 
 def id_of(chain: Record) -> str:
     return str(chain["id"] if isinstance(chain, Mapping) else chain.id)
+
+
+def cluster_of(chain: Record) -> Any:
+    """Sequence cluster of a row of a data set that has one, else None."""
+    return chain.get("cluster") if isinstance(chain, Mapping) else None
 
 
 def encode(collator: CoordformerDataCollator, chain: Record, without_coords: bool = False) -> dict[str, np.ndarray]:

@@ -9,10 +9,12 @@ and costs nothing else.
 
 import hashlib
 import json
+import logging
 import mmap
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,11 +39,14 @@ from ..data.inputs import (
     write_rejects,
 )
 from ..data.pack import open_chains
-from ..data.records import begin_run, hash_json
+from ..data.records import RUN, begin_run, hash_json
 from ..model.structure import read_proteins
 from .predict import Record, id_of, residues_of
 
+logger = logging.getLogger(__name__)
+
 PARTS, REJECTS = "parts", "rejected.tsv"
+LONGEST_STEM = 200  # bytes, of the 255 that file systems have
 
 
 def is_data_set(path: str | Path) -> bool:
@@ -50,6 +55,16 @@ def is_data_set(path: str | Path) -> bool:
     if path.is_dir():
         return any(path.glob("data/*.parquet")) or any(path.glob("*.parquet"))
     return path.suffix in (".parquet", ".safetensors")
+
+
+@dataclass
+class _Rows:
+    """A part that is rows of a data set; `mark` tells its clusters from those of other data sets."""
+
+    rows: Any
+    inside: range
+    name: str
+    mark: str
 
 
 class Inputs:
@@ -61,7 +76,8 @@ class Inputs:
         atoms: the atoms to read of structure files.
         chain_ids: only these chains of each file, by id or name.
         min_plddt: residues of predicted structures below this confidence count as not observed.
-        entries_per_part: structure files, sequences or rows of a part; a compressed file of several is one part.
+        entries_per_part: structure files, sequences or rows of a part; a compressed file of several is one part, and so
+            is a FASTA file of which `chain_ids` are read.
         shard: `3/64`: only every 64th part, from the third on, as the third of 64 jobs.
 
     Attributes:
@@ -101,24 +117,29 @@ class Inputs:
         self.settings = {"split": split, "chain_ids": chain_ids and list(chain_ids), "min_plddt": min_plddt}
         self._reading: dict[str, Any] = {"atoms": atoms, "min_plddt": min_plddt, "chain_ids": chain_ids}
         self.rejects: list[Reject] = []
-        self._parts: list[Any] = []  # of each its sources, or a data set and the numbers of its rows
+        self._parts: list[list[Source] | _Rows] = []
         listed: list[Any] = []
+        chains: Counter[str] = Counter()
         for path in data_sets:
             rows = open_chains(path, split)
             ids = list(map(str, rows["id"][:]))
-            if len(set(ids)) < len(ids):
-                twice = next(name for place, name in enumerate(ids) if name in ids[:place])
-                raise ValueError(
-                    f"{len(ids) - len(set(ids))} ids of {path} stand for several chains, such as {twice}; give each "
-                    "chain its own."
-                )
+            chains.update(ids)
             listed.append(hash_json(ids))
-            starts = range(0, len(rows), entries_per_part)
-            self._parts += [(rows, range(start, min(start + entries_per_part, len(rows)))) for start in starts]
+            mark = f"{len(listed)}." if len(data_sets) > 1 else ""
+            for start in range(0, len(rows), entries_per_part):
+                inside = range(start, min(start + entries_per_part, len(rows)))
+                self._parts.append(_Rows(rows, inside, Path(path).name, mark))
+        if twice := [name for name, count in chains.items() if count > 1]:
+            raise ValueError(
+                f"{len(twice)} ids of {', '.join(map(str, data_sets))} stand for several chains, such as {twice[0]}; "
+                "give each chain its own."
+            )
         if files:
             sources, self.rejects = list_sources(files, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES))
             listed.append([[source.name, source.size] for source in sources])
-            self._parts += _parts_of(sources, entries_per_part)
+            self._parts += _parts_of(sources, entries_per_part, cut=chain_ids is None)
+            if not sources and not self.rejects:
+                raise ValueError(f"There is no structure or FASTA file in {', '.join(map(str, files))}; give some.")
         self.settings |= {"entries_per_part": entries_per_part, "inputs": hash_json(listed)}
 
     def __len__(self) -> int:
@@ -129,30 +150,29 @@ class Inputs:
         """`00003-of-00079`, for files of a part."""
         return f"{number:05d}-of-{len(self):05d}"
 
+    def describe(self, number: int) -> str:
+        """What a part is read from, for messages: `a.pdb to k.pdb`."""
+        part = self._parts[number]
+        if isinstance(part, _Rows):
+            return f"rows {part.inside.start} to {part.inside.stop - 1} of {part.name}"
+        return " to ".join(dict.fromkeys((part[0].name, part[-1].name)))
+
     def hash(self, number: int) -> str:
         """SHA-256 of what the chains of a part are read from."""
         digest = hashlib.sha256()
-        if isinstance(self._parts[number], tuple):
-            for row in fetch_rows(*self._parts[number]):
-                digest.update(json.dumps([row["id"], row["sequence"]]).encode())
-                digest.update(np.asarray(row["coords"], dtype=np.float32).tobytes())
-        else:
-            for _, data in self._contents(number, []):
-                digest.update(data if isinstance(data, bytes) else data.encode())
+        for _ in self._contents(number, [], digest):
+            pass
         return digest.hexdigest()
 
-    def read(self, number: int, rejects: list[Reject]) -> list[Record]:
-        """The chains of a part, those of a data set as rows; what cannot be read goes to `rejects`."""
-        if isinstance(self._parts[number], tuple):
-            rows, inside = self._parts[number]
-            records = fetch_rows(rows, inside)
-            for column in {"cluster", "scop_sccs"} & set(rows.column_names):
-                values = rows[column][inside.start : inside.stop]
-                records = [record | {column: value} for record, value in zip(records, values, strict=True)]
-            return list(records)
+    def read(self, number: int, rejects: list[Reject]) -> tuple[list[Record], str]:
+        """The chains of a part, those of a data set as rows, and `hash`; what cannot be read goes to `rejects`."""
+        digest = hashlib.sha256()
+        contents = self._contents(number, rejects, digest)
+        if isinstance(self._parts[number], _Rows):
+            return [row for _, row in contents], digest.hexdigest()
         chains: list[Record] = []
         sources: dict[str, str] = {}
-        for name, data in self._contents(number, rejects):
+        for name, data in contents:
             problems: list[tuple[str, str]] = []
             try:
                 if isinstance(data, str):
@@ -168,7 +188,7 @@ class Inputs:
                 sources[chain.id] = name
                 chains.append(chain)
             rejects += [(name, chain_id, reason) for chain_id, reason in problems]
-        return chains
+        return chains, digest.hexdigest()
 
     def read_all(self) -> list[Record]:
         """The chains of all parts.
@@ -177,23 +197,41 @@ class Inputs:
             ValueError: not a single one could be read.
         """
         rejects = list(self.rejects)
-        chains = [chain for number in range(len(self)) for chain in self.read(number, rejects)]
+        chains = [chain for number in range(len(self)) for chain in self.read(number, rejects)[0]]
         if not chains:
-            raise ValueError("No chain could be read. " + "; ".join(": ".join(filter(None, each)) for each in rejects[:3]))
+            raise ValueError(_no_chain(rejects))
         return chains
 
-    def _contents(self, number: int, rejects: list[Reject]) -> Iterator[tuple[str, bytes | str]]:
-        for source in self._parts[number]:
-            yield from read_contents(source, rejects)
+    def _contents(self, number: int, rejects: list[Reject], digest: Any) -> Iterator[tuple[str, Any]]:
+        """Names and contents of a part's files, or ids and rows, all of which go into `digest`."""
+        part = self._parts[number]
+        if isinstance(part, list):
+            for source in part:
+                for name, data in read_contents(source, rejects):
+                    digest.update(json.dumps(name).encode() + (data if isinstance(data, bytes) else data.encode()))
+                    yield name, data
+            return
+        records = fetch_rows(part.rows, part.inside)
+        for column in ("cluster", "scop_sccs"):
+            if column in part.rows.column_names:
+                values = part.rows[column][part.inside.start : part.inside.stop]
+                for record, value in zip(records, values, strict=True):
+                    marked = part.mark and column == "cluster" and value is not None
+                    record[column] = f"{part.mark}{value}" if marked else value
+        for record in records:
+            words = {name: value for name, value in record.items() if name != "coords"}
+            digest.update(json.dumps(words).encode() + np.asarray(record["coords"], dtype=np.float32).tobytes())
+            yield str(record["id"]), record
 
 
-def _parts_of(sources: Sequence[Source], entries_per_part: int) -> Iterator[list[Source]]:
-    """Sources in groups of so many entries; a compressed archive and a gzipped FASTA file are a part each."""
+def _parts_of(sources: Sequence[Source], entries_per_part: int, cut: bool) -> Iterator[list[Source]]:
+    """Sources in groups of so many entries; what is not cut is a part by itself: a compressed archive, a gzipped FASTA
+    file, and without `cut` any FASTA file."""
     part: list[Source] = []
     entries = 0
     for source in sources:
         fasta = has_suffix(source.path, SEQUENCE_SUFFIXES) and source.offset is None
-        if is_archive(source) or (fasta and source.path.lower().endswith(".gz")):
+        if is_archive(source) or (fasta and (not cut or source.path.lower().endswith(".gz"))):
             yield [source]
             continue
         for piece, size in _pieces(source, entries_per_part) if fasta else [(source, 1)]:
@@ -208,11 +246,11 @@ def _parts_of(sources: Sequence[Source], entries_per_part: int) -> Iterator[list
 
 def _pieces(source: Source, entries_per_part: int) -> Iterator[tuple[Source, int]]:
     """A FASTA file in pieces of so many sequences, each with its number of sequences."""
-    if not source.size:
-        yield source, 1
-        return
-    with open(source.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        starts = [match.start() for match in re.finditer(rb"^>", content, re.MULTILINE)]
+    try:
+        with open(source.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            starts = [match.start() for match in re.finditer(rb"^>", content, re.MULTILINE)]
+    except (OSError, ValueError):  # what is empty or not to be read says so in its turn
+        starts = []
     bounds = [0, *starts[entries_per_part::entries_per_part], source.size]
     for number, (start, end) in enumerate(pairwise(bounds)):
         size = min(entries_per_part, len(starts) - number * entries_per_part)
@@ -226,10 +264,12 @@ class Outcome:
     Attributes:
         records: of the parts that are there, in their order: what `work` returned, `chains`, `residues`, `rejected`.
         parts: how many there are in all.
+        rejects: what was left out, of the parts that are there.
     """
 
     records: list[dict[str, Any]]
     parts: int
+    rejects: list[Reject]
 
     @property
     def complete(self) -> bool:
@@ -239,8 +279,20 @@ class Outcome:
     def counts(self) -> dict[str, int]:
         """`chains`, `residues` and `rejected` (files or chains); while parts are missing also `parts` and `missing`."""
         counts = {name: sum(record[name] for record in self.records) for name in ("chains", "residues")}
-        counts["rejected"] = sum(len(record["rejected"]) for record in self.records)
+        counts["rejected"] = len(self.rejects)
         return counts if self.complete else counts | {"parts": self.parts, "missing": self.parts - len(self.records)}
+
+    def list_rejects(self, path: Path | None) -> None:
+        """When all parts are there, say how much was left out, and write it to a file if there is one to write."""
+        if not self.complete:
+            return
+        if self.rejects:
+            first = ": ".join(filter(None, self.rejects[0]))
+            logger.warning("%d files or chains were left out; the first: %s", len(self.rejects), first)
+            if path is not None:
+                write_rejects(path, self.rejects)
+        elif path is not None:  # of a run before this one
+            path.unlink(missing_ok=True)
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
@@ -249,7 +301,7 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
     Raises:
         ValueError: it is no such pair, or beyond its end.
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    match = re.fullmatch(r"(\d+)/(\d+)", "1/1" if shard is None else shard)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"`shard` is {shard!r}; write the number of this job and that of all, from 1/64 to 64/64.")
     return int(match[1]), int(match[2])
@@ -266,57 +318,66 @@ def run_parts(
 
     Args:
         inputs: what was given.
-        folder: gets `run.json`, `parts/` and, when all parts are there, `rejected.tsv`.
+        folder: gets `run.json` and `parts/`.
         settings: what decides the results besides the inputs; `checkpoint` in it, the name of the weights, does not.
         work: takes the chains of a part, its name (`00003-of-00079`), the rejects, to which it may add, and the
-            progress bar; predicts, writes the files of the part, and returns what the record of the part gets, as JSON.
+            progress bar; predicts, writes the files of the part, and returns what the record of the part gets, as JSON:
+            `file`, without which the part is made again, and `chains` and `residues`, where it left some out.
         progress: show a progress bar.
 
     Raises:
         ValueError: `folder` is a file or holds another run, what a part was made of has changed since, or no chain
-            could be read.
+            could be used.
         OSError: a file could not be written; the parts before it stay.
     """
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"`output` is {folder}, which is a file; give a folder.")
     parts = folder / PARTS
-    begin_run(folder, {**settings, **inputs.settings}, holds_results=any(parts.glob("*.json")), passing={"checkpoint"})
+    # Jobs of an array start together: of them, a run without a part is a run.
+    begun = any(parts.glob("*.json")) or (inputs.jobs > 1 and (folder / RUN).exists())
+    begin_run(folder, {**settings, **inputs.settings}, holds_results=begun, passing={"checkpoint"})
     parts.mkdir(exist_ok=True)
     if inputs.jobs == 1:  # what a kill left; of another job it may be a file that is being written
-        for leftover in (*folder.glob("*.tmp"), *parts.glob("*.tmp")):
-            leftover.unlink()
+        for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):
+            leftover.unlink(missing_ok=True)
     paths = [parts / f"{inputs.name(part)}.json" for part in range(len(inputs))]
     with tqdm(total=0, unit="chain", disable=not progress, smoothing=0) as bar:
         for part in range(inputs.job - 1, len(inputs), inputs.jobs):
-            rejects: list[Reject] = [] if part else list(inputs.rejects)
-            if paths[part].exists():
-                before = _read_record(paths[part])
+            before = _read_record(paths[part]) if paths[part].exists() else None
+            if before is not None and (folder / before.get("file", "")).exists():
                 if before["contents"] != inputs.hash(part):
                     raise ValueError(
-                        f"{folder}: what part {inputs.name(part)} was made of has changed since; choose another output "
-                        "folder, or delete it."
+                        f"{folder}: what part {inputs.name(part)} was made of, {inputs.describe(part)}, has changed "
+                        "since; choose another output folder, or delete it."
                     )
                 bar.total += before["chains"]
                 bar.update(before["chains"])
                 continue
-            chains = inputs.read(part, rejects)
+            rejects: list[Reject] = []
+            chains, contents = inputs.read(part, rejects)
             bar.total += len(chains)
             bar.refresh()
+            record = {"contents": contents, "chains": len(chains), "residues": sum(map(residues_of, chains))}
             result = work(chains, inputs.name(part), rejects, bar) if chains else {}
-            record = {"contents": inputs.hash(part), "chains": len(chains), "residues": sum(map(residues_of, chains))}
             write_json(paths[part], {**record, "rejected": rejects, **result})
-    outcome = Outcome([_read_record(path) for path in paths if path.exists()], len(paths))
-    if outcome.complete:
-        rejected = [tuple(reject) for record in outcome.records for reject in record["rejected"]]
-        if not outcome.counts()["chains"]:
-            shutil.rmtree(parts)
-            if len(rejected) == 1:
-                raise ValueError(": ".join(filter(None, rejected[0])))
-            write_rejects(folder / REJECTS, rejected)
-            raise ValueError(f"No chain could be read; {folder / REJECTS} says why.")
-        write_rejects(folder / REJECTS, rejected)
+    records = [_read_record(path) for path in paths if path.exists()]
+    rejected = [tuple(reject) for record in records for reject in record["rejected"]]
+    outcome = Outcome(records, len(paths), inputs.rejects + rejected)
+    if outcome.complete and not outcome.counts()["chains"]:
+        shutil.rmtree(parts, ignore_errors=True)
+        write_rejects(folder / REJECTS, outcome.rejects)
+        raise ValueError(_no_chain(outcome.rejects))
     return outcome
+
+
+def _no_chain(rejects: Sequence[Reject]) -> str:
+    """Why there is none: the reason, or the first of several."""
+    reasons = [": ".join(filter(None, reject)) for reject in rejects]
+    if len(reasons) == 1:
+        return reasons[0]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return f"No chain could be used: {'; '.join(reasons[:3])}{more}"
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -360,21 +421,22 @@ def check_file(path: str | Path | None, *suffixes: str) -> None:
 def file_stems(folder: Path, part: str, chains: Sequence[Record]) -> list[Path]:
     """Names of files for the chains of a part, without endings: of several parts each has a folder.
 
-    What some systems do not allow becomes `_`, and of equal names the later get -2, -3. A and a, two chains of a large
-    complex, are equal: on some systems they are one file.
+    What some systems do not allow becomes `_`, a long name is cut off, and of equal names the later get -2, -3. A and
+    a, two chains of a large complex, are equal: on some systems they are one file.
     """
     if not part.endswith("-of-00001"):
         folder = folder / part
         folder.mkdir(exist_ok=True)
-    stems: dict[str, str] = {}  # by what makes two of them equal
+    stems = {Path(REJECTS).stem: REJECTS}  # by what makes two of them equal
     for name in map(id_of, chains):
-        stem = first = re.sub(r'^\.+$|[<>:"/\\|?*\0]', "_", name)
+        name = re.sub(r'^\.*$|[<>:"/\\|?*\0]', "_", name.encode(errors="replace").decode())
+        stem = first = name.encode()[:LONGEST_STEM].decode(errors="ignore")
         number = 1
         while stem.casefold() in stems:
             number += 1
             stem = f"{first}-{number}"
         stems[stem.casefold()] = stem
-    return [folder / stem for stem in stems.values()]
+    return [folder / stem for stem in stems.values()][1:]
 
 
 def join_tables(paths: Iterable[Path], output: Path) -> None:

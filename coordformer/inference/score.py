@@ -1,5 +1,7 @@
 """Scores of mutants, or all substitutions of a protein, as files: `coordformer score`."""
 
+import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +12,14 @@ from tqdm.auto import tqdm
 
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
-from ..data.records import counted
+from ..data.records import counted, hash_json
 from ..model.chain import AMINO_ACIDS, Chain
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_mutants, substitutions_of
 from .mutants import parse_mutant, read_mutants, spearman
-from .predict import as_chain
-from .runner import Inputs, file_stems, join_tables, run_parts
+from .predict import as_chain, id_of
+from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, run_parts
 
 
 def score(
@@ -60,8 +62,11 @@ def score(
     """
     output = Path(output)
     measured, ids = None, None
+    mutants_of: dict[str, list[int]] = {}  # their numbers
     if mutants is not None and len(mutants) == 1 and mutants[0].lower().endswith(".csv"):
         mutants, measured, ids = read_mutants(mutants[0])
+    for number, chain_id in enumerate(ids or ()):
+        mutants_of.setdefault(chain_id, []).append(number)
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
     model, processor = load_checkpoint(checkpoint, dtype)
@@ -69,44 +74,44 @@ def score(
     options: dict[str, Any] = {"without_coords": without_coords, "window": window, "token_budget": token_budget}
 
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
-        chains = [as_chain(record) for record in records]
-        if mutants is not None and ids is None and (len(chains) > 1 or len(given) > 1):
-            names = ", ".join(chain.id for chain in chains[:8])
+        if mutants is not None and ids is None and (len(records) > 1 or len(given) > 1):
+            names = ", ".join(map(id_of, records[:8]))
             raise ValueError(
                 f"The mutants are of one chain, but the inputs have several, such as {names}; choose one with "
                 "`chain_ids` (--chains), or give a CSV file with the column id."
             )
         asked: list[tuple[Chain, list[str]]] = []
         places = []  # of a chain's mutants in the list
-        for chain in chains:
-            mine = [number for number in range(len(mutants or ())) if ids is None or ids[number] == chain.id]
+        for record in records:
+            mine = list(range(len(mutants or ()))) if ids is None else mutants_of.get(id_of(record), [])
             try:
+                chain = as_chain(record)
                 these = substitutions_of(chain) if mutants is None else [mutants[number] for number in mine]
                 for mutant in these if mutants is not None else ():
                     parse_mutant(mutant, chain.sequence, offset)
                 if not these:
                     raise ValueError("no mutant has this chain in the column id")
             except ValueError as error:
-                rejects.append(("", chain.id, str(error)))
+                rejects.append(("", id_of(record), str(error).removeprefix(f"chain {id_of(record)}: ")))
             else:
                 asked.append((chain, these))
                 places.append(mine)
         first = 1 if mutants is None else offset  # a scan counts by itself
         scored = score_mutants(model, processor, asked, method, offset=first, progress=progress, **options)
         reports: list[dict[str, Any]] = []
-        lines: list[str] = []
+        lines: list[list[str]] = []
         stems = file_stems(output, part, [chain for chain, _ in asked])
         for (chain, these), mine, scores, stem in zip(asked, places, scored, stems, strict=True):
             report: dict[str, Any] = {
                 "chain": chain.id,
                 "residues": len(chain),
                 "observed": int(chain.observed.any(axis=1).sum()),
-                "coordinates": coordinates_given(model, chain, without_coords),
+                "coordinates": coordinates_given(model, chain.coords, without_coords),
             }
             if mutants is None:
                 table = scan_table(chain, scores)
                 lines += scan_lines(chain, table, offset)
-                picture = output / "scan.png" if len(chains) == len(given) == 1 else stem.with_name(f"{stem.name}.png")
+                picture = output / "scan.png" if len(records) == len(given) == 1 else stem.with_name(f"{stem.name}.png")
                 plot_scan(picture, table, chain.sequence, offset, f"{chain.id}, {method.replace('_', ' ')}")
             else:
                 report["mutants"] = len(these)
@@ -116,42 +121,52 @@ def score(
                     correlation = spearman(scores, values)
                     report["spearman"] = None if math.isnan(correlation) else correlation  # JSON has no NaN
             reports.append(report)
-        bar.update(len(chains))
+        bar.update(len(records))
         head = ["id", "position", "wild_type", *AMINO_ACIDS] if mutants is None else ["id", "mutant", "score"]
         head += ["DMS_score"] * (measured is not None)
-        write_text(output / "parts" / f"{part}.csv", "\n".join([",".join(head), *lines]) + "\n")
-        return {"reports": reports}
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([head, *lines])  # an id may have commas
+        write_text(output / PARTS / f"{part}.csv", text.getvalue())
+        residues = sum(report["residues"] for report in reports)
+        return {"reports": reports, "chains": len(reports), "residues": residues, "file": f"{PARTS}/{part}.csv"}
 
     settings = {"checkpoint": Path(checkpoint).name, "method": method, "offset": offset, "window": window}
     settings |= {"dtype": dtype}
-    guarded = {"weights": digest_weights(model), "without_coords": without_coords, "mutants": mutants, "of": ids}
+    guarded: dict[str, Any] = {"weights": digest_weights(model), "without_coords": without_coords, "mutants": None}
+    if mutants is not None:
+        guarded["mutants"] = hash_json([list(mutants), ids, None if measured is None else measured.tolist()])
     outcome = run_parts(given, output, settings | guarded, work, progress)
-    summary: dict[str, Any] = settings | outcome.counts()
-    summary["chains"] = [report for record in outcome.records for report in record.get("reports", ())]
+    reports = [report for record in outcome.records for report in record.get("reports", ())]
     if outcome.complete:
-        if not summary["chains"]:
-            raise ValueError(f"No chain was scored; {output}/rejected.tsv says why.")
+        known = {report["chain"] for report in reports} | {chain for _, chain, _ in outcome.rejects}
+        reason = "it has mutants, but the inputs have no such chain"
+        outcome.rejects += [("", chain, reason) for chain in mutants_of if chain not in known]
+        outcome.list_rejects(output / REJECTS)
+    summary: dict[str, Any] = settings | outcome.counts() | {"chains": reports}
+    if outcome.complete:
         summary |= summary["chains"][0] if len(summary["chains"]) == 1 else {}
-        tables = sorted((output / "parts").glob("*.csv"))
+        tables = [output / record["file"] for record in outcome.records if "file" in record]
         join_tables(tables, output / ("scan.csv" if mutants is None else "scores.csv"))
         write_json(output / "score.json", summary)
     return summary
 
 
-def scan_lines(chain: Chain, table: np.ndarray, offset: int = 1) -> Iterator[str]:
+def scan_lines(chain: Chain, table: np.ndarray, offset: int = 1) -> Iterator[list[str]]:
     """Rows of `scan.csv` of a chain's table."""
     for position, (letter, scores) in enumerate(zip(chain.sequence, table, strict=True), offset):
         cells = ["" if np.isnan(value) else f"{value:.6g}" for value in scores]
-        yield ",".join([chain.id, str(position), letter, *cells])
+        yield [chain.id, str(position), letter, *cells]
 
 
-def score_lines(chain: Chain, mutants: Sequence[str], scores: np.ndarray, measured: np.ndarray | None) -> Iterator[str]:
+def score_lines(
+    chain: Chain, mutants: Sequence[str], scores: np.ndarray, measured: np.ndarray | None
+) -> Iterator[list[str]]:
     """Rows of `scores.csv`."""
     for number, (mutant, value) in enumerate(zip(mutants, scores, strict=True)):
         cells = [chain.id, mutant, f"{value:.6g}"]
         if measured is not None:
             cells.append("" if np.isnan(measured[number]) else repr(float(measured[number])))
-        yield ",".join(cells)
+        yield cells
 
 
 def describe(summary: Mapping[str, Any]) -> str:

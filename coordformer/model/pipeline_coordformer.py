@@ -16,7 +16,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .chain import AMINO_ACIDS
 from .structure import read_proteins
-from .windows import longest_window, window_around, window_starts
+from .windows import SPECIAL_TOKENS, WindowMean, longest_window, window_around, window_starts, window_tokens
 
 # As config.json has it, for a folder that carries this file; `import coordformer` registers the same tasks.
 CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ class ProteinPipeline(ChunkPipeline):
 
     - `chain_ids`: only these chains of each file.
     - `min_plddt`: residues of a predicted structure below this confidence count as not observed.
-    - `without_coords`: withhold all coordinates.
+    - `without_coords`: give the model no coordinates.
     - `window`: longer chains are read in windows of this many residues, 1024 if not given; each is a chain to the
       model, with its own `<cls>`, `<eos>` and center.
     - `batch_size`: rows that the model reads at once, of whichever chains; 1 if not given.
@@ -75,20 +75,19 @@ class ProteinPipeline(ChunkPipeline):
         **options,
     ) -> Iterator[dict[str, Any]]:
         """The rows that the model reads, of every chain one for each window: inputs, and where they come from."""
-        if window < 2:
-            raise ValueError(f"`window` is {window}; it must be at least 2.")
+        window = longest_window(self.model.config, window)
         rows: list[tuple[BatchFeature, dict[str, Any]]] = []
         for name, inputs in self._read(protein, chain_ids, min_plddt):
             if without_coords:
                 del inputs["coords"]
             residues = self.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, 1:-1])
-            inside = min(longest_window(self.model.config, window), len(residues))
+            inside = min(window, len(residues))
             chain = {"id": name, "sequence": "".join(residues)}
             for first, asked in self._cut(name, residues, inside, **options):
                 rows.append((inputs, {**chain, "window": (first, first + inside), "asked": asked}))
         for number, (inputs, row) in enumerate(rows, 1):
             first, end = row["window"]
-            tokens = [0, *range(first + 1, end + 1), -1]
+            tokens = window_tokens(first, end - first, len(inputs["input_ids"][0]) - SPECIAL_TOKENS)
             yield row | {name: values[:, tokens] for name, values in inputs.items()} | {"is_last": number == len(rows)}
 
     def _read(self, protein: Any, chain_ids, min_plddt) -> list[tuple[str | None, BatchFeature]]:
@@ -224,13 +223,11 @@ class ProteinFeatureExtractionPipeline(ProteinPipeline):
         return {"states": self.model.base_model(**inputs).last_hidden_state.float()}
 
     def _assemble(self, rows):
-        residues, features = rows[-1]["window"][1], rows[0]["states"].shape[-1]
-        total, count = np.zeros((residues, features), dtype=np.float32), np.zeros((residues, 1), dtype=np.float32)
+        mean = WindowMean((rows[-1]["window"][1], rows[0]["states"].shape[-1]), 1)
         for row in rows:
             first, end = row["window"]
-            total[first:end] += row["states"][0, 1 : 1 + end - first].numpy()
-            count[first:end] += 1
-        states = total / count
+            mean.add(first, row["states"][0, 1 : 1 + end - first].numpy())
+        states = mean.mean()
         return {"embedding": states.mean(axis=0), "residue_embeddings": states}
 
 
@@ -247,13 +244,11 @@ class ProteinContactPredictionPipeline(ProteinPipeline):
 
     def _assemble(self, rows):
         residues = rows[-1]["window"][1]
-        total, count = np.zeros((2, residues, residues), dtype=np.float32)
+        mean = WindowMean((residues, residues), 2)
         for row in rows:
             first, end = row["window"]
-            here, inside = slice(first, end), slice(end - first)
-            total[here, here] += row["probabilities"][0, inside, inside].numpy()
-            count[here, here] += 1
-        return {"probabilities": np.where(count > 0, total / np.maximum(count, 1), np.float32(np.nan))}
+            mean.add(first, row["probabilities"][0, : end - first, : end - first].numpy())
+        return {"probabilities": mean.mean()}
 
 
 __all__ = [
