@@ -47,7 +47,9 @@ def names(text: str) -> tuple[str, ...]:
 def option(name: str, text: str, default: Any = None, **more: Any) -> Options:
     """One with a value, of the type of its default, which its help names."""
     if isinstance(default, int | float | str):
-        text, more = f"{text} (default: %(default)s)", {"type": type(default), **more}
+        text = f"{text} (default: %(default)s)"
+    if isinstance(default, int | float):
+        more = {"type": type(default), **more}
     return {name: {"help": text, "default": default, **more}}
 
 
@@ -80,7 +82,7 @@ def parts(entries: int = 1000) -> Options:
 
 
 CHECKPOINT = argument("checkpoint", "folder or Hub name")
-INPUTS = argument(
+CHECKPOINT_AND_INPUTS = CHECKPOINT | argument(
     "inputs",
     "structure (mmCIF, PDB) and FASTA files, plain or gzipped, tar archives, folders of them, and data sets (folder "
     "made by `prepare`, Parquet or packed file)",
@@ -105,9 +107,10 @@ CHOICE = (
     )
     | MIN_PLDDT
 )
-WITHOUT = switch("--without_coords", "give the model no coordinates")
-DTYPE = option("--dtype", "of the model", "float32", choices=("float32", "bfloat16"))
-COMPUTING = DTYPE | option("--token_budget", "tokens of a batch", 8192)
+COMPUTING = option("--dtype", "of the model", "float32", choices=("float32", "bfloat16")) | option(
+    "--token_budget", "tokens of a batch", 8192
+)
+PREDICTION = CHOICE | COMPUTING | switch("--without_coords", "give the model no coordinates")
 MASK_SAMPLES = option("--num_mask_samples", "times that the residues to be masked are chosen", 3)
 SEED = option("--seed", "of what is drawn at random", 0)
 
@@ -173,14 +176,11 @@ VERBS = {
         "inference.evaluate:evaluate",
         "perplexity and recovery of a checkpoint",
         "Perplexity and recovery of masked residues.",
-        CHECKPOINT
-        | INPUTS
+        CHECKPOINT_AND_INPUTS
         | option("--protocols", "paper, masked15", ("paper", "masked15"), nargs="+", choices=("paper", "masked15"))
         | MASK_SAMPLES
-        | WITHOUT
         | option("--num_rotations", "frames whose predictions are averaged", 1)
-        | CHOICE
-        | COMPUTING
+        | PREDICTION
         | window("longest chain predicted in one piece")
         | parts()
         | option("--output", "gets all numbers, and FILE.png recovery by residue", type=Path, metavar="FILE.json"),
@@ -190,15 +190,12 @@ VERBS = {
         "vectors of chains or residues",
         "Vectors of chains or of their residues, from the last layer of a checkpoint with any head or none, in Parquet "
         "or safetensors.",
-        CHECKPOINT
-        | INPUTS
+        CHECKPOINT_AND_INPUTS
         | folder("a file for each part")
         | option("--pooling", "a vector for each chain: mean of its residues or <cls>", "mean", choices=("mean", "cls"))
         | switch("--per_residue", "one vector for each residue", "store_const", dest="pooling", const=None)
         | option("--format", "of the files", "parquet", dest="file_format", choices=("parquet", "safetensors"))
-        | WITHOUT
-        | CHOICE
-        | COMPUTING
+        | PREDICTION
         | window("longest chain embedded in one piece")
         | parts(),
     ),
@@ -207,13 +204,10 @@ VERBS = {
         "what proteins do: GO terms or EC numbers by a fine-tuned checkpoint",
         "Terms of chains, the most probable first, as tab-separated text, by a classifier such as examples/function "
         "trains.",
-        CHECKPOINT
-        | INPUTS
+        CHECKPOINT_AND_INPUTS
         | option("--top", "terms of a chain at most", 10)
         | option("--threshold", "least probability", 0.1)
-        | WITHOUT
-        | CHOICE
-        | COMPUTING
+        | PREDICTION
         | window("longest chain predicted in one piece")
         | parts()
         | option("--output", "gets the terms, too", type=Path, metavar="FILE.tsv|FILE.json"),
@@ -225,12 +219,9 @@ VERBS = {
         "checkpoint with a contact head: for each chain ID.npz, ID.tsv and ID.png, and contacts.json. Residues are "
         "counted from 1 on the deposited sequence. Where coordinates are given, the true contacts follow from the "
         "model's input: its precision is no prediction.",
-        CHECKPOINT
-        | INPUTS
+        CHECKPOINT_AND_INPUTS
         | folder("the files")
-        | WITHOUT
-        | CHOICE
-        | COMPUTING
+        | PREDICTION
         | window("longest chain predicted in one piece (memory: its square)")
         | parts(64),
     ),
@@ -239,8 +230,7 @@ VERBS = {
         "effects of substitutions",
         "Log-likelihood ratios of mutants and wild type: scores.csv of given mutants (with Spearman's correlation "
         "where the file has DMS_score), or scan.csv and a heat map of each chain with all substitutions; score.json.",
-        CHECKPOINT
-        | INPUTS
+        CHECKPOINT_AND_INPUTS
         | folder("scores.csv, or the scan")
         | option(
             "--mutants",
@@ -261,9 +251,7 @@ VERBS = {
             "that were not observed, and the file's own residue numbers are not read",
             1,
         )
-        | WITHOUT
-        | CHOICE
-        | COMPUTING
+        | PREDICTION
         | window("what is read around each residue of a longer chain")
         | parts(16),
     ),
@@ -272,8 +260,7 @@ VERBS = {
         "what each head of a checkpoint attends to",
         "Attention of each head against distance and sequence separation, by kind of residue, and on helices and "
         "strands, with coordinates given, not given and shuffled: CSV files and figures.",
-        CHECKPOINT
-        | INPUTS
+        CHECKPOINT_AND_INPUTS
         | folder("tables and figures")
         | CHOICE
         | window("of longer chains the middle part is looked at")
@@ -286,8 +273,7 @@ VERBS = {
         "Spread of the predictions between rotated copies, gain of averaging over them, and perplexity and recovery "
         "with noise, with missing coordinates, by length and by structural class: points.csv, robustness.json, "
         "robustness.png and report.md.",
-        CHECKPOINT
-        | INPUTS
+        CHECKPOINT_AND_INPUTS
         | folder("the report")
         | option("--labels", "columns id and scop_sccs (default: of the data)", metavar="FILE.parquet")
         | option("--baseline", "a model without coordinates to compare with", metavar="CHECKPOINT")

@@ -1,25 +1,31 @@
 """The command as a whole: verbs, options, exit codes, and what goes to which stream."""
 
+import importlib
+import inspect
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import CHAINS, STRUCTURES, hear_ctrl_c, make_model
 
-from coordformer import CoordformerProcessor, cli, scoring
+import coordformer_command
+from coordformer import CoordformerProcessor
+from coordformer.analysis.robustness import MISSING, NOISE
 from coordformer.data.collator import PROTOCOLS
-from coordformer.inference.embed import FORMATS, POOLINGS
+from coordformer.inference.embed import POOLINGS
+from coordformer.inference.embeddings import FORMATS
+from coordformer.inference.marginals import METHODS
+from coordformer.inference.runner import Inputs
 from coordformer.training.conversion import PAPER_KINDS
-from coordformer_command import build_parser, main
+from coordformer_command import VERBS, build_parser, main
 
-VERBS = ["prepare", "bundle", "train", "evaluate", "embed", "annotate", "contacts", "score", "attention", "invariance",
+NAMES = ["prepare", "pack", "train", "evaluate", "embed", "annotate", "contacts", "score", "attention", "robustness",
          "convert", "export", "push"]  # fmt: skip
 STRUCTURE = str(STRUCTURES / "1orc.pdb.gz")
 ROOT = Path(__file__).parent.parent
@@ -37,8 +43,56 @@ def test_verbs_come_in_the_order_of_work(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
-    assert [word for word in listed if word in VERBS] == VERBS == list(parsers())
-    assert all(callable(getattr(cli, verb)) for verb in VERBS)
+    assert [word for word in listed if word in NAMES] == NAMES == list(parsers()) == list(VERBS)
+
+
+def function_at(verb: str):
+    """Module and name of what a verb calls."""
+    place, _, name = VERBS[verb].calls.partition(":")
+    return importlib.import_module(f"coordformer.{place}"), name
+
+
+def function_of(verb: str):
+    """What a verb calls, with its module."""
+    module, name = function_at(verb)
+    return module, getattr(module, name)
+
+
+@pytest.mark.parametrize("verb", [name for name in NAMES if name != "train"])
+def test_options_are_the_parameters_of_what_does_the_work(verb):
+    """Each option is a parameter with the same default, and each parameter an option."""
+    module, function = function_of(verb)
+    assert callable(module.describe)
+    parameters = dict(inspect.signature(function).parameters)
+    assert parameters.pop("progress").default is True
+    if parameters.pop("reading", None) is not None:
+        parameters = dict(inspect.signature(Inputs).parameters) | parameters
+    if parameters.pop("options", None) is not None:  # those of `prepare`
+        parameters = dict(inspect.signature(module.PrepareSettings).parameters) | parameters
+    no_options = {"atoms": verb != "prepare", "failed": True, "progress": True}
+    expected = {name: each.default for name, each in parameters.items() if not no_options.get(name)}
+    asked = {action.dest: action for action in parsers()[verb]._actions if action.dest not in ("help", "json", "quiet")}
+    assert set(asked) - {"shard", "entries_per_part"} == set(expected) - {"shard", "entries_per_part"}
+    for name, action in asked.items():
+        default = expected.get(name, inspect.Parameter.empty)
+        if default is inspect.Parameter.empty:
+            assert action.required or action.nargs == "*", name
+        elif isinstance(action.default, tuple):
+            assert action.default == tuple(default), name
+        elif name == "pooling":
+            assert default == "mean"
+        else:
+            assert action.default == default, name
+
+
+def test_help_is_quick():
+    """Under 0.2 s on a free core; here with room for a busy one: importing the package takes ten times as long."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "coordformer_command.py", "--help"], cwd=ROOT, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.4
 
 
 def test_help_imports_nothing_that_takes_time():
@@ -49,7 +103,7 @@ def test_help_imports_nothing_that_takes_time():
         "    except SystemExit as ended:\n        assert ended.code == 0\n"
         "print('imported:', {'coordformer', 'torch', 'transformers', 'numpy', 'gemmi', 'pyarrow'} & set(sys.modules))"
     )
-    verbs = [verb for verb in VERBS if verb != "train"]
+    verbs = [verb for verb in NAMES if verb != "train"]
     done = subprocess.run([sys.executable, "-c", program, *verbs], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("imported: set()\n"), done.stderr
     assert done.stdout.count("usage: coordformer ") == len(verbs)
@@ -60,10 +114,9 @@ def test_the_same_names_mean_the_same_everywhere():
     for verb, parser in parsers().items():
         mine = {name: action for action in parser._actions for name in action.option_strings}
         assert {"--json", "--quiet"} <= set(mine), verb
-        assert ("--output" in mine) or verb in ("bundle", "convert", "export", "push", "train"), verb
+        assert ("--output" in mine) or verb in ("pack", "convert", "export", "push", "train"), verb
         for name, action in mine.items():
             how = (action.nargs, action.type, type(action).__name__, tuple(action.choices or ()))
-            # In a data set it is given by name, of files it may be in place of them.
             options.setdefault(name, set()).add(how)
     different = {name for name, ways in options.items() if len(ways) > 1}
     assert different == set()
@@ -74,8 +127,11 @@ def test_choices_are_those_of_the_package():
         (verb, action.dest): tuple(action.choices) for verb, parser in parsers().items() for action in parser._actions
         if action.choices
     }  # fmt: skip
-    assert choices["score", "method"] == scoring.METHODS and choices["evaluate", "protocols"] == tuple(PROTOCOLS)
-    assert set(choices["embed", "pooling"]) | {None} == set(POOLINGS) and choices["embed", "format"] == tuple(FORMATS)
+    assert choices["score", "method"] == METHODS and choices["evaluate", "protocols"] == tuple(PROTOCOLS)
+    assert set(choices["embed", "pooling"]) | {None} == set(POOLINGS)
+    assert choices["embed", "file_format"] == tuple(FORMATS)
+    defaults = {action.dest: action.default for action in parsers()["robustness"]._actions}
+    assert (defaults["noise"], defaults["missing"]) == (NOISE, MISSING)
     assert set(choices["convert", "kind"]) == {*PAPER_KINDS, "esm"}
 
 
@@ -84,59 +140,59 @@ def test_names_of_chains_do_not_swallow_a_file(capsys):
         main(["embed", "checkpoint", "--output", "out", "--chains", "A", STRUCTURE])
     assert f"--chains: {STRUCTURE} is a file, and no chain's name; give files before" in capsys.readouterr().err
     parsed = build_parser().parse_args(["embed", "checkpoint", STRUCTURE, "--output", "out", "--chains", "A", "P1.2"])
-    assert parsed.chains == ["A", "P1.2"] and parsed.inputs == [STRUCTURE]
+    assert parsed.chain_ids == ["A", "P1.2"] and parsed.inputs == [STRUCTURE]
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "positional", "keywords"),
+    ("verb", "words", "given", "summary", "text"),
     [
         (
             "export",
             ["runs/demo", "out", "--evaluation", "a.json", "b.json", "--datasets", "PDB", "--no_check", "--quiet"],
-            ["runs/demo", Path("out")],
-            {"evaluations": [Path("a.json"), Path("b.json")], "name": None, "license": "apache-2.0",
-             "datasets": ["PDB"], "base_model": None, "dtype": None, "check": False, "progress": False},
+            {"checkpoint": "runs/demo", "output": Path("out"), "evaluations": [Path("a.json"), Path("b.json")],
+             "name": None, "license": "apache-2.0", "datasets": ["PDB"], "base_model": None, "dtype": None,
+             "check": False, "progress": False},
+            {"model": "M", "parameters": 1000, "dtype": "float32", "checked": []},
+            "M of 1,000 parameters in float32: not checked\noutput: out\n",
         ),
         (
             "push",
             ["out", "me/model", "--revision", "v1", "--private", "--commit_message", "First", "--create_pr"],
-            [Path("out"), "me/model"],
-            {"revision": "v1", "private": True, "commit_message": "First", "create_pr": True, "progress": True},
+            {"folder": Path("out"), "repo_id": "me/model", "revision": "v1", "private": True,
+             "commit_message": "First", "create_pr": True, "progress": True},
+            {"url": "https://huggingface.co/me/model", "revision": "v1", "commit": "ab12", "changed": True},
+            "https://huggingface.co/me/model (v1, commit ab12)\n",
         ),
     ],
 )  # fmt: skip
-def test_options_reach_what_does_the_work(monkeypatch, capsys, verb, words, positional, keywords):
-    def work(*arguments, **given):
-        assert list(arguments) == positional and given == keywords
-        return {"url": "https://huggingface.co/me/model", "revision": "v1", "commit": "ab12", "changed": True}
+def test_options_reach_what_does_the_work(monkeypatch, capsys, verb, words, given, summary, text):
+    def work(**options):
+        assert options == given
+        return summary
 
-    monkeypatch.setitem(sys.modules, f"coordformer.{verb}", types.SimpleNamespace(**{verb: work}))
-    monkeypatch.setattr(cli, "hide_progress_bars", lambda: None)
+    monkeypatch.setattr(function_of(verb)[0], verb, work)
+    monkeypatch.setattr(coordformer_command, "hide_progress_bars", lambda: None)
     assert main([verb, *words]) == 0
-    assert (
-        capsys.readouterr().out
-        == {
-            "export": "out: not checked\n",
-            "push": "https://huggingface.co/me/model (v1, commit ab12)\n",
-        }[verb]
-    )
+    assert capsys.readouterr().out == text
 
 
 # --- streams and exit codes ------------------------------------------------------------------------------------------
 
 
 def test_json_is_alone_on_stdout(monkeypatch, capsys):
-    def noisy(arguments):
+    counts = {"chains": 1, "residues": 2, "bytes": 3_000_000}
+
+    def noisy(**options):
         print("a library that prints")
         print("a note", file=sys.stderr)
-        return {"chains": 1}, "1 chain"
+        return counts
 
-    monkeypatch.setattr(cli, "bundle", noisy)
-    assert main(["bundle", "data", "out", "--json"]) == 0
+    monkeypatch.setattr(function_of("pack")[0], "pack", noisy)
+    assert main(["pack", "data", "out", "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out) == {"chains": 1} and "a library that prints" in printed.err
-    assert main(["bundle", "data", "out"]) == 0
-    assert capsys.readouterr().out.endswith("\n1 chain\n")
+    assert json.loads(printed.out) == counts and "a library that prints" in printed.err
+    assert main(["pack", "data", "out"]) == 0
+    assert capsys.readouterr().out.endswith("\n1 chain with 2 residues, 3.0 MB\noutput: out\n")
 
 
 @pytest.mark.parametrize(
@@ -149,12 +205,12 @@ def test_json_is_alone_on_stdout(monkeypatch, capsys):
     ],
 )
 def test_exit_codes(monkeypatch, capsys, error, code, line):
-    def fail(arguments):
+    def fail(**options):
         raise error
 
-    monkeypatch.setattr(cli, "evaluate", fail)
-    monkeypatch.setattr(cli, "train", fail)
-    for command in (["evaluate", "checkpoint", "--data", "data", "--json"], ["train", "preset.yaml"]):
+    for verb in ("push", "train"):
+        monkeypatch.setattr(*function_at(verb), fail)
+    for command in (["push", "folder", "me/model", "--json"], ["train", "preset.yaml"]):
         assert main(command) == code
         printed = capsys.readouterr()
         again = "; run the same command again to go on" * (code == 130 and command[0] == "train")
@@ -165,8 +221,11 @@ def test_an_unusable_command_line_exits_with_2(capsys):
     for words, message in (
         ([], "required: VERB"),
         (["embedd"], "invalid choice: 'embedd'"),
-        (["evaluate", "checkpoint"], "required: --data"),
-        (["bundle", "data", "out", "--chians", "A"], "unrecognized arguments: --chians A"),
+        (["evaluate", "checkpoint"], "required: PATH"),
+        (["pack", "data", "out", "--chians", "A"], "unrecognized arguments: --chians A"),
+        (["embed", "c", "x.cif", "--output", "o", "--pooling", "cls", "--per_residue"], "not allowed with argument"),
+        (["score", "c", "x.cif", "--output", "o"], "one of the arguments --mutants --scan is required"),
+        (["prepare", "--output", "o", "--splits", "train"], "write names and shares like train=0.9,valid=0.1"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(words)
@@ -213,7 +272,7 @@ def test_results_are_short_and_readable(folder, tmp_path, capsys):
 
     model, data = folder / "model", folder / "chains.parquet"
     report = tmp_path / "new" / "evaluation.json"
-    head, columns, line = run("evaluate", model, "--data", data, "--protocols", "masked15", "--output", report)
+    head, columns, line, _ = run("evaluate", model, data, "--protocols", "masked15", "--output", report)
     numbers = json.loads(report.read_text())
     assert head.startswith("model on 3 chains with ") and head.endswith("; coordinates: linear; float32")
     low, high = numbers["masked15"]["perplexity_interval"]
@@ -223,23 +282,25 @@ def test_results_are_short_and_readable(folder, tmp_path, capsys):
     assert (tmp_path / "new" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
 
     out = tmp_path / "out"
-    assert run("embed", model, STRUCTURE, "--output", out) == [f"1 chain with 71 residues in 1 shard: {out}"]
+    written = f"output: {out}"
+    assert run("embed", model, STRUCTURE, "--output", out) == ["1 chain with 71 residues in 1 shard", written]
+    out, written = tmp_path / "contacts", f"output: {tmp_path}/contacts"
     line, where = run("contacts", model, STRUCTURE, "--output", out)
     assert line.startswith("1ORC_A: 71 residues, coordinates given; precision at L: short 0.")
-    assert where == f"maps, pairs and pictures: {out}"
-    (line,) = run("score", model, STRUCTURE, "--mutants", "M1A", "--output", out)
-    assert line == f"1ORC_A: 1 mutant of 71 residues by masked_marginal, coordinates given: {out}/scores.csv"
+    assert where == written
+    line, _ = run("score", model, STRUCTURE, "--mutants", "M1A", "--output", tmp_path / "scores")
+    assert line == "1ORC_A: 1 mutant of 71 residues by masked_marginal, coordinates given"
     assays = tmp_path / "assay.csv"
     assays.write_text("mutant,DMS_score\nM1A,1\nE2G,2\nQ3A,0\n")
-    _, line = run("score", model, STRUCTURE, "--mutants", assays, "--output", out)
-    assert line.startswith("Spearman's correlation with DMS_score: ")
-    (line,) = run("bundle", data, tmp_path / "a.safetensors")
-    assert line.startswith("3 chains with ") and line.endswith(f" MB: {tmp_path}/a.safetensors")
-    first, second = run("prepare", STRUCTURE, "--output", tmp_path / "data", "--workers", 1)
-    assert first == f"1 chain with 71 residues of 1 file: {tmp_path}/data"
+    line, _ = run("score", model, STRUCTURE, "--mutants", assays, "--output", tmp_path / "assay")
+    assert "; Spearman's correlation with DMS_score " in line
+    line, _ = run("pack", data, tmp_path / "a.safetensors")
+    assert line.startswith("3 chains with ") and line.endswith(" MB")
+    first, second, _ = run("prepare", STRUCTURE, "--output", tmp_path / "data", "--workers", 1)
+    assert first == "1 chain with 71 residues of 1 file"
     assert second == "merged as duplicates: 0 chains; left out, as rejected.tsv says: 0 files or chains"
-    first, second = run("attention", model, "--data", data, "--output", out, "--window", 64)
-    assert first.endswith(f"residues: {out}") and second.count(".") == 3  # layer 1, layer 2, and of "layer.head"
+    first, second, _ = run("attention", model, data, "--output", tmp_path / "attention", "--window", 64)
+    assert first.startswith("3 chains with ") and second.count(".") == 3  # layer 1, layer 2, and of "layer.head"
 
 
 def test_quiet_leaves_stderr_empty(folder, tmp_path):

@@ -1,88 +1,88 @@
-"""The design of the package: imports go down only, and the hub files stand alone."""
+"""The design of the package: imports go down only, the hub files stand alone, and no file is too long to read."""
 
 import ast
 import re
+import sys
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "coordformer"
-FLOORS = [
-    {
-        "configuration_coordformer",
-        "geometry",
-        "files",
-        "clustering",
-        "masked_residues",
-        "muon",
-        "push",
-        "secondary_structure",
-        "reload_check",
-    },
-    {"modeling_coordformer", "structure", "figures"},
-    {"processing_coordformer", "fetch", "proteinnet"},
-    {"data_collator", "batches", "metrics", "point_clouds", "pipeline_coordformer"},
-    {"bundle", "dataset"},
-    {"preparation", "conversion", "evaluation"},
-    {"training", "invariance", "attention_analysis", "embedding", "function", "contacts", "scoring", "export"},
-    {"cli"},
-    {"__init__", "__main__"},
-]
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "coordformer"
+# A folder imports from those below it; those on one floor do not know of each other.
+FLOORS = [{"model"}, {"data"}, {"inference"}, {"training", "analysis"}, {"hub"}, {""}]
+FOLDERS = sorted(set().union(*FLOORS))
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
+HUB_FILES = [name for name in MODULES if name.startswith("model/") and name != "model/__init__"]
 # Copied flat beside a checkpoint: with torch, transformers (and what it brings) and each other they must run.
-HUB_FILES = {
-    "configuration_coordformer",
-    "modeling_coordformer",
-    "pipeline_coordformer",
-    "processing_coordformer",
-    "structure",
-}
 HUB_IMPORTS = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}
+READS_GEMMI = {"model/structure", "model/structure_parsing"}
+LONGEST = 800  # lines
 
 
-def imports_of(name: str) -> tuple[set[str], set[str], set[str]]:
-    """Modules of the package, other modules at top level outside `try`, and those inside `try`."""
+@cache
+def imports_of(name: str) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Modules of the package (`data/rows`), other modules at top level outside `try`, and those inside `try`."""
     tree = ast.parse((PACKAGE / f"{name}.py").read_text())
     guarded = {id(node) for attempt in ast.walk(tree) if isinstance(attempt, ast.Try) for node in ast.walk(attempt)}
     own, others, optional = set(), set(), set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
-            own |= {node.module} if node.module else {alias.name for alias in node.names}
+            base = Path(name).parents[node.level - 1] / (node.module or "").replace(".", "/")
+            # What is named is a module of a folder, or something in a module.
+            inside = [(base / alias.name).as_posix() for alias in node.names]
+            own |= {each for each in inside if each in MODULES} or {base.as_posix()}
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             (optional if id(node) in guarded else others).update(each.partition(".")[0] for each in names)
-    return own, others, optional
+    return frozenset(own), frozenset(others), frozenset(optional)
 
 
-def test_every_module_has_a_floor():
-    assert {path.stem for path in PACKAGE.glob("*.py")} == set().union(*FLOORS)
+def folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
-@pytest.mark.parametrize("floor", range(len(FLOORS)))
-def test_imports_go_down_only(floor):
-    below = set().union(*FLOORS[:floor])
-    for name in FLOORS[floor]:
-        own, others, _ = imports_of(name)
-        assert own <= below, name
-        assert "coordformer" not in others, name
+def test_every_folder_has_a_floor():
+    assert {folder_of(name) for name in MODULES} == set(FOLDERS)
+    assert all(imports_of(name)[0] <= set(MODULES) for name in MODULES)
 
 
-@pytest.mark.parametrize("name", sorted(HUB_FILES))
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_go_down_only(folder):
+    floor = next(number for number, folders in enumerate(FLOORS) if folder in folders)
+    allowed = {folder}.union(*FLOORS[:floor])
+    for name in MODULES:
+        if folder_of(name) == folder:
+            own, others, _ = imports_of(name)
+            assert {folder_of(each) for each in own} <= allowed, name
+            assert "coordformer" not in others, name
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    list(TopologicalSorter({name: imports_of(name)[0] for name in MODULES}).static_order())
+
+
+@pytest.mark.parametrize("name", HUB_FILES)
 def test_hub_files_stand_alone(name):
-    import sys
-
     own, others, optional = imports_of(name)
-    assert own <= HUB_FILES
+    assert own <= set(HUB_FILES)
     assert others - set(sys.stdlib_module_names) <= HUB_IMPORTS
-    assert optional <= {"gemmi"}
+    assert optional - set(sys.stdlib_module_names) <= {"gemmi"}
     # Transformers finds the files to copy by regular expression: what it finds must be what is imported.
     text = (PACKAGE / f"{name}.py").read_text()
     found = set(re.findall(r"^\s*from\s+\.(\S+)\s+import", text, re.MULTILINE))
     found |= set(re.findall(r"^\s*import\s+\.(\S+)\s*$", text, re.MULTILINE))
-    assert found == own
+    assert {f"model/{each}" for each in found} == own
 
 
-def test_only_one_module_imports_gemmi():
-    users = {
-        path.stem for path in PACKAGE.glob("*.py") if re.search(r"^\s*import gemmi", path.read_text(), re.MULTILINE)
-    }
-    assert users == {"structure"}
+def test_only_the_reader_of_structures_imports_gemmi():
+    assert {name for name in MODULES if "gemmi" in imports_of(name)[1] | imports_of(name)[2]} <= READS_GEMMI
+
+
+def test_no_file_is_too_long():
+    folders = ("coordformer", "examples", "tests", "docs")
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
