@@ -1,13 +1,12 @@
-"""How a checkpoint depends on the frame, and on what its coordinates are worth: `coordformer invariance`.
+"""How a checkpoint depends on the frame, and on what its coordinates are worth: `coordformer robustness`.
 
-The encoder is not equivariant: it sees rotated copies in training (section 2) and learns to disregard the frame.
+The encoder is not equivariant: it is trained on rotated copies (paper, section 2) and learns to disregard the frame.
 Measured here: how far it does, what averaging over frames gains, and how well masked residues are predicted under the
-protocol `masked15` with noise, with missing coordinates, by length and by structural class.
+protocol `masked15` with noise, without some of the coordinates, by length and by structural class.
 """
 
 import csv
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.batching import read_lengths
-from ..data.files import write_text
-from ..inference.evaluate import (
-    coordinates_of,
-    count_chains,
-    draw_rotations,
-    letter_ids,
-    load_checkpoint,
-    masked_batches,
-    open_chains,
-    predict_logits,
-)
+from ..data.files import write_json, write_text
+from ..inference.checkpoints import coordinates_of, load_checkpoint
 from ..inference.figures import new_figure, save_figure
-from ..inference.metrics import CORRECT, COUNT, bootstrap, count_predictions, resample, summarize
-from ..model.modeling_coordformer import IGNORED_LABEL
+from ..inference.masked import count_chains, predict_masked
+from ..inference.metrics import CORRECT, COUNT, bootstrap, count_predictions, ratio_interval, summarize
+from ..inference.predict import Record, cluster_of, id_of, residues_of
+from ..inference.runner import Inputs
+from ..model.processing_coordformer import letter_ids
 
 NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0)  # Å
 MISSING = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -78,25 +70,23 @@ def frame_spread(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return torch.stack((variance, divergence, 1 - agreeing), dim=-1)
 
 
-@torch.no_grad()
 def count_frames(
     model: PreTrainedModel,
-    rows: Any,
+    chains: Sequence[Record],
     tokenizer: PreTrainedTokenizerBase,
     *,
     num_rotations: int = 16,
-    draws: int = 3,
+    num_mask_samples: int = 3,
     seed: int = 0,
-    token_budget: int = 8192,
-    window: int = 1024,
     progress: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
     """Predict the same masked residues in several frames, those of `draw_rotations`.
 
     Args:
         num_rotations: frames, at least 2.
         seed: of the frames; 0 gives those of `count_chains`.
-        model, rows, tokenizer, draws, token_budget, window, progress: as in `count_chains`.
+        model, chains, tokenizer, num_mask_samples, progress, options (`token_budget`, `window`): as of `count_chains`.
 
     Returns:
         `averaged`: by number of frames averaged (1, 2, 4, ... and `num_rotations`) the counts of each chain, (chains,
@@ -104,52 +94,36 @@ def count_frames(
         `spread`: the sums of `frame_spread` over each chain's predictions, (chains, 3); `histogram` of the standard
         deviations of the true residue's log-probability, (BINS,).
     """
-    for name, value, least in (("num_rotations", num_rotations, 2), ("draws", draws, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("num_rotations", num_rotations, 2),
+        ("num_mask_samples", num_mask_samples, 1),
+        ("seed", seed, 0),
+    ):
         if value < least:
             raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
     candidates = list(letter_ids(tokenizer).values())
-    place_of = torch.full((model.config.vocab_size,), -1, device=model.device)
-    place_of[candidates] = torch.arange(len(candidates), device=model.device)
+    place_of = torch.full((model.config.vocab_size,), -1)
+    place_of[candidates] = torch.arange(len(candidates))
     sizes = sorted({2**power for power in range(num_rotations.bit_length())} | {num_rotations})
-    averaged = {size: np.zeros((len(rows), 3)) for size in sizes}
-    single = np.zeros((num_rotations, 3))
-    spread = np.zeros((len(rows), 3))
-    histogram = np.zeros(BINS, dtype=np.int64)
-    options: dict[str, Any] = {"token_budget": token_budget, "window": window}
-    model.eval()
-    with tqdm(total=draws * len(rows), unit="chain", desc=f"{num_rotations} frames", disable=not progress) as bar:
-        for draw in range(draws):
-            for indices, ids, batch in masked_batches(model, rows, tokenizer, draw=draw, **options):
-                labels = batch.pop("labels")
-                chain, position = (labels != IGNORED_LABEL).nonzero(as_tuple=True)
-                truth = labels[chain, position]
-                bar.update(len(indices))
-                if len(truth) == 0:
-                    continue
-                rotations = draw_rotations(ids, num_rotations, seed, model.config.coordinate_dim).to(model.device)
-                # Of each frame only what is asked for is kept: (num_rotations, predictions, vocabulary).
-                frames = torch.stack(
-                    [
-                        predict_logits(model, batch, rotations=frame, **options)[chain, position]
-                        for frame in rotations.split(1, dim=1)
-                    ]
-                )
-                rows_of = indices[chain.cpu().numpy()]
+    averaged, single = np.zeros((len(sizes), len(chains), 3)), np.zeros((num_rotations, 3))
+    spread, histogram = np.zeros((len(chains), 3)), np.zeros(BINS, dtype=np.int64)
+    total = num_mask_samples * len(chains)
+    with tqdm(total=total, unit="chain", desc=f"{num_rotations} frames", disable=not progress) as bar:
+        for sample in range(num_mask_samples):
+            for number, truth, logits in predict_masked(
+                model, chains, tokenizer, sample=sample, num_rotations=num_rotations, seed=seed, bar=bar, **options
+            ):
+                frames = logits.log_softmax(dim=-1)
                 averages = torch.logcumsumexp(frames, dim=0)  # but for a factor, which no prediction depends on
-                for size, counts in averaged.items():
-                    np.add.at(counts, rows_of, count_residues(averages[size - 1], truth, candidates))
-                for frame, counts in zip(frames, single, strict=True):
-                    counts += count_residues(frame, truth, candidates).sum(axis=0)
-                values = frame_spread(frames[..., candidates].log_softmax(dim=-1), place_of[truth]).cpu().numpy()
-                np.add.at(spread, rows_of, values)
+                averages = averages[[size - 1 for size in sizes]]
+                for counts, of in ((averaged[:, number], averages), (single, frames)):
+                    counts += count_predictions(of, truth.expand(len(of), -1), candidates).sum(dim=1).numpy()
+                values = frame_spread(frames[..., candidates].log_softmax(dim=-1), place_of[truth]).numpy()
+                spread[number] += values.sum(axis=0)
                 bins = (np.sqrt(values[:, 0]) / BIN_WIDTH).astype(np.int64).clip(max=BINS - 1)
                 histogram += np.bincount(bins, minlength=BINS)
-    return {"averaged": averaged, "single": single, "spread": spread, "histogram": histogram}
-
-
-def count_residues(logits: torch.Tensor, truth: torch.Tensor, candidates: Sequence[int]) -> np.ndarray:
-    """Counts of single residues, (predictions, 3), from logits (predictions, vocabulary) and token ids."""
-    return count_predictions(logits.unsqueeze(1), truth.unsqueeze(1), candidates).sum(dim=1).cpu().numpy()
+    by_size = dict(zip(sizes, averaged, strict=True))
+    return {"averaged": by_size, "single": single, "spread": spread, "histogram": histogram}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,19 +132,19 @@ def count_residues(logits: torch.Tensor, truth: torch.Tensor, candidates: Sequen
 
 
 def length_bins(lengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Row numbers of the chains of each bin of `LENGTHS`; every chain is in one."""
+    """Numbers of the chains of each bin of `LENGTHS`, from their residues (chains,); every chain is in one."""
     names = [f"{first} to {end - 1}" for first, end in itertools.pairwise(LENGTHS)]
     names = [f"below {LENGTHS[1]}", *names[1:], f"{LENGTHS[-1]} and more"]
     number = np.searchsorted(LENGTHS, lengths, side="right") - 1
     return {name: np.flatnonzero(number == i) for i, name in enumerate(names)}
 
 
-def class_bins(rows: Any, labels: str | Path | None = None) -> dict[str, np.ndarray]:
-    """Row numbers of the chains of each SCOP class: the first letter of the column `scop_sccs`, as in `c.1.15.3`.
+def class_bins(chains: Sequence[Record], labels: str | Path | None = None) -> dict[str, np.ndarray]:
+    """Numbers of the chains of each SCOP class: the first letter of the column `scop_sccs`, as in `c.1.15.3`.
 
     Args:
-        rows: chains, see `evaluation.open_chains`.
-        labels: a Parquet file with the columns `id` and `scop_sccs`; without it `rows` may have the latter.
+        chains: rows of a data set may have the column.
+        labels: a Parquet file with the columns `id` and `scop_sccs`, in place of that column.
 
     Returns:
         By letter; chains without a label are in none, and without any labels there is no bin.
@@ -178,8 +152,10 @@ def class_bins(rows: Any, labels: str | Path | None = None) -> dict[str, np.ndar
     Raises:
         ValueError: the labels lack a column, or are of other chains.
     """
-    if labels is not None:
-        import pyarrow as pa  # a bundle is evaluated without pyarrow
+    if labels is None:
+        sccs = [chain.get("scop_sccs") if isinstance(chain, Mapping) else None for chain in chains]
+    else:
+        import pyarrow as pa  # a packed file is evaluated without pyarrow
         import pyarrow.parquet as pq
 
         try:
@@ -190,13 +166,9 @@ def class_bins(rows: Any, labels: str | Path | None = None) -> dict[str, np.ndar
                 "and scop_sccs."
             ) from error
         known = dict(zip(table["id"].to_pylist(), table["scop_sccs"].to_pylist(), strict=True))
-        sccs = [known.get(name) for name in rows["id"][:]]
+        sccs = [known.get(id_of(chain)) for chain in chains]
         if not any(sccs):
-            raise ValueError(f"{labels} has a class for none of the {len(rows)} chains; give labels with their ids.")
-    elif "scop_sccs" in rows.column_names:
-        sccs = rows["scop_sccs"][:]
-    else:
-        return {}
+            raise ValueError(f"{labels} has a class for none of the {len(chains)} chains; give labels with their ids.")
     letters = np.array([text[0] if text else "" for text in sccs])
     return {str(letter): np.flatnonzero(letters == letter) for letter in np.unique(letters) if letter}
 
@@ -206,21 +178,18 @@ def class_bins(rows: Any, labels: str | Path | None = None) -> dict[str, np.ndar
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, samples: int = 2000, seed: int = 0) -> list[float]:
-    """95 % interval of the ratio of two sums over chains, each (chains,), by a bootstrap over chains."""
-    drawn = resample(np.stack([numerator, denominator], axis=1), samples, seed)
-    return np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5]).tolist()
-
-
-def describe_point(counts: np.ndarray, reference: np.ndarray | None = None) -> dict[str, Any]:
+def describe_point(
+    counts: np.ndarray, reference: np.ndarray | None = None, clusters: np.ndarray | None = None
+) -> dict[str, Any]:
     """Perplexity and recovery of counts (chains, 3) with 95 % intervals, and the gain over a reference.
 
     The gain in perplexity is a share of the reference's, that in recovery a difference; negative gains are losses.
+    Intervals are over `clusters` (chains,), or without them over chains.
     """
     asked = counts[:, COUNT] > 0
-    counts = counts[asked]
+    counts, clusters = counts[asked], None if clusters is None else clusters[asked]
     tables = {} if reference is None else {"reference": reference[asked, None]}
-    summary, intervals = summarize(counts[:, None]), bootstrap(tables | {"this": counts[:, None]})["this"]
+    summary, intervals = summarize(counts[:, None]), bootstrap(tables | {"this": counts[:, None]}, clusters)["this"]
     point = {"chains": len(counts), "predictions": summary["residues"]}
     for name in ("perplexity", "recovery"):
         point |= {name: summary[name], f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1]}
@@ -228,7 +197,7 @@ def describe_point(counts: np.ndarray, reference: np.ndarray | None = None) -> d
         low, high = intervals["gain_interval"]
         point |= {"gain": intervals["gain"], "gain_low": low, "gain_high": high}
         more = (counts - reference[asked])[:, CORRECT]
-        low, high = ratio_interval(more, counts[:, COUNT])
+        low, high = ratio_interval(more, counts[:, COUNT], clusters)
         point["recovery_gain"] = float(more.sum() / counts[:, COUNT].sum())
         point |= {"recovery_gain_low": low, "recovery_gain_high": high}
     return point
@@ -236,92 +205,107 @@ def describe_point(counts: np.ndarray, reference: np.ndarray | None = None) -> d
 
 def measure_robustness(
     checkpoint: str | Path,
-    data: str | Path,
+    inputs: Sequence[str | Path] | str | Path,
+    output: str | Path,
     *,
-    split: str | None = None,
     labels: str | Path | None = None,
     baseline: str | Path | None = None,
     num_rotations: int = 16,
     noise: Sequence[float] = NOISE,
     missing: Sequence[float] = MISSING,
-    draws: int = 3,
+    num_mask_samples: int = 3,
     seed: int = 0,
     dtype: str = "float32",
     token_budget: int = 8192,
     window: int = 1024,
     progress: bool = True,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    **reading: Any,
+) -> dict[str, Any]:
     """Measure how invariant to the frame and how robust a masked-LM checkpoint is, under the protocol `masked15`.
 
     Every point is of the same masked residues. Which residues lose their coordinates is drawn among all of a chain, so
     that of the masked ones the same share loses its own; one more point is where these alone lose them.
 
     Args:
-        checkpoint: with coordinates.
-        data, split: chains, see `evaluation.open_chains`.
+        checkpoint: folder or Hub name of a masked-LM Coordformer that reads coordinates.
+        inputs: data sets, structure files, archives, folders.
+        output: a folder, gets what `write_report` writes.
         labels: structural classes, see `class_bins`.
         baseline: a checkpoint without coordinates, to compare with.
         num_rotations: frames of each chain.
         noise: standard deviations in Å.
-        missing: shares of the residues whose coordinates are withheld.
-        draws, dtype, token_budget, window, progress: as in `evaluation.evaluate`.
+        missing: shares of the residues that lose their coordinates.
+        num_mask_samples, token_budget, window, progress: as of `count_chains`.
         seed: of the frames.
+        dtype: of the weights.
+        reading: `split`, `chain_ids` and `min_plddt`, as of `runner.Inputs`.
 
     Returns:
-        The summary: what was measured, and `spread` between frames; and the points as rows of a table: `test`
+        What was measured, of how many `chains`, `residues` and `clusters` (what intervals are over: their number, or
+        None, then chains); `spread` between frames, see `summarize_spread`; and `points`, the rows of a table: `test`
         (`frames`, `noise`, `missing`, `own`, `length`, `class`, `baseline`), `value`, `model` (`checkpoint` or
         `baseline`), and what `describe_point` returns. The reference of a gain is the given frame, no noise, nothing
         missing, or in a bin the baseline.
+
+    Raises:
+        ValueError: an argument is out of range, an input is unusable, or `baseline` reads coordinates.
     """
+    output = Path(output)
     for name, values, most, fix in (("noise", noise, np.inf, "on"), ("missing", missing, 1, "to 1")):
         if not all(0 <= value <= most for value in values):
             raise ValueError(f"`{name}` is {', '.join(map(str, values))}; give values from 0 {fix}.")
-    rows = open_chains(data, split)
-    bins = {"length": length_bins(read_lengths(rows)), "class": class_bins(rows, labels)}
+    output.mkdir(parents=True, exist_ok=True)
     model, processor = load_checkpoint(checkpoint, dtype)
     models = {"checkpoint": model}
     if baseline is not None:
         models["baseline"], _ = load_checkpoint(baseline, dtype)
         if (kind := coordinates_of(models["baseline"])) != "none":
             raise ValueError(f"`baseline` is {baseline}, a model with coordinates ({kind}); give one without any.")
-    options: dict[str, Any] = {"token_budget": token_budget, "window": window, "progress": progress}
+    given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
+    chains = given.read_all()
+    lengths = np.array(list(map(residues_of, chains)))
+    bins = {"length": length_bins(lengths), "class": class_bins(chains, labels)}
+    names = list(map(cluster_of, chains))
+    clusters = None if None in names else np.array(names)
+    options: dict[str, Any] = {"num_mask_samples": num_mask_samples, "token_budget": token_budget, "window": window}
+    options["progress"] = progress
 
     def count(model: PreTrainedModel, **condition: Any) -> np.ndarray:
-        counts = count_chains(model, rows, processor.tokenizer, "masked15", draws=draws, **condition, **options)
-        return counts.sum(axis=(0, 2))
+        return count_chains(model, chains, processor.tokenizer, **condition, **options).sum(axis=(0, 2))
 
-    frames = count_frames(
-        model, rows, processor.tokenizer, num_rotations=num_rotations, draws=draws, seed=seed, **options
-    )
-    plain = count(model)
-    counts_of = {name: plain if name == "checkpoint" else count(each) for name, each in models.items()}
-    points = [
-        {"test": "frames", "value": size, "model": "checkpoint"}
-        | describe_point(counts, None if size == 1 else frames["averaged"][1])
-        for size, counts in frames["averaged"].items()
-    ]
+    frames = count_frames(model, chains, processor.tokenizer, num_rotations=num_rotations, seed=seed, **options)
+    counts_of = {name: count(each) for name, each in models.items()}
+    plain = counts_of["checkpoint"]
+    points: list[dict[str, Any]] = []
+
+    def add(
+        test: str, value: Any, counts: np.ndarray, reference: Any = None, name: str = "checkpoint", inside: Any = ...
+    ) -> None:
+        """A point, of the chains `inside`."""
+        point = describe_point(
+            counts[inside],
+            None if reference is None else reference[inside],
+            None if clusters is None else clusters[inside],
+        )
+        points.append({"test": test, "value": value, "model": name} | point)
+
+    for size, counts in frames["averaged"].items():
+        add("frames", size, counts, None if size == 1 else frames["averaged"][1])
     for test, values in (("noise", noise), ("missing", missing)):
         for value in values:
-            counts = count(model, **{test: value}) if value else plain
-            point = describe_point(counts, plain if value else None)
-            points.append({"test": test, "value": value, "model": "checkpoint"} | point)
-    own = describe_point(count(model, without_own_coords=True), plain)
-    points.append({"test": "own", "value": "withheld", "model": "checkpoint"} | own)
+            add(test, value, count(model, **{test: value}) if value else plain, plain if value else None)
+    add("own", "without coordinates", count(model, without_own_coords=True), plain)
     left_out: dict[str, int] = {}
     for test, members in bins.items():
-        for bin_name, chains in members.items():
-            chains = chains[plain[chains, COUNT] > 0]
-            if len(chains) < LEAST_CHAINS:
-                left_out |= {f"{test} {bin_name}": len(chains)} if len(chains) else {}
+        for bin_name, inside in members.items():
+            inside = inside[plain[inside, COUNT] > 0]
+            if len(inside) < LEAST_CHAINS:
+                left_out |= {f"{test} {bin_name}": len(inside)} if len(inside) else {}
                 continue
             for name, counts in counts_of.items():
-                reference = counts_of["baseline"][chains] if (name, len(counts_of)) == ("checkpoint", 2) else None
-                points.append(
-                    {"test": test, "value": bin_name, "model": name} | describe_point(counts[chains], reference)
-                )
+                add(test, bin_name, counts, counts_of.get("baseline") if name == "checkpoint" else None, name, inside)
     if baseline is not None:
-        points.append({"test": "baseline", "value": "", "model": "baseline"} | describe_point(counts_of["baseline"]))
-
+        add("baseline", "", counts_of["baseline"], name="baseline")
     summary = {
         "models": {
             role: {
@@ -332,22 +316,25 @@ def measure_robustness(
             for role, path in (("checkpoint", checkpoint), ("baseline", baseline))
             if path is not None
         },
-        "data": Path(data).name,
-        "split": split,
+        "data": ", ".join(given.names),
+        "split": given.settings["split"],
         "dtype": dtype,
         "protocol": "masked15",
-        "draws": draws,
+        "num_mask_samples": num_mask_samples,
         "seed": seed,
-        "chains": len(rows),
-        "residues": int(read_lengths(rows).sum()),
+        "chains": len(chains),
+        "residues": int(lengths.sum()),
+        "clusters": None if clusters is None else len(set(names)),
         "chains_with_class": sum(map(len, bins["class"].values())),
         "left_out": left_out,
-        "spread": summarize_spread(frames),
+        "spread": summarize_spread(frames, clusters),
+        "points": points,
     }
-    return summary, points
+    write_report(summary, output)
+    return summary
 
 
-def summarize_spread(frames: Mapping[str, Any]) -> dict[str, Any]:
+def summarize_spread(frames: Mapping[str, Any], clusters: np.ndarray | None = None) -> dict[str, Any]:
     """What is reported of `count_frames`: means over all predictions with 95 % intervals, and each frame's perplexity.
 
     Returns:
@@ -357,11 +344,12 @@ def summarize_spread(frames: Mapping[str, Any]) -> dict[str, Any]:
         deviations, `histogram`, in bins of `bin_width` nats.
     """
     asked = frames["averaged"][1][:, COUNT]
-    sums, asked = frames["spread"][asked > 0], asked[asked > 0]
+    known = asked > 0
+    sums, asked, clusters = frames["spread"][known], asked[known], None if clusters is None else clusters[known]
     summary: dict[str, Any] = {"frames": len(frames["single"]), "predictions": int(asked.sum())}
     for name, values, power in zip(("log_probability_sd", "divergence", "changed"), sums.T, (0.5, 1, 1), strict=True):
         summary[name] = float(values.sum() / asked.sum()) ** power
-        summary[f"{name}_interval"] = [each**power for each in ratio_interval(values, asked)]
+        summary[f"{name}_interval"] = [each**power for each in ratio_interval(values, asked, clusters)]
     by_frame = [summarize(counts[None])["perplexity"] for counts in frames["single"]]
     summary |= {"perplexity_by_frame": by_frame, "perplexity_sd": float(np.std(by_frame, ddof=1))}
     return summary | {"bin_width": BIN_WIDTH, "histogram": frames["histogram"].tolist()}
@@ -396,21 +384,20 @@ def label_of(test: str, value: Any) -> str:
     return CLASSES.get(value, value) if test == "class" else str(value)
 
 
-def write_report(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write what `measure_robustness` returned: points.csv, invariance.json, invariance.png and report.md."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_report(summary: Mapping[str, Any], folder: Path) -> None:
+    """Write what `measure_robustness` returns: points.csv, the rest as robustness.json, robustness.png, report.md."""
     with open(folder / "points.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(points)
-    write_text(folder / "invariance.json", json.dumps(summary, indent=2) + "\n")
-    plot_robustness(summary, points, folder / "invariance.png")
-    write_text(folder / "report.md", describe(summary, points))
+        writer.writerows(summary["points"])
+    write_json(folder / "robustness.json", {name: value for name, value in summary.items() if name != "points"})
+    plot_robustness(summary, folder / "robustness.png")
+    write_text(folder / "report.md", describe(summary))
 
 
-def describe(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
+def describe(summary: Mapping[str, Any]) -> str:
     """The report, in Markdown."""
-    spread = summary["spread"]
+    spread, points = summary["spread"], summary["points"]
     low, high = min(spread["perplexity_by_frame"]), max(spread["perplexity_by_frame"])
 
     def interval(point: Mapping[str, Any], name: str, show: Callable[[float], str]) -> str:
@@ -425,15 +412,16 @@ def describe(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) ->
     names = model_names(summary)
     first, last = spread["changed_interval"]
     of_split = "" if summary["split"] is None else f", split {summary['split']}"
+    drawn = f"{summary['clusters']:,} sequence clusters" if summary["clusters"] else "chains"
     lines = [
         "# How invariant, and where does it fail?",
         "",
         f"{names['checkpoint']}: {summary['models']['checkpoint']['parameters']:,} parameters, {summary['dtype']}. "
         f"{summary['chains']:,} chains with {summary['residues']:,} residues of {summary['data']}{of_split}; protocol "
-        f"`{summary['protocol']}`, draws of residues: {summary['draws']}, the same ones in every row. In parentheses "
-        "95 % intervals of a bootstrap over chains, paired for the gains.",
+        f"`{summary['protocol']}`, samples of masked residues: {summary['num_mask_samples']}, the same ones in every "
+        f"row. In parentheses 95 % intervals of a bootstrap over {drawn}, paired for the gains.",
         "",
-        "![All panels](invariance.png)",
+        "![All panels](robustness.png)",
         "",
         "## From frame to frame",
         "",
@@ -473,14 +461,15 @@ def describe(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) ->
         lines += ["", f"Left out for having fewer than {LEAST_CHAINS} chains: {bins}."]
     if summary["chains_with_class"]:
         lines += ["", f"Chains with a structural class: {summary['chains_with_class']:,}."]
-    lines += ["", "All numbers: points.csv and invariance.json."]
+    lines += ["", "All numbers: points.csv and robustness.json."]
     return "\n".join(lines) + "\n"
 
 
-def plot_robustness(summary: Mapping[str, Any], points: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """A page of what `measure_robustness` returned, as PNG."""
+def plot_robustness(summary: Mapping[str, Any], path: str | Path) -> None:
+    """A page of what `measure_robustness` returns, as PNG."""
     if (figure := new_figure((10, 11), path)) is None:
         return
+    points = summary["points"]
     panels = figure.subplots(3, 2)
     for left, right in panels[1:]:
         right.sharey(left)

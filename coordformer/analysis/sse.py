@@ -1,39 +1,21 @@
-"""Secondary structure from C-alpha positions."""
+"""Secondary structure from C-alpha positions, as biotite finds it."""
 
 import numpy as np
 
-
-def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Where each run of True begins, and where what follows it begins."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False]))))
-    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
-
-
-def _long_runs(mask: np.ndarray, least: int) -> np.ndarray:
-    kept = np.zeros_like(mask)
-    for start, stop in _runs(mask):
-        kept[start:stop] = stop - start >= least
-    return kept
-
-
-def _extended(mask: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Each run longer by one residue on either side, where that is `allowed`."""
-    neighbors = np.zeros_like(mask)
-    neighbors[1:] |= mask[:-1]
-    neighbors[:-1] |= mask[1:]
-    return mask | (neighbors & allowed)
+__all__ = ["annotate_sse"]
 
 
 def annotate_sse(coords: np.ndarray) -> str:
     """Helices and strands from C-alpha positions by the criteria of P-SEA (Labesse et al. 1997).
 
-    As `biotite.structure.annotate_sse` reads them: strands of 4 residues, or of 3 with 5 contacts of 4.2 to 5.2 Å.
+    The letters of `biotite.structure.annotate_sse` under DSSP's names: helices are at least 5 residues, strands 4, or 3
+    with 5 contacts of 4.2 to 5.2 Å.
 
     Args:
         coords: (residues, 3), Å, NaN where not observed.
 
     Returns:
-        A letter for each residue: H (helix), E (strand) or C.
+        A letter for each residue: H (biotite's a, helix), E (b, strand) or C (c, coil).
 
     Examples:
         >>> turns = np.radians(100) * np.arange(8)
@@ -52,24 +34,55 @@ def annotate_sse(coords: np.ndarray) -> str:
     def within(values: np.ndarray, center: float, tolerance: float) -> np.ndarray:
         return np.abs(values - center) <= tolerance
 
-    d2, d3, d4 = (from_previous(np.linalg.norm(x[k:] - x[:-k], axis=-1)) for k in (2, 3, 4))
+    # Distances to residues 2, 3 and 4 further on, angles and dihedrals.
+    d2i, d3i, d4i = (from_previous(np.linalg.norm(x[k:] - x[:-k], axis=-1)) for k in (2, 3, 4))
     steps = np.diff(x, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         directions = steps / np.linalg.norm(steps, axis=-1, keepdims=True)
-    angle = from_previous(np.degrees(np.arccos(np.clip(-(directions[:-1] * directions[1:]).sum(axis=-1), -1, 1))))
+    ri = from_previous(np.degrees(np.arccos(np.clip(-(directions[:-1] * directions[1:]).sum(axis=-1), -1, 1))))
     normals = np.cross(directions[:-1], directions[1:])
     sine = (directions[1:-1] * np.cross(normals[:-1], normals[1:])).sum(axis=-1)
-    dihedral = from_previous(np.degrees(np.arctan2(sine, (normals[:-1] * normals[1:]).sum(axis=-1))))
+    ai = from_previous(np.degrees(np.arctan2(sine, (normals[:-1] * normals[1:]).sum(axis=-1))))
 
-    helix = (within(d3, 5.3, 0.5) & within(d4, 6.4, 0.6)) | (within(angle, 89, 12) & within(dihedral, 50, 20))
-    helix = _extended(_long_runs(helix, 5), within(d3, 5.3, 0.5) | within(angle, 89, 12))
-    strand = within(d2, 6.7, 0.6) & within(d3, 9.9, 0.9) & within(d4, 12.4, 1.1)
-    strand |= within(angle, 124, 14) & ((dihedral <= -125) | (dihedral >= 145))
-    distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
-    contacts = ((distances > 4.2) & (distances <= 5.2)).sum(axis=1)
-    long = _long_runs(strand, 4)
-    for start, stop in _runs(_long_runs(strand, 3)):
-        long[start:stop] |= contacts[start:stop].sum() >= 5
-    strand = _extended(long, within(d3, 9.9, 0.9))
+    relaxed_helix = within(d3i, 5.3, 0.5) | within(ri, 89, 12)
+    strict_helix = (within(d3i, 5.3, 0.5) & within(d4i, 6.4, 0.6)) | (within(ri, 89, 12) & within(ai, 50, 20))
+    relaxed_strand = within(d3i, 9.9, 0.9)
+    strict_strand = within(d2i, 6.7, 0.6) & relaxed_strand & within(d4i, 12.4, 1.1)
+    strict_strand |= within(ri, 124, 14) & ((ai <= -125) | (ai >= 145))
+
+    helix = _extend_region(_mask_consecutive(strict_helix, 5), relaxed_helix)
+    short_strand = _mask_regions_with_contacts(x, _mask_consecutive(strict_strand, 3))
+    strand = _extend_region(_mask_consecutive(strict_strand, 4) | short_strand, relaxed_strand)
     letters = np.where(strand, "E", np.where(helix, "H", "C"))
     return "".join(np.where(np.isnan(x).any(axis=-1), "C", letters))
+
+
+def _regions(mask: np.ndarray) -> np.ndarray:
+    """Where each run of True begins, and where what follows it begins: (runs, 2)."""
+    return np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])))).reshape(-1, 2)
+
+
+def _mask_consecutive(mask: np.ndarray, number: int) -> np.ndarray:
+    """The runs of at least `number` residues."""
+    kept = np.zeros_like(mask)
+    for start, stop in _regions(mask):
+        kept[start:stop] = stop - start >= number
+    return kept
+
+
+def _mask_regions_with_contacts(coords: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The runs whose residues have 5 contacts together."""
+    distances = np.linalg.norm(coords[:, None] - coords[None], axis=-1)
+    contacts = ((distances > 4.2) & (distances <= 5.2)).sum(axis=1)
+    kept = np.zeros_like(mask)
+    for start, stop in _regions(mask):
+        kept[start:stop] = contacts[start:stop].sum() >= 5
+    return kept
+
+
+def _extend_region(mask: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    """Each run longer by one residue on either side, where `condition` holds."""
+    neighbors = np.zeros_like(mask)
+    neighbors[1:] |= mask[:-1]
+    neighbors[:-1] |= mask[1:]
+    return mask | (neighbors & condition)

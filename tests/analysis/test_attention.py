@@ -11,31 +11,40 @@ import pytest
 import torch
 from conftest import CHAINS, STRUCTURES, make_model
 
-from coordformer import CoordformerProcessor, attention_analysis, read_chains
+from coordformer import CoordformerProcessor, read_chains
+from coordformer.analysis import attention_sums
 from coordformer.analysis.attention import (
+    analyze_attention,
+    choose_heads,
+    conditions_coincide,
+    describe,
+    fit_gaussian,
+    make_tables,
+    read_structures,
+    read_tables,
+    write_tables,
+)
+from coordformer.analysis.attention_sums import (
     CONDITIONS,
     DISTANCE_EDGES,
     MIN_PAIRS,
     AttentionSums,
-    choose_heads,
-    conditions_coincide,
-    fit_gaussian,
-    make_tables,
     motif_pairs,
     pair_sums,
-    read_structures,
-    read_tables,
     sum_attention,
-    write_tables,
 )
 from coordformer.analysis.sse import annotate_sse
+from coordformer.data.batching import fetch_rows
 from coordformer.data.pack import write_pack
 from coordformer.data.rows import load_rows
-from coordformer.inference.evaluate import chain_generator, load_checkpoint, open_chains
+from coordformer.inference.checkpoints import load_checkpoint
+from coordformer.inference.masked import chain_generator
+from coordformer.inference.runner import Inputs
 from coordformer.model.processing_coordformer import chain_arrays
 from coordformer_command import main
 
 PROCESSOR = CoordformerProcessor()
+TOKENIZER = PROCESSOR.tokenizer
 # Made with biotite 1.6.0, `annotate_sse`: a is H, b is E. On 956 chains with 212,995 residues no letter differed.
 PSEA = {
     "1orc.pdb.gz": "CCCCCCHHHHHHHCCHHHHHHHHCCCHHHHHHHHHHCCEEEEEECCCCEEEEEEECCCCCCCCCCCCCCCC",
@@ -50,9 +59,9 @@ BRIDGES = """3-31 6-28 7-27 8-26 9-25 10-24 11-23 20-71 21-70 22-69 23-68 24-67 
 
 
 @pytest.fixture
-def few_draws(monkeypatch):
+def few_samples(monkeypatch):
     """The intervals take most of the time."""
-    monkeypatch.setattr(attention_analysis, "DRAWS", 8)
+    monkeypatch.setattr(attention_sums, "SAMPLES", 8)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +92,7 @@ def add_chains(total, rows, attention):
     for row in rows:
         sequence, coords = chain_arrays(row, ("CA",))
         matrix, distances = pair_sums(sequence, coords[:, 0], "C" * len(sequence))
-        total.open(matrix, distances, chain_generator(row["id"], 0).poisson(1.0, attention_analysis.DRAWS))
+        total.open(matrix, distances, chain_generator(row["id"], 0).poisson(1.0, attention_sums.SAMPLES))
         total.add(0, np.stack([attention(distances)] * len(CONDITIONS)))
     return total
 
@@ -113,11 +122,11 @@ def test_intervals_are_those_of_a_mean_over_chains(rows):
     rng = np.random.default_rng(0)
     sequence, coords = chain_arrays(rows[0], ("CA",))
     matrix, distances = pair_sums(sequence, coords[:, 0], "C" * len(sequence))
-    near = distances < attention_analysis.NEAR
+    near = distances < attention_sums.NEAR
     shares, total = rng.uniform(0.2, 0.6, size=60), AttentionSums(1, 1)
     for share in shares:
         maps = np.where(near, share / near.sum(), (1 - share) / (np.isfinite(distances) & ~near).sum())
-        total.open(matrix, distances, rng.poisson(1.0, attention_analysis.DRAWS))
+        total.open(matrix, distances, rng.poisson(1.0, attention_sums.SAMPLES))
         total.add(0, np.stack([maps[None]] * len(CONDITIONS)))
     row = make_tables(total)["heads"][0]
     half = 1.96 * shares.std() / np.sqrt(len(shares))
@@ -148,7 +157,7 @@ def test_a_fit_that_means_nothing_gives_a_reason_and_no_numbers(distance, attent
 
 
 @pytest.mark.parametrize("fields", [{}, {"num_distance_bins": 8, "coordinate_embedding": "none"}])
-def test_tables_equal_a_direct_computation(rows, few_draws, fields):
+def test_tables_equal_a_direct_computation(rows, few_samples, fields):
     """From the maps that the model returns with `output_attentions`, with masks of pairs, chain by chain."""
     rows = hide(rows.select(range(3)), [0, 5, 6])
     model = make_model("base", "eager", **fields)
@@ -156,7 +165,7 @@ def test_tables_equal_a_direct_computation(rows, few_draws, fields):
         for name, parameter in model.named_parameters():
             if "distance_bias" in name:  # starts at zero
                 parameter.normal_(std=0.02)
-    total = sum_attention(model, rows, PROCESSOR, seed=3, progress=False)
+    total = sum_attention(model, rows, TOKENIZER, seed=3, progress=False)
     tables = make_tables(total)
     pooled = {name: [] for name in ("distance", "attention", "separation", "queries", "keys", "seen")}
     for row in rows:
@@ -180,7 +189,7 @@ def test_tables_equal_a_direct_computation(rows, few_draws, fields):
     pooled = {name: np.concatenate(values, axis=-1) for name, values in pooled.items()}
     attention, apart = pooled["attention"], pooled["separation"] != 0
     between = (pooled["seen"] == 3) & apart
-    assert total.pairs[attention_analysis.ROWS["others"]] == between.sum()
+    assert total.pairs[attention_sums.ROWS["others"]] == between.sum()
     for row in tables["heads"]:
         weights = attention[row["layer"] - 1, CONDITIONS.index(row["condition"]), row["head"] - 1]
         near = between & (pooled["distance"] < 8)
@@ -212,50 +221,68 @@ def test_tables_equal_a_direct_computation(rows, few_draws, fields):
     assert len(tables["heads"]) == 2 * 4 * 3 and tables["distance"] and tables["residue_pairs"]
 
 
-def test_bins_of_few_pairs_are_left_out(rows, few_draws):
-    total = sum_attention(make_model("base"), rows.select([0]), PROCESSOR, progress=False)
+def test_bins_of_few_pairs_are_left_out(rows, few_samples):
+    total = sum_attention(make_model("base"), rows.select([0]), TOKENIZER, progress=False)
     tables = make_tables(total)
-    pairs = total.pairs[attention_analysis.ROWS["distance"]]
+    pairs = total.pairs[attention_sums.ROWS["distance"]]
     assert ((pairs > 0) & (pairs < MIN_PAIRS)).any() and (pairs >= MIN_PAIRS).any()  # the chain has both kinds
     shown = {row["from"] for row in tables["distance"]}
     assert shown == set(DISTANCE_EDGES[:-1][pairs >= MIN_PAIRS])
     assert all(row["pairs"] >= MIN_PAIRS for table in ("distance", "residue_pairs", "motifs") for row in tables[table])
 
 
-def test_tables_depend_neither_on_the_order_nor_on_other_chains(rows, few_draws):
+def test_tables_depend_neither_on_the_order_nor_on_other_chains(rows, few_samples):
     model = make_model("base")
-    forth = sum_attention(model, rows, PROCESSOR, progress=False)
-    back = sum_attention(model, rows.select(range(len(rows))[::-1]), PROCESSOR, progress=False)
-    parts = [sum_attention(model, rows.select(part), PROCESSOR, progress=False) for part in (range(3), range(3, 8))]
+    forth = sum_attention(model, rows, TOKENIZER, progress=False)
+    back = sum_attention(model, rows.select(range(len(rows))[::-1]), TOKENIZER, progress=False)
+    parts = [sum_attention(model, rows.select(part), TOKENIZER, progress=False) for part in (range(3), range(3, 8))]
     for name in ("sums", "pairs", "drawn_sums", "drawn_pairs", "counts", "distance", "uniform"):
         np.testing.assert_allclose(getattr(back, name), getattr(forth, name), rtol=1e-9, atol=1e-12)
         both = getattr(parts[0], name) + getattr(parts[1], name)
         np.testing.assert_allclose(both, getattr(forth, name), rtol=1e-9, atol=1e-12)
 
 
-def test_the_seed_decides_the_shuffled_coordinates_alone(rows, few_draws):
+def test_chains_of_a_cluster_are_drawn_together(rows, few_samples):
+    """A sample of the bootstrap has both chains of a cluster equally often, others each by itself."""
+    model, records = make_model("base"), fetch_rows(rows, range(3))
+
+    def times(*clusters):
+        return [
+            sum_attention(model, [record | {"cluster": cluster}], TOKENIZER, progress=False).drawn_pairs.max(axis=1)
+            for record, cluster in zip(records, clusters, strict=True)
+        ]
+
+    def same(first, second):
+        return np.allclose(first / first.max(), second / second.max())
+
+    together, apart, alone = times(7, 7, None), times(7, 8, None), times(None, None, None)
+    assert same(*together[:2]) and not same(*apart[:2]) and not same(*alone[:2])
+    np.testing.assert_array_equal(together[2], alone[2])
+
+
+def test_the_seed_decides_the_shuffled_coordinates_alone(rows, few_samples):
     model, rows = make_model("base"), rows.select(range(2))
-    first, again, other = (sum_attention(model, rows, PROCESSOR, seed=seed, progress=False).sums for seed in (0, 0, 1))
+    first, again, other = (sum_attention(model, rows, TOKENIZER, seed=seed, progress=False).sums for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first[:, :2], other[:, :2])
     assert not np.allclose(first[:, 2], other[:, 2])
 
 
-def test_a_model_that_reads_no_coordinates_has_no_nulls(rows, few_draws):
-    tables = make_tables(sum_attention(make_model(coordinate_embedding="none"), rows, PROCESSOR, progress=False))
+def test_a_model_that_reads_no_coordinates_has_no_nulls(rows, few_samples):
+    tables = make_tables(sum_attention(make_model(coordinate_embedding="none"), rows, TOKENIZER, progress=False))
     assert {row["condition"] for name in ("heads", "distance", "motifs") for row in tables[name]} == {"given"}
     assert len(choose_heads(tables["heads"])) == 2
-    with_coordinates = sum_attention(make_model(), rows, PROCESSOR, progress=False)
+    with_coordinates = sum_attention(make_model(), rows, TOKENIZER, progress=False)
     assert not conditions_coincide(with_coordinates)
 
 
-def test_uniform_attention_has_the_uniform_share_and_no_motif(rows, few_draws):
+def test_uniform_attention_has_the_uniform_share_and_no_motif(rows, few_samples):
     model = make_model("base")
     with torch.no_grad():
         for layer in model.esm.encoder.layer:
             layer.attention.self.query.weight.zero_()
             layer.attention.self.query.bias.zero_()
-    tables = make_tables(sum_attention(model, rows, PROCESSOR, progress=False))
+    tables = make_tables(sum_attention(model, rows, TOKENIZER, progress=False))
     for row in tables["heads"]:
         assert row["near"] == pytest.approx(row["near_uniform"], rel=1e-5)
         assert row["near_long_range"] == pytest.approx(row["near_long_range_uniform"], rel=1e-5)
@@ -264,7 +291,7 @@ def test_uniform_attention_has_the_uniform_share_and_no_motif(rows, few_draws):
     assert [row["ratio"] for row in tables["motifs"]] == pytest.approx([1.0] * len(tables["motifs"]), rel=1e-5)
 
 
-def test_no_map_outlives_its_layer(rows, few_draws):
+def test_no_map_outlives_its_layer(rows, few_samples):
     model = make_model("base", num_hidden_layers=4)
     maps, alive = [], []
 
@@ -274,7 +301,7 @@ def test_no_map_outlives_its_layer(rows, few_draws):
 
     for layer in model.esm.encoder.layer:
         layer.attention.self.register_forward_hook(count)
-    sum_attention(model, rows.select(range(2)), PROCESSOR, progress=False)
+    sum_attention(model, rows.select(range(2)), TOKENIZER, progress=False)
     assert len(alive) == 8 and max(alive) == 0
     # What would be kept otherwise.
     alive.clear()
@@ -283,14 +310,14 @@ def test_no_map_outlives_its_layer(rows, few_draws):
     assert max(alive) == 3
 
 
-def test_the_model_is_left_as_it_was(rows, few_draws):
+def test_the_model_is_left_as_it_was(rows, few_samples):
     model = make_model("base", "sdpa")
-    sum_attention(model, rows.select([0]), PROCESSOR, progress=False)
+    sum_attention(model, rows.select([0]), TOKENIZER, progress=False)
     assert model.config._attn_implementation == "sdpa"
     assert not any(layer.attention.self._forward_hooks for layer in model.esm.encoder.layer)
 
 
-def test_of_long_chains_the_middle_is_looked_at(rows, few_draws):
+def test_of_long_chains_the_middle_is_looked_at(rows, few_samples):
     longest = int(np.argmax(rows["length"][:]))
     model, long, row = make_model("base"), rows.select([longest]), rows[longest]
     before, window = (row["length"] - 60) // 2, 60
@@ -298,12 +325,12 @@ def test_of_long_chains_the_middle_is_looked_at(rows, few_draws):
     part = {"sequence": row["sequence"][before:][:window], "coords": row["coords"][3 * before :][: 3 * window]}
     alone = long.from_list([row | part | {"length": window}], features=long.features)
     structures = {row["id"]: "C" * before + "H" * window + "C" * after}
-    cropped = sum_attention(model, long, PROCESSOR, structures, window=window, progress=False)
-    expected = sum_attention(model, alone, PROCESSOR, {row["id"]: "H" * window}, progress=False)
+    cropped = sum_attention(model, long, TOKENIZER, structures, window=window, progress=False)
+    expected = sum_attention(model, alone, TOKENIZER, {row["id"]: "H" * window}, progress=False)
     np.testing.assert_allclose(cropped.sums, expected.sums, rtol=1e-12)
     assert before > 0 and (cropped.cropped, expected.cropped) == (1, 0)
     few_positions = make_model("base", position_embedding_type="absolute", max_position_embeddings=64)
-    assert sum_attention(few_positions, long, PROCESSOR, progress=False).cropped == 1
+    assert sum_attention(few_positions, long, TOKENIZER, progress=False).cropped == 1
 
 
 @pytest.mark.parametrize("file", sorted(PSEA))
@@ -354,16 +381,15 @@ def test_pairs_outside_a_motif_have_its_separations():
     separation = np.abs(np.subtract.outer(np.arange(len(coords)), np.arange(len(coords))))
     for name, motif in motif_pairs(annotate_sse(coords), distances).items():
         inside, outside = (
-            matrix[attention_analysis.ROWS[each]].toarray().reshape(distances.shape)
-            for each in (name, f"{name}_outside")
+            matrix[attention_sums.ROWS[each]].toarray().reshape(distances.shape) for each in (name, f"{name}_outside")
         )
         assert motif.any() and (inside == motif).all() and not (outside * motif).any()
         for each in np.unique(separation[motif]):
             assert outside[separation == each].sum() == pytest.approx(inside[separation == each].sum())
 
 
-def test_tables_return_from_their_files(rows, few_draws, tmp_path):
-    tables = make_tables(sum_attention(make_model("base"), rows.select(range(2)), PROCESSOR, progress=False))
+def test_tables_return_from_their_files(rows, few_samples, tmp_path):
+    tables = make_tables(sum_attention(make_model("base"), rows.select(range(2)), TOKENIZER, progress=False))
     tables["motifs"] = []
     write_tables(tables, tmp_path)
     again = read_tables(tmp_path)
@@ -393,13 +419,15 @@ def folder(tmp_path_factory, rows):
     return folder
 
 
-def test_command(folder, tmp_path, capsys, few_draws):
-    command = ["attention", str(folder / "masked_lm"), "--data", str(folder / "chains.parquet"), "--split", "valid"]
+def test_command(folder, tmp_path, capsys, few_samples):
+    command = ["attention", str(folder / "masked_lm"), str(folder / "chains.parquet"), "--split", "valid"]
     assert main([*command, "--output", str(tmp_path / "out"), "--quiet", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["chains"], summary["with_ss8"], summary["reads_coordinates"]) == (8, 4, True)
     assert set(summary["best_heads"]) == {"1", "2"}
+    text = r"8 chains with .* residues\nheads .* null of shuffled coordinates: 1\.\d, 2\.\d"
+    assert re.fullmatch(text, describe(summary))
     tables = {}
     for name in ("heads", "distance", "separation", "residue_pairs", "motifs"):
         with open(tmp_path / "out" / f"{name}.csv", newline="") as file:
@@ -415,25 +443,34 @@ def test_command(folder, tmp_path, capsys, few_draws):
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_model_with_a_head_attends_as_its_encoder(folder, tmp_path, rows, few_draws):
+def test_files_and_data_sets_are_taken_together(folder, tmp_path, few_samples):
+    inputs = [folder / "chains.parquet", STRUCTURES / "1orc.pdb.gz"]
+    both = analyze_attention(folder / "base", inputs, tmp_path, progress=False)
+    assert (both["data"], both["chains"], both["with_ss8"]) == ("chains.parquet, 1orc.pdb.gz", 9, 4)
+    assert both["clusters"] is None  # a file has none
+    alone = [analyze_attention(folder / "base", each, tmp_path, progress=False) for each in inputs]
+    assert sum(each["pairs"] for each in alone) == both["pairs"] and alone[0]["clusters"] > 1
+
+
+def test_a_model_with_a_head_attends_as_its_encoder(folder, tmp_path, rows, few_samples):
     model, processor = load_checkpoint(folder / "masked_lm", any_head=True)
     assert hasattr(model, "lm_head")
     model.coordformer.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     models = model, load_checkpoint(tmp_path, any_head=True)[0], load_checkpoint(folder / "base", any_head=True)[0]
-    first, same, other = (sum_attention(each, rows.select([0]), processor, progress=False).sums for each in models)
+    first, same, other = (sum_attention(each, rows.select([0]), TOKENIZER, progress=False).sums for each in models)
     np.testing.assert_array_equal(first, same)
     assert not np.allclose(first, other)
 
 
-def test_a_bundle_gives_the_same_attention(folder, tmp_path, rows, few_draws):
-    model, processor = load_checkpoint(folder / "base", any_head=True)
+def test_a_packed_file_gives_the_same_attention(folder, tmp_path, rows, few_samples):
+    model, _ = load_checkpoint(folder / "base", any_head=True)
     write_pack(rows.select(range(2)), tmp_path / "chains.safetensors", progress=False)
     sums = [
-        sum_attention(model, each, processor, progress=False).sums
-        for each in (rows.select(range(2)), open_chains(tmp_path / "chains.safetensors"))
+        sum_attention(model, each, TOKENIZER, progress=False).sums
+        for each in (rows.select(range(2)), Inputs(tmp_path / "chains.safetensors").read_all())
     ]
-    np.testing.assert_allclose(*sums, rtol=1e-3, atol=1e-3)  # a bundle keeps thousandths of an Å
+    np.testing.assert_allclose(*sums, rtol=1e-3, atol=1e-3)  # coordinates are rounded to 0.01 Å
     assert read_structures(tmp_path / "chains.safetensors") == {}
 
 
@@ -450,16 +487,16 @@ def test_structures_come_from_the_column_where_there_is_one(folder, rows):
         ({"checkpoint": "empty"}, "holds no processor"),
         ({"checkpoint": "esm"}, "holds a esm model"),
         ({"checkpoint": "unknown"}, "no attribute 'CoordformerForNothing'"),
-        ({"--data": "nowhere.parquet"}, "No Parquet file"),
+        ({"inputs": "nowhere.parquet"}, "No Parquet file"),
         ({"--split": "tset"}, "is in split 'tset'"),
         ({"--window": "1"}, "`window` is 1; it must be at least 2"),
         ({"--seed": "-1"}, "`seed` is -1; it must be at least 0"),
         ({"--output": "chains.parquet"}, "which is a file; give a folder"),
-        ({"--data": "letters.parquet"}, "3 letters in `ss8` for"),
-        ({"--data": "hidden.parquet"}, "There are 0 pairs of residues with coordinates in 1 chains"),
+        ({"inputs": "letters.parquet"}, "3 letters in `ss8` for"),
+        ({"inputs": "hidden.parquet"}, "There are 0 pairs of residues with coordinates in 1 chains"),
     ],
 )
-def test_bad_inputs_are_one_clear_line(folder, rows, capsys, few_draws, change, message):
+def test_bad_inputs_are_one_clear_line(folder, rows, capsys, few_samples, change, message):
     (folder / "empty").mkdir(exist_ok=True)
     for name, text in (("esm", '{"model_type": "esm"}'), ("unknown", '{"model_type": "coordformer"}')):
         PROCESSOR.save_pretrained(folder / name)
@@ -468,12 +505,10 @@ def test_bad_inputs_are_one_clear_line(folder, rows, capsys, few_draws, change, 
     one = rows.select([0])
     one.add_column("ss8", ["HHH"]).to_parquet(folder / "letters.parquet")
     hide(one, slice(None)).to_parquet(folder / "hidden.parquet")
-    options = {"checkpoint": "base", "--data": "chains.parquet", "--output": "out"} | change
-    paths = {
-        name: str(folder / value) for name, value in options.items() if name in ("checkpoint", "--data", "--output")
-    }
-    options |= paths
-    checkpoint = options.pop("checkpoint")
-    assert main(["attention", checkpoint, "--quiet", *(word for option in options.items() for word in option)]) == 1
+    options = {"checkpoint": "base", "inputs": "chains.parquet", "--output": "out"} | change
+    for name in ("checkpoint", "inputs", "--output"):
+        options[name] = str(folder / options[name])
+    paths = options.pop("checkpoint"), options.pop("inputs")
+    assert main(["attention", *paths, "--quiet", *(word for option in options.items() for word in option)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("coordformer: ") and message in error

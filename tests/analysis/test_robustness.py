@@ -5,36 +5,33 @@ import json
 import math
 from types import SimpleNamespace
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CHAINS, make_config, make_model
+from conftest import CHAINS, STRUCTURES, make_config, make_model
 
 from coordformer import CoordformerProcessor
 from coordformer.analysis.robustness import (
     LENGTHS,
     class_bins,
     count_frames,
+    describe,
     describe_point,
     frame_spread,
     length_bins,
     measure_robustness,
 )
+from coordformer.data.batching import fetch_rows
 from coordformer.data.pack import write_pack
-from coordformer.data.rows import SCHEMA, load_rows
-from coordformer.inference.evaluate import (
-    count_chains,
-    draw_rotations,
-    evaluate,
-    letter_ids,
-    masked_batches,
-    open_chains,
-    predict_logits,
-)
+from coordformer.data.rows import load_rows
+from coordformer.inference import masked
+from coordformer.inference.evaluate import evaluate
+from coordformer.inference.masked import average_frames, count_chains, draw_rotations, predict_masked
 from coordformer.inference.metrics import CORRECT, COUNT, NLL, summarize
+from coordformer.inference.runner import Inputs
+from coordformer.model.processing_coordformer import letter_ids
 from coordformer_command import main
 
 TOKENIZER = CoordformerProcessor().tokenizer
@@ -43,13 +40,13 @@ LETTERS = letter_ids(TOKENIZER)
 
 @pytest.fixture(scope="module")
 def rows():
-    return load_rows(CHAINS, "valid").select(range(24))
+    return fetch_rows(load_rows(CHAINS, "valid"), range(24))
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """A small model with coordinates, one without, and 30 real chains with classes that are made up."""
-    folder = tmp_path_factory.mktemp("invariance")
+    folder = tmp_path_factory.mktemp("robustness")
     for name in ("linear", "none"):
         make_model(coordinate_embedding=name).save_pretrained(folder / name)
         CoordformerProcessor().save_pretrained(folder / name)
@@ -64,8 +61,7 @@ def checkpoints(tmp_path_factory):
 
 
 def test_rotations_are_the_given_frame_and_uniform_ones():
-    ids = [f"chain {i}" for i in range(500)]
-    rotations = draw_rotations(ids, 5)
+    rotations = torch.stack([draw_rotations(f"chain {i}", 5) for i in range(500)])
     assert torch.equal(rotations[:, 0], torch.eye(3).expand(500, 3, 3))
     others = rotations[:, 1:].reshape(-1, 3, 3)
     torch.testing.assert_close(others @ others.mT, torch.eye(3).expand_as(others), atol=1e-5, rtol=0)
@@ -77,43 +73,38 @@ def test_rotations_are_the_given_frame_and_uniform_ones():
 
 
 def test_rotations_depend_on_the_seed_and_the_chain_alone():
-    rotations = draw_rotations(["a", "b"], 3)
-    assert torch.equal(draw_rotations(["b"], 8)[0, :3], rotations[1])
-    assert not torch.allclose(rotations[0, 1:], rotations[1, 1:])
-    assert not torch.allclose(draw_rotations(["a", "b"], 3, seed=1)[:, 1:], rotations[:, 1:])
-    assert draw_rotations(["a"], 2, dim=2).shape == (1, 2, 2, 2)
+    first, second = (draw_rotations(name, 3) for name in "ab")
+    assert torch.equal(draw_rotations("b", 8)[:3], second)
+    assert not torch.allclose(first[1:], second[1:])
+    assert not torch.allclose(draw_rotations("a", 3, seed=1)[1:], first[1:])
+    assert draw_rotations("a", 2, dim=2).shape == (2, 2, 2)
 
 
 @pytest.mark.parametrize("window", [1024, 40], ids=["whole", "windows"])
 def test_turned_chains_and_the_models_rotations_are_the_same(rows, window):
     model = make_model()
-    batch = dict(CoordformerProcessor()(chains=[rows[i] for i in range(3)]))
-    rotations = draw_rotations(["a", "b", "c"], 3)
+    frames = predict_masked(model, rows[:3], TOKENIZER, num_rotations=3, window=window)
+    predicted = {number: logits.log_softmax(dim=-1) for number, _, logits in frames}
     for frame in (1, 2):
-        turned = torch.einsum("bij,blj->bli", rotations[:, frame], batch["coords"])
-        expected = predict_logits(model, batch | {"coords": turned}, window).log_softmax(dim=-1)
-        actual = predict_logits(model, batch, window, rotations=rotations[:, frame : frame + 1])
-        inside = batch["attention_mask"].bool()
-        torch.testing.assert_close(actual[inside], expected[inside], atol=1e-4, rtol=0)
-    assert not torch.allclose(
-        actual[inside], predict_logits(model, batch, window).log_softmax(dim=-1)[inside], atol=0.1
-    )
+        turned = []
+        for row in rows[:3]:
+            coords = row["coords"].reshape(-1, 3) @ draw_rotations(row["id"], 3)[frame].numpy().T
+            turned.append(row | {"coords": coords.reshape(-1)})
+        for number, _, logits in predict_masked(model, turned, TOKENIZER, window=window):
+            expected = logits[0].log_softmax(dim=-1)
+            torch.testing.assert_close(predicted[number][frame], expected, atol=1e-4, rtol=0)
+            assert not torch.allclose(predicted[number][0], expected, atol=0.1)
 
 
-@pytest.mark.parametrize("window", [1024, 40], ids=["whole", "windows"])
-def test_averaging_is_that_of_the_probabilities(rows, window):
-    model = make_model()
-    batch = dict(CoordformerProcessor()(chains=[rows[i] for i in range(3)]))
-    rotations = draw_rotations(["a", "b", "c"], 5)
-    separate = [predict_logits(model, batch | {"rotations": rotations[:, [k]]}, window).softmax(-1) for k in range(5)]
-    actual = predict_logits(model, batch, window, rotations=rotations)
-    torch.testing.assert_close(actual.exp(), torch.stack(separate).mean(dim=0), atol=1e-5, rtol=1e-4)
+def test_averaging_is_that_of_the_probabilities():
+    frames = 3 * torch.randn(5, 7, 33)
+    torch.testing.assert_close(average_frames(frames).exp(), frames.softmax(dim=-1).mean(dim=0))
 
 
 def test_averaged_counts_are_those_of_separate_frames(rows):
     """`count_chains` averages frame by frame, `count_frames` all of them at once: two ways to the same numbers."""
     model = make_model()
-    options = {"draws": 2, "progress": False}
+    options = {"num_mask_samples": 2, "progress": False}
     frames = count_frames(model, rows, TOKENIZER, num_rotations=6, token_budget=900, **options)
     assert sorted(frames["averaged"]) == [1, 2, 4, 6]
     for size, counts in frames["averaged"].items():
@@ -126,9 +117,10 @@ def test_averaged_counts_are_those_of_separate_frames(rows):
 
 def test_one_frame_is_plain_evaluation(rows):
     model = make_model()
-    plain = count_chains(model, rows, TOKENIZER, draws=1, progress=False)
-    np.testing.assert_array_equal(count_chains(model, rows, TOKENIZER, draws=1, num_rotations=1, progress=False), plain)
-    two = count_chains(model, rows, TOKENIZER, draws=1, num_rotations=2, progress=False)
+    options = {"num_mask_samples": 1, "progress": False}
+    plain = count_chains(model, rows, TOKENIZER, **options)
+    np.testing.assert_array_equal(count_chains(model, rows, TOKENIZER, num_rotations=1, **options), plain)
+    two = count_chains(model, rows, TOKENIZER, num_rotations=2, **options)
     np.testing.assert_array_equal(two[..., COUNT], plain[..., COUNT])
     assert not np.allclose(two[..., NLL], plain[..., NLL])
 
@@ -145,21 +137,19 @@ def test_frame_spread_by_hand():
 
 def test_a_model_without_coordinates_has_no_spread(rows):
     frames = count_frames(
-        make_model(coordinate_embedding="none"), rows, TOKENIZER, num_rotations=4, draws=1, progress=False
+        make_model(coordinate_embedding="none"), rows, TOKENIZER, num_rotations=4, num_mask_samples=1, progress=False
     )
     np.testing.assert_allclose(frames["spread"], 0, atol=1e-9)
     np.testing.assert_allclose(frames["single"], np.broadcast_to(frames["single"][0], (4, 3)))
     np.testing.assert_allclose(frames["averaged"][4], frames["averaged"][1], rtol=1e-6)
 
 
-def test_chains_without_coordinates_are_asked_nothing(rows):
-    """A batch in which nothing is predicted counts nothing, and no other chain is the worse for it."""
-    chains = rows.select(range(3)).to_list()
-    chains[1]["coords"] = [math.nan] * (3 * chains[1]["length"])
-    some = datasets.Dataset(pa.Table.from_pylist(chains, schema=SCHEMA))
-    options = {"num_rotations": 2, "draws": 1, "token_budget": 10, "progress": False}
+def test_nothing_is_predicted_of_chains_without_coordinates(rows):
+    """They count nothing, and no other chain is the worse for it."""
+    some = [rows[0], rows[1] | {"coords": np.full_like(rows[1]["coords"], np.nan)}, rows[2]]
+    options = {"num_rotations": 2, "num_mask_samples": 1, "token_budget": 10, "progress": False}
     frames = count_frames(make_model(), some, TOKENIZER, **options)
-    whole = count_frames(make_model(), rows.select([0, 2]), TOKENIZER, **options)
+    whole = count_frames(make_model(), [rows[0], rows[2]], TOKENIZER, **options)
     assert (frames["averaged"][2][1] == 0).all() and (frames["spread"][1] == 0).all()
     np.testing.assert_array_equal(frames["averaged"][2][[0, 2], COUNT], whole["averaged"][2][:, COUNT])
 
@@ -183,11 +173,12 @@ class PlantedModel:
 
 
 def test_a_planted_dependence_on_the_frame_is_found(rows):
-    count, draws = 7, 1
-    frames = count_frames(PlantedModel(), rows, TOKENIZER, num_rotations=count, draws=draws, seed=5, progress=False)
-    bias = 3 * draw_rotations(rows["id"][:], count, seed=5)[..., 0, 0].double().numpy()  # (chains, frames)
+    count, options = 7, {"num_mask_samples": 1, "progress": False}
+    frames = count_frames(PlantedModel(), rows, TOKENIZER, num_rotations=count, seed=5, **options)
+    rotations = torch.stack([draw_rotations(row["id"], count, seed=5) for row in rows])
+    bias = 3 * rotations[..., 0, 0].double().numpy()  # (chains, frames)
     partition = np.exp(bias) + 19
-    plain = count_chains(make_model(), rows, TOKENIZER, draws=draws, progress=False)[0, ..., COUNT]
+    plain = count_chains(make_model(), rows, TOKENIZER, **options)[0, ..., COUNT]
     alanines, all_ = plain[:, LETTERS["A"]], plain.sum(axis=1)
     log_a, log_other = bias - np.log(partition), -np.log(partition)
     variance = alanines * log_a.var(axis=1, ddof=1) + (all_ - alanines) * log_other.var(axis=1, ddof=1)
@@ -209,7 +200,7 @@ def test_a_planted_dependence_on_the_frame_is_found(rows):
 
 def test_no_noise_and_nothing_missing_is_plain_evaluation(rows):
     model = make_model()
-    options = {"draws": 2, "progress": False}
+    options = {"num_mask_samples": 2, "progress": False}
     plain = count_chains(model, rows, TOKENIZER, **options)
     np.testing.assert_array_equal(count_chains(model, rows, TOKENIZER, noise=0.0, missing=0.0, **options), plain)
     for condition in ({"noise": 2.0}, {"missing": 0.5}, {"without_own_coords": True}):
@@ -218,32 +209,46 @@ def test_no_noise_and_nothing_missing_is_plain_evaluation(rows):
         assert not np.allclose(counts[..., NLL], plain[..., NLL])
         other = count_chains(model, rows, TOKENIZER, token_budget=700, **condition, **options)
         np.testing.assert_allclose(other, counts, atol=1e-3)
-    withheld = count_chains(model, rows, TOKENIZER, without_coords=True, **options)
-    np.testing.assert_allclose(count_chains(model, rows, TOKENIZER, missing=1.0, **options), withheld, atol=1e-5)
+    without = count_chains(model, rows, TOKENIZER, without_coords=True, **options)
+    np.testing.assert_allclose(count_chains(model, rows, TOKENIZER, missing=1.0, **options), without, atol=1e-5)
 
 
-def test_what_is_moved_and_withheld(rows):
-    model = make_model()
-    (plain,) = [batch for _, _, batch in masked_batches(model, rows, TOKENIZER, token_budget=100_000)]
-    seen = ~plain["coords"].isnan().any(dim=-1)
+def test_what_is_moved_and_what_is_missing(rows, monkeypatch):
+    """Of the rows that the model gets: noise moves what is observed, shares of it are missing, tokens stay."""
+    read = []
+
+    def keep(model, given, *arguments, **options):
+        read[:] = sorted(given, key=lambda row: row.chain)
+        return iter(())
+
+    monkeypatch.setattr(masked, "predict", keep)
 
     def changed(**condition) -> torch.Tensor:
-        ((_, _, batch),) = masked_batches(model, rows, TOKENIZER, token_budget=100_000, **condition)
-        for name in ("input_ids", "labels", "attention_mask"):
-            assert torch.equal(batch[name], plain[name])
-        return batch["coords"]
+        assert list(predict_masked(make_model(), rows, TOKENIZER, **condition)) == []
+        return torch.from_numpy(np.concatenate([row.coords for row in read]))
 
-    moved = (changed(noise=2.0) - plain["coords"])[seen]
+    exact, tokens = changed(), np.concatenate([row.input_ids for row in read])
+    chosen = torch.zeros(len(tokens), dtype=torch.bool)
+    chosen[
+        np.concatenate(
+            [
+                start + row.places
+                for row, start in zip(read, np.cumsum([0, *(len(row.input_ids) for row in read[:-1])]), strict=True)
+            ]
+        )
+    ] = True
+    seen = ~exact.isnan().any(dim=-1)
+    moved = (changed(noise=2.0) - exact)[seen]
     assert moved.std().item() == pytest.approx(2, rel=0.05) and abs(moved.mean().item()) < 0.1
-    torch.testing.assert_close((changed(noise=1.0) - plain["coords"])[seen], moved / 2, atol=1e-4, rtol=0)
+    torch.testing.assert_close((changed(noise=1.0) - exact)[seen], moved / 2, atol=1e-4, rtol=0)
     few, many = (changed(missing=share).isnan().any(dim=-1) & seen for share in (0.3, 0.6))
     assert (few.sum() / seen.sum()).item() == pytest.approx(0.3, abs=0.03)
     assert (many.sum() / seen.sum()).item() == pytest.approx(0.6, abs=0.03)
     assert (many | ~few).all()  # the same ones and more
-    chosen = plain["labels"] != -100
     assert (few & chosen).sum() / chosen.sum() == pytest.approx(0.3, abs=0.08)
     own = changed(without_own_coords=True).isnan().any(dim=-1) & seen
     assert torch.equal(own, chosen)
+    np.testing.assert_array_equal(np.concatenate([row.input_ids for row in read]), tokens)
 
 
 # --- bins and points -------------------------------------------------------------------------------------------------
@@ -260,16 +265,17 @@ def test_length_bins_partition_the_chains():
 
 def test_classes_come_from_labels_or_a_column(rows, tmp_path):
     assert class_bins(rows) == {}
-    ids = rows["id"][:]
+    ids = [row["id"] for row in rows]
     sccs = {ids[3]: "c.1.15.3", ids[5]: "a.2.1.1", ids[7]: "c.2.1.1", ids[8]: None, "another chain": "b.1.1.1"}
     path = tmp_path / "labels.parquet"
     pq.write_table(pa.table({"id": list(sccs), "scop_sccs": list(sccs.values())}), path)
-    write_pack(rows, tmp_path / "chains.safetensors", progress=False)
-    with_column = rows.add_column("scop_sccs", [sccs.get(name) for name in ids])
+    chains = load_rows(CHAINS, "valid").select(range(24))
+    write_pack(chains, tmp_path / "chains.safetensors", progress=False)
+    chains.add_column("scop_sccs", [sccs.get(name) for name in ids]).to_parquet(tmp_path / "chains.parquet")
     for bins in (
         class_bins(rows, path),
-        class_bins(open_chains(tmp_path / "chains.safetensors"), path),
-        class_bins(with_column),
+        class_bins(Inputs(tmp_path / "chains.safetensors").read_all(), path),
+        class_bins(Inputs(tmp_path / "chains.parquet").read_all()),
     ):
         assert {letter: chains.tolist() for letter, chains in bins.items()} == {"a": [5], "c": [3, 7]}
 
@@ -308,15 +314,28 @@ def test_points_by_hand():
     assert not any("gain" in name for name in describe_point(counts))
 
 
+def test_intervals_are_over_clusters_where_there_are_some():
+    """Of two chains of a cluster the interval is that of one that has the counts of both."""
+    rng = np.random.default_rng(0)
+    counts = np.stack([np.full(40, 10.0), rng.uniform(10, 30, size=40), rng.integers(0, 11, size=40)], axis=1)
+    clusters = np.repeat(np.arange(20), 2)
+    sums = counts.reshape(20, 2, 3).sum(axis=1)
+    by_cluster, alone = describe_point(counts, counts / 2 + sums[clusters] / 4, clusters), describe_point(counts)
+    expected = describe_point(sums, (counts / 2 + sums[clusters] / 4).reshape(20, 2, 3).sum(axis=1))
+    names = [name for name in expected if name != "chains"]
+    assert [by_cluster[name] for name in names] == pytest.approx([expected[name] for name in names])
+    assert by_cluster["perplexity"] == alone["perplexity"] and by_cluster["perplexity_low"] != alone["perplexity_low"]
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
 def test_command_line(checkpoints, tmp_path, capsys):
     def run(folder):
         assert main([
-            "invariance", str(checkpoints / "linear"), "--baseline", str(checkpoints / "none"),
-            "--data", str(checkpoints / "chains.parquet"), "--labels", str(checkpoints / "labels.parquet"),
-            "--num_rotations", "3", "--noise", "0", "2", "--missing", "0", "1", "--draws", "1",
+            "robustness", str(checkpoints / "linear"), str(checkpoints / "chains.parquet"),
+            "--baseline", str(checkpoints / "none"), "--labels", str(checkpoints / "labels.parquet"),
+            "--num_rotations", "3", "--noise", "0", "2", "--missing", "0", "1", "--num_mask_samples", "1",
             "--output", str(folder), "--quiet",
         ]) == 0  # fmt: skip
         return list(csv.DictReader((folder / "points.csv").open()))
@@ -324,7 +343,7 @@ def test_command_line(checkpoints, tmp_path, capsys):
     points = run(tmp_path / "one")
     report = (tmp_path / "one" / "report.md").read_text()
     assert report in capsys.readouterr().out
-    assert (tmp_path / "one" / "invariance.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "one" / "robustness.png").read_bytes().startswith(b"\x89PNG")
     found = {(point["test"], point["value"], point["model"]): point for point in points}
     assert len(found) == len(points)
     assert {key[:2] for key in found if key[0] in ("frames", "noise", "missing", "class")} == {
@@ -335,14 +354,14 @@ def test_command_line(checkpoints, tmp_path, capsys):
         assert f"{float(point['perplexity']):.3f} ({float(point['perplexity_low']):.3f} to " in report
         assert float(point["perplexity_low"]) < float(point["perplexity"]) < float(point["perplexity_high"])
 
-    summary = json.loads((tmp_path / "one" / "invariance.json").read_text())
+    summary = json.loads((tmp_path / "one" / "robustness.json").read_text())
     assert (summary["chains"], summary["chains_with_class"]) == (30, 20)
     assert summary["spread"]["changed"] > 0.1 and len(summary["spread"]["perplexity_by_frame"]) == 3
     kept = sum(int(point["chains"]) for point in points if point["test"] == "length" and point["model"] == "baseline")
     assert kept + sum(chains for name, chains in summary["left_out"].items() if name.startswith("length")) == 30
     assert all(chains < 10 for chains in summary["left_out"].values()) and summary["left_out"]
 
-    options = {"protocols": ("masked15",), "draws": 1, "progress": False}
+    options = {"protocols": ("masked15",), "num_mask_samples": 1, "progress": False}
     data = checkpoints / "chains.parquet"
     for key, model, more in (
         (("frames", "1", "checkpoint"), "linear", {}),
@@ -357,30 +376,40 @@ def test_command_line(checkpoints, tmp_path, capsys):
     assert float(alpha["gain"]) == pytest.approx(gain) and without["gain"] == ""
 
     run(tmp_path / "two")
-    for name in ("points.csv", "invariance.json", "report.md"):
+    for name in ("points.csv", "robustness.json", "report.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_a_checkpoint_alone_has_no_gains_in_its_bins(checkpoints):
-    summary, points = measure_robustness(
-        checkpoints / "linear", checkpoints / "chains.parquet", num_rotations=2, noise=(), missing=(), draws=1,
+def test_a_checkpoint_alone_has_no_gains_in_its_bins(checkpoints, tmp_path):
+    inputs = [checkpoints / "chains.parquet", STRUCTURES / "1orc.pdb.gz"]
+    summary = measure_robustness(
+        checkpoints / "linear", inputs, tmp_path, num_rotations=2, noise=(), missing=(), num_mask_samples=1,
         progress=False,
     )  # fmt: skip
     assert list(summary["models"]) == ["checkpoint"] and summary["chains_with_class"] == 0
-    assert {point["test"] for point in points} == {"frames", "own", "length"}
-    assert not any("gain" in point for point in points if point["test"] == "length")
+    assert (summary["data"], summary["chains"]) == ("chains.parquet, 1orc.pdb.gz", 31)
+    assert {point["test"] for point in summary["points"]} == {"frames", "own", "length"}
+    assert not any("gain" in point for point in summary["points"] if point["test"] == "length")
+    assert summary["clusters"] is None and "bootstrap over chains" in describe(summary)
+    assert "over 17 sequence clusters" in describe(summary | {"clusters": 17})
 
 
 def test_evaluate_averages_over_frames(checkpoints, capsys):
-    command = ["evaluate", str(checkpoints / "linear"), "--data", str(checkpoints / "chains.parquet"),
-               "--protocols", "paper", "--draws", "1", "--quiet", "--num_rotations", "3", "--json"]  # fmt: skip
+    command = ["evaluate", str(checkpoints / "linear"), str(checkpoints / "chains.parquet"), "--quiet", "--json",
+               "--protocols", "paper", "--num_mask_samples", "1", "--num_rotations", "3"]  # fmt: skip
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
     from transformers import AutoModelForMaskedLM
 
     model = AutoModelForMaskedLM.from_pretrained(checkpoints / "linear")
     counts = count_chains(
-        model, load_rows(checkpoints / "chains.parquet"), TOKENIZER, "paper", draws=1, num_rotations=3, progress=False
+        model,
+        load_rows(checkpoints / "chains.parquet"),
+        TOKENIZER,
+        "paper",
+        num_mask_samples=1,
+        num_rotations=3,
+        progress=False,
     )
     assert report["num_rotations"] == 3
     assert report["paper"]["perplexity"] == pytest.approx(summarize(counts)["perplexity"], rel=1e-6)
@@ -390,7 +419,7 @@ def test_evaluate_averages_over_frames(checkpoints, capsys):
     ("options", "message"),
     [
         (["--num_rotations", "1"], "`num_rotations` is 1; it must be at least 2"),
-        (["--draws", "0"], "`draws` is 0; it must be at least 1"),
+        (["--num_mask_samples", "0"], "`num_mask_samples` is 0; it must be at least 1"),
         (["--seed", "-1"], "`seed` is -1; it must be at least 0"),
         (["--window", "1"], "`window` is 1; it must be at least 2"),
         (["--noise", "0", "-1"], "`noise` is 0.0, -1.0; give values from 0 on"),
@@ -403,7 +432,7 @@ def test_evaluate_averages_over_frames(checkpoints, capsys):
 def test_command_line_says_what_is_wrong_in_one_line(checkpoints, tmp_path, capsys, options, message):
     options = [str(checkpoints / "linear") if option == "LINEAR" else option for option in options]
     data = str(checkpoints / "chains.parquet")
-    command = ["invariance", str(checkpoints / "linear"), "--data", data, "--output", str(tmp_path), "--quiet"]
+    command = ["robustness", str(checkpoints / "linear"), data, "--output", str(tmp_path), "--quiet"]
     assert main([*command, *options]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]
     assert len(lines) == 1 and message in lines[0], lines
