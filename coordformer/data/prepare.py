@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
@@ -51,27 +51,62 @@ REJECTS_KEY = b"coordformer.rejects"
 LARGE = {pa.string(): pa.large_string()}
 
 
-@dataclass(frozen=True)
-class ReadSettings:
-    """What decides whether and how a chain is read; see `prepare`."""
+@dataclass
+class PrepareSettings:
+    """What decides a data set besides its files.
 
-    atoms: tuple[str, ...] = ("CA",)
+    Attributes:
+        atoms: the atoms to keep.
+        min_plddt: residues of predicted structures below this confidence count as not observed.
+        min_mean_plddt: chains of predicted structures with a lower mean confidence are rejected.
+        min_length: chains with fewer residues are rejected.
+        max_length: chains with more residues are rejected.
+        min_observed: chains with a smaller share of observed residues are rejected.
+        keep_duplicates: keep all chains of equal sequence; the default merges them into the best observed one.
+        splits: shares of the sequence clusters by split, such as `{"train": 0.95, "valid": 0.05}`; no cluster is in two
+            splits. The default is one split, `train`, without clustering.
+        identity, coverage: of the clusters, see `cluster.cluster_sequences`.
+        seed: of the splits.
+        chains_per_shard: rows of a shard.
+
+    Raises:
+        ValueError: one is unusable.
+        FileNotFoundError: there are to be splits, but there is no MMseqs2.
+    """
+
+    atoms: Sequence[str] = ("CA",)
     min_plddt: float | None = None
     min_mean_plddt: float | None = None
     min_length: int = 1
     max_length: int | None = None
     min_observed: float = 0.0
+    keep_duplicates: bool = False
+    splits: Mapping[str, float] | None = None
+    identity: float = 0.3
+    coverage: float = 0.8
+    seed: int = 0
+    chains_per_shard: int = 5000
 
     def __post_init__(self) -> None:
+        self.atoms = tuple(atom.strip() for atom in self.atoms)
         if not self.atoms or not all(self.atoms) or len(set(self.atoms)) < len(self.atoms):
             raise ValueError(f"`atoms` is {list(self.atoms)}; name each atom once, for example N, CA and C.")
-        for name in ("min_length", "max_length"):
+        for name in ("min_length", "max_length", "chains_per_shard"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; it must be at least 1.")
         if self.max_length is not None and self.max_length < self.min_length:
             raise ValueError(f"`max_length` ({self.max_length}) is less than `min_length` ({self.min_length}).")
         if not 0 <= self.min_observed <= 1:
             raise ValueError(f"`min_observed` is {self.min_observed}; it is a share between 0 and 1.")
+        if self.splits is not None:  # hours before they are made
+            find_mmseqs()
+            cluster_sequences([], self.identity, self.coverage)
+            assign_splits(np.array([], dtype=np.int64), [], self.splits, self.seed)
+
+    def decisive(self) -> dict[str, Any]:
+        """All but what decides nothing without splits."""
+        unused = ("identity", "coverage", "seed") if self.splits is None else ()
+        return {name: value for name, value in vars(self).items() if name not in unused}
 
     def reject(self, chain: Chain) -> str | None:
         """Why a chain is left out, or None."""
@@ -117,7 +152,7 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
 
 
 def _read_rows(
-    part: Iterable[Source], settings: ReadSettings, rejects: list[Reject]
+    part: Iterable[Source], settings: PrepareSettings, rejects: list[Reject]
 ) -> Iterator[dict[str, Any] | None]:
     """The rows of a part, and a None after each file."""
     for source in part:
@@ -143,7 +178,7 @@ def _read_rows(
             yield None
 
 
-def read_part(part: Sequence[Source], settings: ReadSettings, path: str | Path) -> int:
+def read_part(part: Sequence[Source], settings: PrepareSettings, path: str | Path) -> int:
     """Read a part into a Parquet file, which appears whole or not at all, with the rejects in its metadata.
 
     Returns:
@@ -175,7 +210,7 @@ def part_path(output: Path, number: int) -> Path:
     return output / READING / f"part-{number:07d}.parquet"
 
 
-def _read_all(parts: list[list[Source]], settings: ReadSettings, output: Path, workers: int, progress: bool) -> None:
+def _read_all(parts: list[list[Source]], settings: PrepareSettings, output: Path, workers: int, progress: bool) -> None:
     """Read the parts that are not there yet."""
     left = []
     for number, part in enumerate(parts):
@@ -235,30 +270,22 @@ def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None
 
 def assemble(
     output: str | Path,
+    settings: PrepareSettings,
     rejects: Sequence[Reject] = (),
-    *,
-    splits: Mapping[str, float] | None = None,
-    identity: float = 0.3,
-    coverage: float = 0.8,
-    seed: int = 0,
-    keep_duplicates: bool = False,
-    chains_per_shard: int = 5000,
     threads: int | None = None,
-    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Make the data set out of the parts in `output/reading`, which are removed at the end.
 
     Args:
         output: the folder of the data set.
+        settings: as of `read_part`.
         rejects: of `plan`.
-        settings: goes into the datasheet, as everything else that was decided.
-        splits, identity, coverage, seed, keep_duplicates, chains_per_shard: as in `prepare`.
         threads: of MMseqs2.
 
     Returns:
         The datasheet, see `write_datasheet`.
     """
-    output = Path(output)
+    output, splits = Path(output), settings.splits
     parts = sorted((output / READING).glob("part-*.parquet"))
     columns = ["id", "sequence", "length", "observed", "resolution", "method"]
     tables, counts, all_rejects = [], Counter(chains_read=0, files=0), list(rejects)
@@ -273,7 +300,7 @@ def assemble(
     counts["chains_read"] = len(table)
     kept = np.arange(len(table))
     aliases: list[list[str] | None] = [None] * len(table)
-    if not keep_duplicates:
+    if not settings.keep_duplicates:
         kept, aliases = merge_duplicates(table)
     summary = table.take(pa.array(kept))
     clusters: np.ndarray | None = None
@@ -282,9 +309,9 @@ def assemble(
         # In an order of their own, so that clusters do not depend on the names of the files.
         order = np.array(pc.sort_indices(summary["sequence"]))
         sequences = summary["sequence"].take(pa.array(order)).to_pylist()
-        labels = cluster_sequences(sequences, identity, coverage, threads, output / READING)
+        labels = cluster_sequences(sequences, settings.identity, settings.coverage, threads, output / READING)
         back = np.argsort(order)
-        sorted_names = assign_splits(labels, sequences, splits, seed)
+        sorted_names = assign_splits(labels, sequences, splits, settings.seed)
         names = [sorted_names[place] for place in back]
         clusters = np.unique(labels, return_inverse=True)[1][back]
     extra = pa.table(
@@ -299,7 +326,10 @@ def assemble(
     folder = output / f"{DATA}.tmp"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    writers = {name: _ShardWriter(folder, name, names.count(name), chains_per_shard) for name in (splits or ("train",))}
+    writers = {
+        name: _ShardWriter(folder, name, names.count(name), settings.chains_per_shard)
+        for name in (splits or ("train",))
+    }
     ends = np.cumsum([len(each) for each in tables], dtype=np.int64)
     for part, end, rows_of_part in zip(parts, ends, map(len, tables), strict=True):
         inside = np.arange(*np.searchsorted(kept, [end - rows_of_part, end]))
@@ -321,12 +351,7 @@ def assemble(
         clusters,
         all_rejects,
         counts={**counts, "duplicates_merged": len(table) - len(kept)},
-        settings={
-            **(settings or {}),
-            "keep_duplicates": keep_duplicates,
-            "splits": None if splits is None else dict(splits),
-            **({} if splits is None else {"identity": identity, "coverage": coverage, "seed": seed}),
-        },
+        settings=settings.decisive(),
     )
     shutil.rmtree(output / READING, ignore_errors=True)
     return sheet
@@ -475,21 +500,10 @@ def prepare(
     inputs: Sequence[str | Path],
     output: str | Path,
     *,
-    atoms: Sequence[str] = ("CA",),
-    min_plddt: float | None = None,
-    min_mean_plddt: float | None = None,
-    min_length: int = 1,
-    max_length: int | None = None,
-    min_observed: float = 0.0,
-    keep_duplicates: bool = False,
-    splits: Mapping[str, float] | None = None,
-    identity: float = 0.3,
-    coverage: float = 0.8,
-    seed: int = 0,
-    chains_per_shard: int = 5000,
     workers: int | None = None,
     failed: Sequence[tuple[str, str]] = (),
     progress: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
     """Turn structure files into Parquet shards that `datasets.load_dataset(output)` reads and streams.
 
@@ -498,87 +512,33 @@ def prepare(
 
     Args:
         inputs: structure files, tar archives of them, and folders that are searched for both.
-        output: a folder; gets `data/<split>-*.parquet`, `rejected.tsv` (file, chain, reason), `datasheet.json` and
-            `README.md`.
-        atoms: the atoms to keep.
-        min_plddt: residues of predicted structures below this confidence count as not observed.
-        min_mean_plddt: chains of predicted structures with a lower mean confidence are rejected.
-        min_length: chains with fewer residues are rejected.
-        max_length: chains with more residues are rejected.
-        min_observed: chains with a smaller share of observed residues are rejected.
-        keep_duplicates: keep all chains of equal sequence; the default merges them into the best observed one.
-        splits: shares of the sequence clusters by split, such as `{"train": 0.95, "valid": 0.05}`; no cluster is in two
-            splits. The default is one split, `train`, without clustering.
-        identity, coverage: of the clusters, see `clustering.cluster_sequences`.
-        seed: of the splits.
-        chains_per_shard: rows of a shard.
+        output: a folder; gets `data/<split>-*.parquet`, `rejected.tsv` (file, chain, reason), `datasheet.json`,
+            `README.md` and `run.json`.
         workers: processes that read; the default is one per core.
         failed: ids and reasons of what could not be fetched; they go into `rejected.tsv`.
         progress: show a progress bar.
+        options: of `PrepareSettings`.
 
     Returns:
         The datasheet, see `write_datasheet`.
 
     Raises:
-        ValueError: nothing to read, or `output` holds another data set.
+        ValueError: an option is unusable, there is nothing to read, or `output` holds another data set.
         OSError: a worker was lost or a disk is full; what was read stays.
     """
-    assembling: dict[str, Any] = {"keep_duplicates": keep_duplicates, "chains_per_shard": chains_per_shard}
-    splitting: dict[str, Any] = {"splits": splits, "identity": identity, "coverage": coverage, "seed": seed}
-    settings = check_options(
-        atoms=atoms,
-        min_plddt=min_plddt,
-        min_mean_plddt=min_mean_plddt,
-        min_length=min_length,
-        max_length=max_length,
-        min_observed=min_observed,
-        workers=workers,
-        **assembling,
-        **splitting,
-    )
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"`workers` is {workers}; it must be at least 1.")
+    output, settings = Path(output), PrepareSettings(**options)
     parts, rejects = plan(inputs)
-    rejects = [*((name, "", reason) for name, reason in failed), *rejects]
-    output = Path(output)
-    decisive = {**asdict(settings), **assembling, "splits": None}
-    if splits is not None:
-        decisive |= splitting | {"splits": list(splits.items())}  # their order counts
-    if not begin(output, decisive, parts):
+    if not begin(output, settings, parts):
         return _read_sheet(output)
     _read_all(parts, settings, output, workers, progress)
-    return assemble(output, rejects, threads=workers, settings=asdict(settings), **assembling, **splitting)
+    return assemble(output, settings, [*((name, "", reason) for name, reason in failed), *rejects], workers)
 
 
-def check_options(
-    *,
-    splits: Mapping[str, float] | None = None,
-    identity: float = 0.3,
-    coverage: float = 0.8,
-    seed: int = 0,
-    chains_per_shard: int = 5000,
-    workers: int | None = None,
-    keep_duplicates: bool = False,
-    **reading: Any,
-) -> ReadSettings:
-    """Look at the options of `prepare` before hours of work, and return those of reading.
-
-    Raises:
-        ValueError: one is unusable.
-        FileNotFoundError: splits are asked for and there is no MMseqs2.
-    """
-    settings = ReadSettings(**reading | {"atoms": tuple(atom.strip() for atom in reading.get("atoms", ("CA",)))})
-    for name, value in (("chains_per_shard", chains_per_shard), ("workers", workers)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}; it must be at least 1.")
-    if splits is not None:
-        find_mmseqs()
-        cluster_sequences([], identity, coverage)
-        assign_splits(np.array([], dtype=np.int64), [], splits, seed)
-    return settings
-
-
-def begin(output: Path, settings: Mapping[str, Any], parts: Sequence[Sequence[Source]]) -> bool:
+def begin(output: Path, settings: PrepareSettings, parts: Sequence[Sequence[Source]]) -> bool:
     """Claim a folder for a run, or go on with it; see `records.begin_run`.
 
     Returns:
@@ -589,9 +549,10 @@ def begin(output: Path, settings: Mapping[str, Any], parts: Sequence[Sequence[So
     """
     reading, sheet = output / READING, output / SHEET
     sources = [[source.name, source.size, source.offset] for part in parts for source in part]
+    decisive = settings.decisive() | {"sources": {"files": len(sources), "sha256": hash_json(sources)}}
     begin_run(
         output,
-        {**settings, "sources": {"files": len(sources), "sha256": hash_json(sources)}},
+        decisive | {"splits": settings.splits and list(settings.splits.items())},  # their order counts
         holds_results=sheet.exists() or (output / DATA).exists() or any(reading.glob("part-*.parquet")),
     )
     if sheet.exists() and (output / DATA).exists():
@@ -612,6 +573,7 @@ def fetch_and_prepare(
     requests_per_second: float = 10.0,
     rcsb_url: str | None = None,
     alphafold_url: str | None = None,
+    workers: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> dict[str, int]:
@@ -622,7 +584,7 @@ def fetch_and_prepare(
             `output`/downloads.
         allow_missing: go on without ids that could not be fetched.
         requests_per_second, rcsb_url, alphafold_url: as of `fetch.fetch`.
-        inputs, output, options, progress: as of `prepare`.
+        inputs, output, workers, options, progress: as of `prepare`.
 
     Returns:
         The counts of the datasheet.
@@ -630,7 +592,7 @@ def fetch_and_prepare(
     Raises:
         ValueError: there is nothing to prepare, an id could not be fetched, or no chain was kept.
     """
-    check_options(**options)
+    PrepareSettings(**options)  # or raises, before anything is fetched
     found: list[str | Path] = list(inputs)
     failed: list[tuple[str, str]] = []
     if fetch:
@@ -650,7 +612,7 @@ def fetch_and_prepare(
             )
     if not found:
         raise ValueError("There is nothing to prepare; give files, folders or tar archives, or ids after --fetch.")
-    sheet = prepare(found, output, failed=failed, progress=progress, **options)
+    sheet = prepare(found, output, workers=workers, failed=failed, progress=progress, **options)
     for name in options.get("splits") or ():
         if name not in sheet["splits"]:
             logger.warning("no sequence cluster fell into the split %r", name)

@@ -14,25 +14,20 @@ The shards are, byte for byte, those of `coordformer prepare`. On a cluster:
 
 All machines must have the same coordformer and see the same files under the same paths: inputs are read, and parts are
 written to OUTPUT/reading, by the workers. Dask gives the parts of a lost worker to others. Stopped, the same command
-goes on with the parts that are not there yet. What this script has begun `coordformer prepare` refuses, and the other
-way round.
+goes on with the parts that are not there yet. So does `coordformer prepare` with the same options.
 """
 
 import argparse
 import json
 import os
-import shutil
 import sys
 import uuid
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from dask.distributed import CancelledError, Client, KilledWorker, as_completed
 from tqdm import tqdm
 
-from coordformer.data.cluster import assign_splits, find_mmseqs
-from coordformer.data.prepare import READING, ReadSettings, assemble, begin, part_path, plan, read_part
+from coordformer.data.prepare import PrepareSettings, assemble, begin, part_path, plan, read_part
 
 
 def read(part, settings, path):
@@ -82,18 +77,18 @@ def main():
     options = parser.parse_args()
     if min(options.workers, options.chains_per_shard) < 1:
         parser.error("--workers and --chains_per_shard are at least 1")
-    splits = None
     try:
-        if options.splits:  # what can go wrong at the end is looked at first
+        splits = None
+        if options.splits:
             pairs = [each.partition("=") for each in options.splits.split(",")]
             splits = {name: float(share or "nan") for name, _, share in pairs}
-            assign_splits(np.array([], dtype=np.int64), [], splits)
-            find_mmseqs()
-        settings = ReadSettings(min_plddt=options.min_plddt, min_length=options.min_length)
+        settings = PrepareSettings(
+            min_plddt=options.min_plddt, min_length=options.min_length, splits=splits,
+            chains_per_shard=options.chains_per_shard,
+        )  # fmt: skip
         parts, rejects = plan([Path(path).resolve() for path in options.inputs])
         output = options.output.resolve()
-        assembling = {"splits": splits, "chains_per_shard": options.chains_per_shard}
-        if begin(output, {"engine": "dask", **asdict(settings), **assembling}, parts):
+        if begin(output, settings, parts):
             local = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": None}
             with Client(options.scheduler, timeout=30, **({} if options.scheduler else local)) as client:
                 try:
@@ -101,8 +96,7 @@ def main():
                 except TimeoutError:
                     raise OSError(f"no worker came to {client.scheduler.address} in a minute; start some") from None
                 read_all(client, parts, settings, output)
-            assemble(output, rejects, settings=asdict(settings), **assembling)
-        shutil.rmtree(output / READING, ignore_errors=True)
+            assemble(output, settings, rejects)
         print(json.dumps(json.loads((output / "datasheet.json").read_text(encoding="utf-8"))["counts"]))
     except (ValueError, OSError, CancelledError) as error:
         sys.exit(f"prepare_on_dask: {error or 'the scheduler was lost; run again'}")

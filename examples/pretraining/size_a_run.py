@@ -29,7 +29,7 @@ from datasets import Dataset
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, build_tokenizer
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.pack import write_pack
-from coordformer.data.prepare import READING, REJECTS_KEY, ReadSettings, assemble, part_path, plan, read_part
+from coordformer.data.prepare import READING, REJECTS_KEY, PrepareSettings, assemble, part_path, plan, read_part
 from coordformer.data.rows import SCHEMA, ShardBatches, read_compact
 
 ROOT = Path(__file__).parent.parent.parent
@@ -162,7 +162,7 @@ def measure_reading(folder, files=256):
             tar.add(ROOT / "tests/data/structures/1BD2.cif.gz", f"{number}.cif.gz")
     with Cost() as cost:
         for part in plan([folder / "one.tar"])[0]:
-            read_part(part, ReadSettings(), folder / "part.parquet")
+            read_part(part, PrepareSettings(), folder / "part.parquet")
     return {"files_per_second": round(files / cost.seconds, 1)}
 
 
@@ -184,7 +184,7 @@ def measure_assembling_and_streaming(folder, chains=64000, size=64):
             writer.write_table(rows(size, number))
             writer.add_key_value_metadata({REJECTS_KEY: b"[]", b"files": b"64"})
     with Cost() as assembling:
-        assemble(folder)
+        assemble(folder, PrepareSettings())
     with Cost() as opening:
         batches = ShardBatches(folder, 16384, open_shards=8)
     with Cost() as shards:

@@ -26,7 +26,7 @@ from conftest import CHAINS, STRUCTURES
 from coordformer import read_chains
 from coordformer.data import prepare as preparation
 from coordformer.data.prepare import (
-    ReadSettings,
+    PrepareSettings,
     assemble,
     merge_duplicates,
     part_path,
@@ -154,7 +154,7 @@ def test_more_letters_than_plain_strings_hold(tmp_path):
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         metadata = {"coordformer.rejects": "[]", "files": "0"}
         pq.write_table(table.replace_schema_metadata(metadata), part_path(tmp_path, number))
-    sheet = assemble(tmp_path)
+    sheet = assemble(tmp_path, PrepareSettings())
     assert (sheet["counts"]["chains"], sheet["counts"]["duplicates_merged"]) == (11, 11)
 
 
@@ -191,7 +191,7 @@ def real_parts(output, numbers):
 @NEEDS_MMSEQS
 def test_no_cluster_crosses_splits(tmp_path):
     rows = real_parts(tmp_path / "out", range(0, 600, 5))
-    sheet = assemble(tmp_path / "out", splits={"train": 0.7, "valid": 0.3}, chains_per_shard=60)
+    sheet = assemble(tmp_path / "out", PrepareSettings(splits={"train": 0.7, "valid": 0.3}, chains_per_shard=60))
     chains = load_rows(tmp_path / "out")
     where = {row["id"]: (row["cluster"], row["split"]) for row in chains}
     assert set(where) == {row["id"] for row in rows}
@@ -412,7 +412,7 @@ def test_goes_on_after_a_kill_while_assembling(tmp_path):
     prepare_quietly(folder, tmp_path / "whole")
     # What a kill leaves between the shards and the datasheet: parts, and shards that no datasheet vouches for.
     parts, _ = plan([folder])
-    settings = ReadSettings()
+    settings = PrepareSettings()
     (tmp_path / "out" / "reading").mkdir(parents=True)
     shutil.copy(tmp_path / "whole" / "run.json", tmp_path / "out")
     read_part(parts[0], settings, part_path(tmp_path / "out", 0))
@@ -495,7 +495,7 @@ def test_what_a_run_leaves_of_another_is_not_mixed(tmp_path):
             prepare_quietly(folder, other)
         assert prepare_quietly(folder, other, min_length=2)["counts"]["chains"] == 2
     part_path(tmp_path / "parts", 0).parent.mkdir(parents=True)
-    read_part(plan([folder])[0][0], ReadSettings(), part_path(tmp_path / "parts", 0))
+    read_part(plan([folder])[0][0], PrepareSettings(), part_path(tmp_path / "parts", 0))
     with pytest.raises(ValueError, match="holds results without a run.json"):
         prepare_quietly(folder, tmp_path / "parts")
 
@@ -555,13 +555,13 @@ def test_command_line(tmp_path, capsys):
     for options, message in (
         ([str(tmp_path / "none"), "--output", str(tmp_path / "two")], "none"),
         (["--output", str(tmp_path / "two")], "There is nothing to prepare; give files"),
-        ([str(folder), "--output", str(tmp_path / "two"), "--splits", "train"], "--splits is 'train'; write names"),
     ):
         assert main(["prepare", *options]) == 1 and message in capsys.readouterr().err
         assert not (tmp_path / "two").exists()
-    assert (
-        main(["prepare", str(folder), "--output", str(tmp_path / "three"), "--min_length", "999", "--workers", "1"])
-        == 1
-    )
+    with pytest.raises(SystemExit):
+        main(["prepare", str(folder), "--output", str(tmp_path / "two"), "--splits", "train"])
+    assert "--splits: 'train': write names and shares" in capsys.readouterr().err
+    options = ["--output", str(tmp_path / "three"), "--min_length", "999", "--workers", "1"]
+    assert main(["prepare", str(folder), *options]) == 1
     text = capsys.readouterr().err
     assert "No chain was kept" in text and "rejected.tsv says why" in text
