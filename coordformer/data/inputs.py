@@ -10,7 +10,7 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,63 +51,44 @@ def has_suffix(name: str, suffixes: Sequence[str]) -> bool:
     return name.lower().removesuffix(".gz").endswith(tuple(suffixes))
 
 
-def find_structures(
-    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], suffixes: Sequence[str] = STRUCTURE_SUFFIXES
-) -> list[Path]:
-    """Structure files among files and folders.
-
-    Args:
-        paths: one path or several. A file is taken as it is, whatever its name; a folder is searched, with all below
-            it, for names that end in one of `suffixes`, or one of these and .gz, in either case.
-        suffixes: the default is .cif .mmcif .pdbx .pdb .ent .bcif.
-
-    Returns:
-        The paths, sorted, each file once.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        StructureError: no file was found.
-    """
-    given = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    found: dict[Path, Path] = {}
-    for path in given:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        files = [path]
-        if path.is_dir():
-            files = [file for file in path.rglob("*") if has_suffix(file.name, suffixes) and file.is_file()]
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    if not found:
-        raise StructureError(
-            f"{', '.join(map(str, given)) or 'no path given'}: no structure file found; give files, or folders with "
-            f"names that end in {' '.join(suffixes)} (.gz)"
-        )
-    return sorted(found.values())
-
-
 def list_sources(
     inputs: Sequence[str | Path], suffixes: Sequence[str] = STRUCTURE_SUFFIXES
 ) -> tuple[list[Source], list[Reject]]:
     """List what there is to read.
 
     Args:
-        inputs: files, which are taken whatever their names, tar archives, and folders that are searched for both.
-        suffixes: endings of the files that folders and archives are searched for, such as `STRUCTURE_SUFFIXES`.
+        inputs: files, which are taken whatever their names, tar archives, and folders that are searched for both, with
+            all below them.
+        suffixes: endings of the files that folders and archives are searched for, see `has_suffix`.
 
     Returns:
-        The sources, sorted by path, in a plain archive as they lie there; and what cannot be read of the archives.
+        The sources, each file once, sorted by path, in a plain archive as they lie there; and what cannot be read of
+        the archives.
 
     Raises:
         FileNotFoundError: a path does not exist.
         StructureError: no file was found.
     """
-    paths = find_structures(inputs, (*suffixes, *ARCHIVES))
-    root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    found: dict[Path, Path] = {}
+    for path in map(Path, inputs):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
+        files = [path]
+        if path.is_dir():
+            endings = (*suffixes, *ARCHIVES)
+            files = [file for file in path.rglob("*") if has_suffix(file.name, endings) and file.is_file()]
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    if not found:
+        raise StructureError(
+            f"{', '.join(map(str, inputs)) or 'no path given'}: no structure file found; give files, or folders with "
+            f"names that end in {' '.join((*suffixes, *ARCHIVES))} (.gz)"
+        )
+    root = os.path.commonpath([file.parent for file in found])
     sources: list[Source] = []
     rejects: list[Reject] = []
-    for path in paths:
-        name = path.resolve().relative_to(root).as_posix()
+    for file, path in sorted(found.items(), key=lambda item: item[1]):
+        name = file.relative_to(root).as_posix()
         if has_suffix(path.name, ARCHIVES) and not _opener(path):
             for member in _members(path, name, suffixes, rejects):
                 sources.append(Source(f"{name}/{member.name}", str(path), member.size, member.offset_data))

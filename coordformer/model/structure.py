@@ -159,6 +159,7 @@ def read_proteins(
     atoms: Sequence[str] = ("CA",),
     min_plddt: float | None = None,
     chain_ids: str | Iterable[str] | None = None,
+    *,
     problems: list[tuple[str, str]] | None = None,
     data: bytes | None = None,
 ) -> list[Chain]:

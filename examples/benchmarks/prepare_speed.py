@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from bars import draw_bars
 from harness import take_turns, write_record
 
-from coordformer.data.inputs import find_structures
+from coordformer.data.inputs import list_sources
 from coordformer.data.prepare import DATA, FILES_PER_PART, part_path, prepare
 from coordformer.data.rows import SCHEMA
 
@@ -137,9 +137,8 @@ def main() -> None:
         options.copies, options.repeats = 8, 2
     warnings.simplefilter("ignore")
 
-    endings = (".cif", ".mmcif", ".pdbx")
     folder = options.folder or HERE.parent.parent / "tests" / "data" / "structures"
-    found = [file for file in find_structures(folder) if file.name.removesuffix(".gz").endswith(endings)]
+    found = [Path(source.path) for source in list_sources([folder], (".cif", ".mmcif", ".pdbx"))[0]]
     if not found:
         sys.exit(f"{folder}: no mmCIF files; give --folder")
     with tempfile.TemporaryDirectory() as temporary:

@@ -25,7 +25,7 @@ from Bio.Data.PDBData import protein_letters_3to1_extended
 from Bio.PDB.MMCIFParser import MMCIFParser
 from harness import take_turns, write_record
 
-from coordformer.data.inputs import find_structures
+from coordformer.data.inputs import list_sources
 from coordformer.model.structure import read_chains
 
 HERE = Path(__file__).parent
@@ -92,8 +92,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
 
-    endings = (".cif", ".mmcif", ".pdbx")
-    files = [file for file in find_structures(options.folder) if file.name.removesuffix(".gz").endswith(endings)]
+    files = [Path(source.path) for source in list_sources([options.folder], (".cif", ".mmcif", ".pdbx"))[0]]
     if not files:
         sys.exit(f"{options.folder}: no mmCIF files; give --folder")
     sides = {"coordformer": with_coordformer, "biopython": with_biopython}

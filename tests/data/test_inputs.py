@@ -10,7 +10,6 @@ from conftest import STRUCTURES
 
 from coordformer.data.inputs import (
     SEQUENCE_SUFFIXES,
-    find_structures,
     is_archive,
     list_sources,
     read_contents,
@@ -22,25 +21,28 @@ from coordformer.model.structure import STRUCTURE_SUFFIXES
 SUFFIXES = (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES)
 
 
-def test_find_structures(tmp_path):
+def names_of(inputs, suffixes=STRUCTURE_SUFFIXES):
+    return [source.name for source in list_sources(inputs, suffixes)[0]]
+
+
+def test_folders_are_searched(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     names = ["b.cif", "a.pdb.gz", "deep/c.ENT", "deep/er/d.mmcif.gz", "deep/e.pdbx", "deep/f.bcif.gz"]
     for name in [*names, "g.txt", "h.gz", "deep/odd.name"]:
         (tmp_path / name).touch()
-    assert find_structures(tmp_path) == sorted(tmp_path / name for name in names)
-    odd = tmp_path / "deep" / "odd.name"
-    assert find_structures([odd, str(tmp_path / "deep"), tmp_path / "deep" / "c.ENT"]) == sorted(
-        [odd, *(tmp_path / name for name in names[2:])]
-    )
+    assert names_of([str(tmp_path)]) == sorted(names)
+    # Each file once, one that is named whatever its name, all by their names below the folder in common.
+    given = [tmp_path / "deep" / "odd.name", tmp_path / "deep", tmp_path / "deep" / "c.ENT"]
+    assert names_of(given) == sorted(name.removeprefix("deep/") for name in (*names[2:], "deep/odd.name"))
 
 
-def test_find_structures_without_result(tmp_path):
-    with pytest.raises(StructureError, match="no structure file found"):
-        find_structures(tmp_path)
+def test_nothing_found(tmp_path):
+    with pytest.raises(StructureError, match="no structure file found; give files, or folders with names that end in"):
+        list_sources([tmp_path])
     with pytest.raises(StructureError, match="no path given"):
-        find_structures([])
-    with pytest.raises(FileNotFoundError, match="absent"):
-        find_structures([tmp_path / "absent"])
+        list_sources([])
+    with pytest.raises(FileNotFoundError, match="absent: no such file or folder; check the path"):
+        list_sources([tmp_path / "absent"])
 
 
 def add(archive, name, data):
@@ -69,13 +71,8 @@ def test_sources_are_listed_and_read_in_one_order(tmp_path):
     read = {name: data for source in sources for name, data in read_contents(source, rejects)}
     assert list(read) == [*names[:4], "e.tar.gz/z.fasta", "e.tar.gz/y.pdb.gz"] and rejects == []
     assert [name for name, data in read.items() if data == entry] == [name for name in read if "pdb" in name]
-    only = [source.name for source in list_sources([tmp_path], STRUCTURE_SUFFIXES)[0]]
-    assert only == ["d.tar/y.pdb.gz", "deep/b.pdb.gz", "e.tar.gz"]
+    assert names_of([tmp_path]) == ["d.tar/y.pdb.gz", "deep/b.pdb.gz", "e.tar.gz"]
     assert [name for name, _ in read_contents(sources[-1], rejects, STRUCTURE_SUFFIXES)] == ["e.tar.gz/y.pdb.gz"]
-    # A file that is named is taken whatever its name.
-    assert [source.name for source in list_sources([tmp_path / "c.txt", tmp_path / "deep"], SUFFIXES)[0]] == [
-        "c.txt", "deep/a.FA", "deep/b.pdb.gz"
-    ]  # fmt: skip
 
 
 def test_what_cannot_be_read_is_said(tmp_path):
