@@ -2,7 +2,8 @@
 
 It keeps repositories with commits, branches and pull requests in a folder, and checks what it is sent: tokens and what
 they may do, sizes and SHA-256 of uploads, metadata of model cards. As on the Hub, weights go by the LFS protocol to a
-storage server of its own, other files in the commit. It speaks no Xet, takes no upload in parts, and knows models only.
+storage server of its own, other files in the commit. It speaks no Xet, takes no upload in parts, and knows models, and
+Spaces to read from.
 
 To try commands without the Hub:
 
@@ -106,6 +107,12 @@ class Hub:
         temporary = self.folder / "repos.json.tmp"
         temporary.write_text(json.dumps(self.repos))
         os.replace(temporary, self.folder / "repos.json")
+
+    def add_space(self, repo_id, folder):
+        """A public Space that holds the files of a folder."""
+        repo = self.repos[f"spaces/{repo_id}"] = {"private": False, "refs": {}, "commits": {}}
+        files = {path.name: self.write_file(path.read_bytes()) for path in Path(folder).iterdir() if path.is_file()}
+        self.write_commit(repo, "main", None, "initial commit", files)
 
     def files(self, repo_id, revision="main"):
         """Files of a repository by path: `oid`, `size`, `lfs`."""
@@ -438,7 +445,7 @@ ROUTES = [
     ("GET", f"/api/models/{REPO}/revision/{REVISION}", Api.model_info),
     ("GET", f"/api/models/{REPO}/tree/{REVISION}(?:/(.+))?", Api.tree),
     ("GET", f"/api/models/{REPO}/refs", Api.refs),
-    ("GET", f"/{REPO}/resolve/{REVISION}/(.+)", Api.resolve),
+    ("GET", f"/((?:spaces/)?{REPO[1:]}/resolve/{REVISION}/(.+)", Api.resolve),
     ("GET", f"/api/models/{REPO}/xet-(?:read|write)-token/{REVISION}", Api.no_xet),
 ]
 

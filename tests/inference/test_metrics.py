@@ -2,8 +2,6 @@
 
 import math
 
-import coordformer.masked_residues
-import evaluate
 import numpy as np
 import pytest
 import torch
@@ -89,25 +87,3 @@ def test_bootstrap_is_paired():
         bootstrap({"model": silent})
     with pytest.raises(ValueError, match="did not predict the same residues"):
         bootstrap({"without": without, "with": with_[:50]})
-
-
-def test_evaluate_modules_load_offline_and_agree(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    logits, labels = torch.randn(3, 12, 33), torch.randint(4, 24, (3, 12))
-    letters = {letter: i + 4 for i, letter in enumerate("LAGVSERTIDPKQNFYMHWC")}
-    names = {i: letter for letter, i in letters.items()}
-    summary = summarize(count_predictions(logits, labels, letters.values()).numpy(), letters)
-    allowed = logits[..., 4:24].log_softmax(dim=-1)
-    truth = allowed.gather(-1, (labels - 4).unsqueeze(-1)).flatten().tolist()
-    perplexity = evaluate.load(coordformer.masked_residues.__file__, "perplexity")
-    assert perplexity.compute(predictions=truth)["perplexity"] == pytest.approx(summary["perplexity"], rel=1e-5)
-    recovery = evaluate.load(coordformer.masked_residues.__file__, "recovery")
-    recovery.add_batch(
-        predictions=[names[i] for i in (allowed.argmax(dim=-1) + 4).flatten().tolist()],
-        references=[names[i] for i in labels.flatten().tolist()],
-    )
-    result = recovery.compute()
-    assert result["recovery"] == pytest.approx(summary["recovery"])
-    assert result["recovery_by_residue"] == pytest.approx(summary["recovery_by_residue"])
-    with pytest.raises(ValueError, match="no metric 'f1'"):
-        evaluate.load(coordformer.masked_residues.__file__, "f1")
