@@ -101,7 +101,36 @@ def fill_bins(sizes: np.ndarray, capacity: int, rng: np.random.Generator) -> lis
     return [np.asarray(items) for items in bins]
 
 
-class ChainBatches(torch.utils.data.Dataset):
+class EpochBatches(torch.utils.data.Dataset):
+    """A data set whose items are batches, others in every epoch.
+
+    Attributes:
+        chains, tokens: of an epoch; tokens without padding.
+    """
+
+    chains: int
+    tokens: int
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by `Trainer` at the start of an epoch."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    @property
+    def residues(self) -> int:
+        """Residues of an epoch."""
+        return self.tokens - SPECIAL_TOKENS * self.chains
+
+
+class ChainBatches(EpochBatches):
     """A data set whose items are batches (lists of rows), for `Trainer` with a batch size of 1.
 
     With a `token_budget` a batch holds as many chains as fit: packed into one row one after another, or with
@@ -150,10 +179,9 @@ class ChainBatches(torch.utils.data.Dataset):
         ):
             if value is not None and value < least:
                 raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
-        self.rows, self.seed = rows, seed
-        # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.lengths = token_lengths(read_lengths(rows), max_length)
+        super().__init__(seed)
+        self.rows, self.lengths = rows, token_lengths(read_lengths(rows), max_length)
+        self.chains, self.tokens = len(rows), int(self.lengths.sum())
         self.buckets = round_up(self.lengths)
         self.marks: dict[str, Any] = {"augment": augment}
         self._order: list[np.ndarray] = []
@@ -171,21 +199,12 @@ class ChainBatches(torch.utils.data.Dataset):
         else:
             self.slots = padded_slots(self.lengths, token_budget)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by `Trainer` at the start of an epoch."""
-        self._epoch.fill_(epoch)
-
-    @property
-    def epoch(self) -> int:
-        return int(self._epoch)
-
     def __len__(self) -> int:
         return len(self.slots)
 
     def order(self) -> list[np.ndarray]:
         """Row numbers of each batch of this epoch."""
-        epoch = self.epoch
-        if self._ordered_epoch != epoch:
+        if self._ordered_epoch != (epoch := self.epoch):
             rng = np.random.default_rng([self.seed, epoch])
             rows = rng.permutation(len(self.rows))
             # A slot keeps its bucket, and gets another chain of that bucket in every epoch.
@@ -200,20 +219,9 @@ class ChainBatches(torch.utils.data.Dataset):
         marks = {"epoch": self.epoch, **self.marks}
         return [row | marks for row in fetch_rows(self.rows, self.order()[index])]
 
-    @property
-    def chains(self) -> int:
-        return len(self.rows)
-
-    @property
-    def residues(self) -> int:
-        """Residues of an epoch."""
-        return int(self.lengths.sum()) - SPECIAL_TOKENS * self.chains
-
     def padding_share(self) -> float:
         """Share of this epoch's tokens that is padding."""
         packed = self.marks.get("packed_length")
-        if packed is not None:
-            total = packed * len(self) or int(self.lengths.sum())
-        else:
-            total = sum(len(batch) * int(self.lengths[batch].max()) for batch in self.order())
-        return 1 - int(self.lengths.sum()) / total
+        if packed is None:
+            return 1 - self.tokens / sum(len(batch) * int(self.lengths[batch].max()) for batch in self.order())
+        return 1 - self.tokens / (packed * len(self) or self.tokens)

@@ -12,13 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..model.chain import Chain
-from ..model.windows import SPECIAL_TOKENS
-from .batching import ChainBatches, check_budget, packed_slots, token_lengths
+from .batching import ChainBatches, EpochBatches, check_budget, packed_slots, token_lengths
 
 SCHEMA = pa.schema(
     [
@@ -166,26 +164,20 @@ def read_compact(path: str | Path) -> pa.Table:
     observed = seen[ends] - seen[ends - lengths]
     offsets = np.append(0, 3 * ends).astype(np.int32)
 
-    def optional(column: str, name: str) -> pa.Array:
-        kind = SCHEMA.field(name).type
-        return table[column].combine_chunks().cast(kind) if column in table.column_names else pa.nulls(len(table), kind)
-
-    columns = {
-        "id": optional("id", "id"),
+    made = {
         "sequence": sequences,
         "length": pa.array(lengths, pa.int32()),
         "observed": pa.array(observed, pa.int32()),
         "atoms": pa.array([["CA"]] * len(table), SCHEMA.field("atoms").type),
         "coords": pa.ListArray.from_arrays(pa.array(offsets), pa.array(coords.reshape(-1))),
         "b_factor": pa.nulls(len(table), SCHEMA.field("b_factor").type),
-        "method": optional("method", "method"),
-        "resolution": optional("resolution", "resolution"),
-        "source": optional("source", "source"),
-        "cluster": optional("cluster30", "cluster"),
-        "split": optional("split", "split"),
-        "aliases": optional("alias_ids", "aliases"),
     }
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    for field in SCHEMA:
+        name = {"cluster": "cluster30", "aliases": "alias_ids"}.get(field.name, field.name)
+        if field.name not in made:
+            given = name in table.column_names
+            made[field.name] = table[name].cast(field.type) if given else pa.nulls(len(table), field.type)
+    return pa.table(made).select(SCHEMA.names).cast(SCHEMA)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +185,7 @@ def read_compact(path: str | Path) -> pa.Table:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class ShardBatches(torch.utils.data.Dataset):
+class ShardBatches(EpochBatches):
     """The batches of a data set too large for memory: each shard is packed by itself and read when its turn comes.
 
     The batches of an epoch, shard after shard in an order of its own, are cut into `open_shards` equal runs, which are
@@ -233,7 +225,7 @@ class ShardBatches(torch.utils.data.Dataset):
                 f"No shard data/{split or '*'}-*.parquet in {path}; give a folder made by `coordformer prepare`"
                 + (" with --splits." if split else ".")
             )
-        self.seed = seed
+        super().__init__(seed)
         self._settings: dict[str, Any] = {
             "token_budget": token_budget,
             "pad_to_budget": pad_to_budget,
@@ -249,16 +241,10 @@ class ShardBatches(torch.utils.data.Dataset):
                 self._counts[number] = len(packed_slots(lengths, token_budget, seed))
                 self.chains += len(lengths)
                 self.tokens += int(lengths.sum())
-        # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._runs = min(open_shards, len(self))
         self._open: dict[int, tuple[int, ChainBatches]] = {}  # of each run its shard
         self._order = self._ends = np.zeros(0, dtype=np.int64)
         self._ordered_epoch: int | None = None
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by `Trainer` at the start of an epoch."""
-        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return int(self._counts.sum())
@@ -273,7 +259,7 @@ class ShardBatches(torch.utils.data.Dataset):
             table = _read_table(self.files[shard], ["id", "sequence", "length", "atoms", "coords"])
             self._open[run] = shard, ChainBatches(Dataset(table), **self._settings)
         batches = self._open[run][1]
-        batches.set_epoch(int(self._epoch))
+        batches.set_epoch(self.epoch)
         return batches[batch]
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -281,17 +267,12 @@ class ShardBatches(torch.utils.data.Dataset):
         run, place = index % self._runs, index // self._runs
         each, rest = divmod(len(self), self._runs)
         batch = run * each + min(run, rest) + place  # the first `rest` runs are longer by one
-        if self._ordered_epoch != (epoch := int(self._epoch)):
+        if self._ordered_epoch != (epoch := self.epoch):
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.files))
             self._ends, self._ordered_epoch = self._counts[self._order].cumsum(), epoch
         position = int(np.searchsorted(self._ends, batch, side="right"))
         shard = int(self._order[position])
         return shard, batch - int(self._ends[position] - self._counts[shard])
-
-    @property
-    def residues(self) -> int:
-        """Residues of an epoch."""
-        return self.tokens - SPECIAL_TOKENS * self.chains
 
     def padding_share(self) -> float:
         """Share of an epoch's tokens that is padding."""
