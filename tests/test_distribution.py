@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import coordformer
+from coordformer_command import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,12 +47,20 @@ def test_the_hooks_use_the_tested_versions():
     assert re.search(r"ruff-pre-commit\n    rev: v(\S+)", config)[1] == pins("constraints.txt")["ruff"]
 
 
-def test_the_version_is_in_one_place_and_the_command_tells_it():
-    said = subprocess.run([sys.executable, "-m", "coordformer", "--version"], capture_output=True, text=True, cwd=ROOT)
-    assert said.stdout.split()[-1] == coordformer.__version__
+def test_the_version_is_in_one_place_and_the_command_tells_it(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code in (None, 0) and capsys.readouterr().out.split()[-1] == coordformer.__version__
     setup = configparser.ConfigParser(interpolation=None)
     setup.read(ROOT / "setup.cfg")
     assert setup["metadata"]["version"] == "attr: coordformer.__version__"
+
+
+def test_every_folder_of_the_package_is_installed():
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "coordformer").rglob("__init__.py")}
+    assert set(setup["options"]["packages"].split()) == folders | {"coordformer.hub_cards"}
 
 
 @pytest.mark.slow
@@ -72,9 +81,10 @@ def test_distributions_hold_the_package_and_nothing_else(tmp_path):
     package = {name for name in listed if name.startswith("coordformer/")} | {"coordformer_command.py"}
     assert "coordformer/py.typed" in package
     names = set(zipfile.ZipFile(wheel).namelist())
-    template = "hub_cards/template.md"  # of hub_cards/ nothing else: published checkpoints stay out of the package
-    assert {name for name in names if ".dist-info/" not in name} == package | {f"coordformer/{template}"}
+    # Of hub_cards/ nothing else: published checkpoints stay out of the package.
+    cards = {name for name in listed if re.match("hub_cards/(template.md|masked_residues/)", name)}
+    assert {name for name in names if ".dist-info/" not in name} == package | {f"coordformer/{name}" for name in cards}
     with tarfile.open(sdist) as archive:
         files = {member.name.partition("/")[2] for member in archive if member.isfile()}
     beside = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
-    assert {name for name in files if not name.startswith("coordformer.egg-info/")} == package | beside | {template}
+    assert {name for name in files if not name.startswith("coordformer.egg-info/")} == package | beside | cards
