@@ -114,9 +114,9 @@ def contacts(
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `shard`): as of `runner.Inputs`.
 
     Returns:
-        What is also in `contacts.json`: `checkpoint`, `dtype`, `window`, counts, and in `chains` of each its
-        `id`, `file` (without the ending), `residues`, `coordinates` (see `coordinates_given`), `contacts` (known pairs;
-        None without structure) and `precision` as of `precision_at`, None where it is not defined.
+        What is also in `contacts.json`: `protein` (names of the inputs), `checkpoint`, `dtype`, `window`, counts, and in
+        `chains` of each its `id`, `file` (without the ending), `residues`, `coordinates` (see `coordinates_given`),
+        `contacts` (known pairs; None without structure) and `precision` as of `precision_at`, None where not defined.
 
     Raises:
         ValueError: the checkpoint has no contact head, or an input is unusable.
@@ -163,7 +163,7 @@ def contacts(
     guarded = {"weights": digest_weights(model), "without_coords": without_coords}
     outcome = run_parts(given, output, settings | guarded, work, progress)
     outcome.list_rejects(output / REJECTS)
-    summary = settings | outcome.counts()
+    summary: dict[str, Any] = {"protein": ", ".join(given.names), **settings, **outcome.counts()}
     summary["chains"] = [report for record in outcome.records for report in record.get("reports", ())]
     if outcome.complete:
         write_json(output / "contacts.json", summary)

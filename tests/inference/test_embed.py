@@ -17,12 +17,13 @@ from conftest import CHAINS, STRUCTURES, make_model
 from safetensors import safe_open
 from transformers import set_seed
 
-from coordformer import CoordformerForMaskedLM, CoordformerProcessor, embedding, read_chains
+from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chains
 from coordformer.data.batching import fetch_rows
 from coordformer.data.pack import write_pack
 from coordformer.data.rows import load_rows
-from coordformer.inference.embed import embed, embed_chains, load_embeddings
-from coordformer.model.processing_coordformer import window_starts
+from coordformer.inference.embed import describe, embed, embed_chains
+from coordformer.inference.embeddings import load_embeddings
+from coordformer.model.windows import window_starts
 from coordformer_command import main
 
 PROCESSOR = CoordformerProcessor()
@@ -59,8 +60,8 @@ def states_alone(model, chain, coords: bool = True) -> torch.Tensor:
     return model.base_model(**batch).last_hidden_state[0]
 
 
-def quietly(checkpoint, output, **options) -> dict[str, int]:
-    return embed(checkpoint, output, progress=False, **options)
+def quietly(checkpoint, inputs, output, **options) -> dict[str, int]:
+    return embed(checkpoint, inputs, output, progress=False, **options)
 
 
 @pytest.mark.parametrize("token_budget", [1, 700, 100_000])
@@ -68,20 +69,20 @@ def test_vectors_are_those_of_each_chain_alone(chains, token_budget):
     """One chain a batch, a few, all: special tokens and padding have no part in the residues."""
     model = make_model()
     expected = [states_alone(model, chain) for chain in chains]
-    for pooling in ("mean", "first", None):
+    for pooling in ("mean", "cls", None):
         actual = embed_chains(model, chains, PROCESSOR.tokenizer, pooling, token_budget=token_budget)
         for vectors, states, chain in zip(actual, expected, chains, strict=True):
             assert len(states) == len(chain["sequence"]) + 2 and vectors.dtype == np.float32
-            wanted = {"mean": states[1:-1].mean(dim=0), "first": states[0], None: states[1:-1]}[pooling]
+            wanted = {"mean": states[1:-1].mean(dim=0), "cls": states[0], None: states[1:-1]}[pooling]
             np.testing.assert_allclose(vectors, wanted, atol=1e-5, rtol=0)
 
 
-def test_coordinates_are_withheld(chains):
+def test_without_coordinates(chains):
     model = make_model()
-    given, withheld = (
+    given, not_given = (
         embed_chains(model, chains[:5], PROCESSOR.tokenizer, without_coords=without) for without in (False, True)
     )
-    for chain, with_coords, without in zip(chains, given, withheld, strict=False):
+    for chain, with_coords, without in zip(chains, given, not_given, strict=False):
         np.testing.assert_allclose(without, states_alone(model, chain, coords=False)[1:-1].mean(dim=0), atol=1e-5)
         assert np.allclose(with_coords, without, atol=1e-5) == np.isnan(chain["coords"]).all()
 
@@ -103,7 +104,7 @@ def test_long_chains_are_averaged_over_windows(chains, positions):
         visits[inside] += 1
         firsts.append(states[0])
     residues = total / visits
-    expected = {None: residues, "mean": residues.mean(dim=0), "first": torch.stack(firsts).mean(dim=0)}
+    expected = {None: residues, "mean": residues.mean(dim=0), "cls": torch.stack(firsts).mean(dim=0)}
     few = [chain, chains[0], chains[1]]
     for pooling, wanted in expected.items():
         for token_budget in (1, 10_000):
@@ -119,7 +120,7 @@ def test_long_chains_are_averaged_over_windows(chains, positions):
 def test_any_head_will_do(head, tmp_path):
     model = make_model(head, coordinate_atoms=("N", "CA", "C"))
     save(model, tmp_path / "model")
-    quietly(tmp_path / "model", tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"])
+    quietly(tmp_path / "model", STRUCTURES / "1BD2.cif.gz", tmp_path / "out")
     ids, vectors = load_embeddings(tmp_path / "out")
     chains = read_chains(STRUCTURES / "1BD2.cif.gz", atoms=("N", "CA", "C"))
     assert ids == [chain.id for chain in chains] and vectors.shape == (5, 48)
@@ -129,19 +130,19 @@ def test_any_head_will_do(head, tmp_path):
 
 def test_bfloat16_computes_so_and_writes_float32(checkpoint, tmp_path):
     for dtype in ("float32", "bfloat16"):
-        quietly(checkpoint, tmp_path / dtype, inputs=[STRUCTURES / "1A8O.cif.gz"], dtype=dtype)
+        quietly(checkpoint, STRUCTURES / "1A8O.cif.gz", tmp_path / dtype, dtype=dtype)
     (_, high), (_, low) = load_embeddings(tmp_path / "float32"), load_embeddings(tmp_path / "bfloat16")
     assert low.dtype == np.float32 and 0 < np.abs(high - low).max() < 0.1 * np.abs(high).max()
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first", None])
+@pytest.mark.parametrize("pooling", ["mean", "cls", None])
 def test_both_formats_hold_the_same_numbers(checkpoint, chains, pooling, tmp_path):
     """As a user reads them, without this package."""
     rows = load_rows(CHAINS, "valid").select(range(5))
     rows.to_parquet(tmp_path / "chains.parquet")
-    options = {"data": tmp_path / "chains.parquet", "pooling": pooling, "chains_per_shard": 2}
+    options = {"inputs": tmp_path / "chains.parquet", "pooling": pooling, "entries_per_part": 2}
     for file_format in ("parquet", "safetensors"):
-        counts = quietly(checkpoint, tmp_path / file_format, file_format=file_format, **options)
+        counts = quietly(checkpoint, output=tmp_path / file_format, file_format=file_format, **options)
         lengths = list(rows["length"])
         assert counts == {"chains": 5, "residues": sum(lengths), "shards": 3, "rejected": 0}
     (names, left), (other_names, right) = (load_embeddings(tmp_path / name) for name in ("parquet", "safetensors"))
@@ -158,15 +159,15 @@ def test_both_formats_hold_the_same_numbers(checkpoint, chains, pooling, tmp_pat
     assert np.array_equal(one, left[3])
 
 
-def test_a_bundle_is_a_data_set(checkpoint, tmp_path):
+def test_a_packed_file_is_a_data_set(checkpoint, tmp_path):
     rows = load_rows(CHAINS, "valid").select(range(4))
     rows.to_parquet(tmp_path / "chains.parquet")
     write_pack(rows, tmp_path / "chains.safetensors", progress=False)
     for kind in ("parquet", "safetensors"):
-        quietly(checkpoint, tmp_path / kind, data=tmp_path / f"chains.{kind}", split="valid")
-    (ids, vectors), (same, bundled) = (load_embeddings(tmp_path / kind) for kind in ("parquet", "safetensors"))
+        quietly(checkpoint, tmp_path / f"chains.{kind}", tmp_path / kind, split="valid")
+    (ids, vectors), (same, packed) = (load_embeddings(tmp_path / kind) for kind in ("parquet", "safetensors"))
     assert ids == same == list(rows["id"])
-    np.testing.assert_allclose(bundled, vectors, atol=0.05)  # a bundle rounds to 0.01 Å
+    np.testing.assert_allclose(packed, vectors, atol=0.05)  # it rounds to 0.01 Å
 
 
 def test_a_sequence_is_a_structure_without_coordinates(checkpoint, tmp_path):
@@ -175,8 +176,8 @@ def test_a_sequence_is_a_structure_without_coordinates(checkpoint, tmp_path):
     fasta.write_text(
         "".join(f">{chain.id} of {structure.name}\n{chain.sequence}\n" for chain in read_chains(structure))
     )
-    quietly(checkpoint, tmp_path / "fasta", inputs=[fasta])
-    quietly(checkpoint, tmp_path / "structure", inputs=[structure], without_coords=True)
+    quietly(checkpoint, fasta, tmp_path / "fasta")
+    quietly(checkpoint, [structure], tmp_path / "structure", without_coords=True)
     (ids, vectors), (same, expected) = load_embeddings(tmp_path / "fasta"), load_embeddings(tmp_path / "structure")
     assert ids == same and len(ids) == 5
     np.testing.assert_array_equal(vectors, expected)
@@ -194,17 +195,16 @@ def test_what_cannot_be_read_is_listed_and_costs_nothing_else(checkpoint, tmp_pa
     assert main(command) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["chains"] == 7 and json.loads(printed.out)["rejected"] == 5
-    assert "coordformer: 5 files or chains were left out" in printed.err
+    assert "5 files or chains were left out; the first: " in printed.err
     lines = [line.split("\t") for line in (tmp_path / "out" / "rejected.tsv").read_text().splitlines()]
     assert lines[0] == ["file", "chain", "reason"]
     reasons = {(name, chain): reason for name, chain, reason in lines[1:]}
     assert reasons.keys() == {("1A8O.pdb.gz", "1A8O_A"), ("3jqh.bcif.gz", ""), ("more/broken.cif", ""),
-                              ("more/a.fasta", "1A8O_A"), ("more/b.FAA", "")}  # fmt: skip
+                              ("more/a.fasta", "1A8O_A"), ("more/b.FAA", "two")}  # fmt: skip
     assert "a chain of 1A8O.cif.gz has this id, too" in reasons["1A8O.pdb.gz", "1A8O_A"]
-    assert "BinaryCIF is not supported" in reasons["3jqh.bcif.gz", ""] and "1" in reasons["more/b.FAA", ""]
+    assert "BinaryCIF is not supported" in reasons["3jqh.bcif.gz", ""] and "1" in reasons["more/b.FAA", "two"]
     ids, _ = load_embeddings(tmp_path / "out")
     assert ids == ["1A8O_A", *(f"1BD2_{name}" for name in "ABCDE"), "one"]
-    assert pq.read_table(tmp_path / "out" / "chains.parquet")["id"].to_pylist() == ids
     assert main(command) == 0 and json.loads(capsys.readouterr().out)["rejected"] == 5  # nothing is left to do
 
 
@@ -216,72 +216,81 @@ def test_chains_are_chosen_by_name(checkpoint, tmp_path):
     assert ids == ["1BD2_B", "1BD2_D"] and [len(each) for each in vectors] == [lengths[name] for name in ids]
 
 
-@pytest.mark.parametrize("file_format", ["parquet", pytest.param("safetensors", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
 def test_a_killed_run_goes_on(checkpoint, file_format, tmp_path):
     """SIGKILL between two of 80 shards; then the bytes are those of a run that nobody stopped."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     load_rows(CHAINS, "valid").select(range(160)).to_parquet(tmp_path / "chains.parquet")
-    options = ["--data", str(tmp_path / "chains.parquet"), "--format", file_format, "--chains_per_shard", "2"]
-    command = ["embed", str(checkpoint), *options, "--quiet", "--output"]
+    options = ["--format", file_format, "--entries_per_part", "2"]
+    command = ["embed", str(checkpoint), str(tmp_path / "chains.parquet"), *options, "--quiet", "--output"]
     process = subprocess.Popen(
         [sys.executable, "-m", "coordformer", *command, str(killed)],
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
-    while not (killed / f"shard-00002-of-00080.{file_format}").exists():
+    while not (killed / "parts" / "00002-of-00080.json").exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in killed.glob("shard-*") if path.suffix != ".tmp"}
+    before = {path: path.stat().st_mtime_ns for path in (killed / "parts").glob("*.json")}
     assert 3 <= len(before) < 80
     with pytest.raises(ValueError, match=f"killed has {len(before)} of 80 shards; run the same"):
         load_embeddings(killed)
-    (killed / "shard-00079-of-00080.parquet.tmp").write_text("what a kill may leave")
+    for name in ("shard-00079-of-00080.parquet.tmp", "parts/00079-of-00080.json.tmp"):
+        (killed / name).write_text("what a kill may leave")
 
     assert main([*command, str(killed)]) == main([*command, str(whole)]) == 0
-    assert all((killed / name).stat().st_mtime_ns == time_written for name, time_written in before.items())
-    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (killed, whole)]
-    assert contents[0] == contents[1] and len(contents[0]) == 81
+    assert all(path.stat().st_mtime_ns == time_written for path, time_written in before.items())
+    contents = [
+        {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()} for folder in (killed, whole)
+    ]
+    assert contents[0] == contents[1] and len(contents[0]) == 161
 
 
-def test_files_that_a_run_was_begun_with_are_not_read_again(checkpoint, tmp_path, monkeypatch):
-    """The chains of all shards are those that were read at first, and other files are refused."""
-    shutil.copy(STRUCTURES / "1BD2.cif.gz", tmp_path / "structures.cif.gz")
-    options = {"inputs": [tmp_path / "structures.cif.gz"], "chains_per_shard": 2}
-    quietly(checkpoint, tmp_path / "out", **options)
+def test_a_missing_shard_is_made_again(checkpoint, tmp_path):
+    options = {"inputs": STRUCTURES / "1BD2.cif.gz", "output": tmp_path / "out"}
+    quietly(checkpoint, **options)
     _, expected = load_embeddings(tmp_path / "out")
-    (tmp_path / "out" / "shard-00001-of-00003.parquet").unlink()
-    monkeypatch.setattr(embedding, "read_proteins", None)
-    quietly(checkpoint, tmp_path / "out", **options)
+    (tmp_path / "out" / "shard-00000-of-00001.parquet").unlink()
+    quietly(checkpoint, **options)
     np.testing.assert_array_equal(load_embeddings(tmp_path / "out")[1], expected)
+
+
+def test_other_contents_of_a_file_are_refused(checkpoint, tmp_path):
+    shutil.copy(STRUCTURES / "1BD2.cif.gz", tmp_path / "structures.cif.gz")
+    options = {"inputs": [tmp_path / "structures.cif.gz"], "output": tmp_path / "out"}
+    quietly(checkpoint, **options)
     size = (tmp_path / "structures.cif.gz").stat().st_size
     (tmp_path / "structures.cif.gz").write_bytes(bytes(size))  # as long as before
-    with pytest.raises(ValueError, match="holds other embeddings \\(chains: '[0-9a-f]{16}' -> '[0-9a-f]{16}'\\)"):
-        quietly(checkpoint, tmp_path / "out", **options)
+    message = "what part 00000-of-00001 was made of, structures.cif.gz, has changed since; choose another output folder"
+    with pytest.raises(ValueError, match=message):
+        quietly(checkpoint, **options)
 
 
 def test_other_coordinates_of_the_same_chains_are_refused(checkpoint, tmp_path):
     rows = load_rows(CHAINS, "valid").select(range(3))
     rows.to_parquet(tmp_path / "chains.parquet")
-    quietly(checkpoint, tmp_path / "out", data=tmp_path / "chains.parquet")
+    quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out")
     moved = rows.map(lambda row: {"coords": [*row["coords"][:-1], row["coords"][-1] + 1]})
     moved.to_parquet(tmp_path / "chains.parquet")
-    with pytest.raises(ValueError, match="holds other embeddings \\(chains: "):
-        quietly(checkpoint, tmp_path / "out", data=tmp_path / "chains.parquet")
+    with pytest.raises(ValueError, match="made of, rows 0 to 2 of chains.parquet, has changed since"):
+        quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out")
 
 
 def test_a_folder_in_which_nothing_was_embedded_can_be_used_again(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="No chain could be read"):
-        quietly(checkpoint, tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"], chain_ids=["Z"])
-    assert quietly(checkpoint, tmp_path / "out", inputs=[STRUCTURES / "1BD2.cif.gz"], chain_ids=["C"])["chains"] == 1
+    with pytest.raises(ValueError, match="1BD2.cif.gz: no protein chain Z; the file has A, B, C, D, E"):
+        quietly(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path / "out", chain_ids=["Z"])
+    assert quietly(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path / "out", chain_ids=["C"])["chains"] == 1
+    assert not (tmp_path / "out" / "rejected.tsv").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file, which is a file; give a folder"):
-        quietly(checkpoint, tmp_path / "file", inputs=[STRUCTURES / "1BD2.cif.gz"])
+        quietly(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path / "file")
 
 
 def test_other_embeddings_in_the_same_folder_are_refused(checkpoint, tmp_path):
     inputs = [STRUCTURES / "1A8O.cif.gz"]
-    quietly(checkpoint, tmp_path / "out", inputs=inputs)
+    quietly(checkpoint, inputs, tmp_path / "out")
     before = (tmp_path / "out" / "shard-00000-of-00001.parquet").read_bytes()
     trained = CoordformerForMaskedLM.from_pretrained(checkpoint)
     trained.coordformer.coordinate_embedding.weight.data[0, 0] += 1e-3
@@ -291,50 +300,59 @@ def test_other_embeddings_in_the_same_folder_are_refused(checkpoint, tmp_path):
         ({"dtype": "bfloat16"}, "dtype: 'float32' -> 'bfloat16'"),
         ({"window": 50, "without_coords": True}, "without_coords: False -> True; window: 1024 -> 50"),
         ({"file_format": "safetensors"}, "format: 'parquet' -> 'safetensors'"),
-        ({"inputs": [STRUCTURES / "1A8O.pdb.gz"]}, "chains: '.*' -> '.*'"),
-        ({"inputs": [], "data": CHAINS}, "chains: '.*' -> '.*'"),
+        ({"entries_per_part": 7}, "entries_per_part: 1000 -> 7"),
+        ({"inputs": [STRUCTURES / "1A8O.pdb.gz"]}, "inputs: '.*' -> '.*'"),
+        ({"inputs": CHAINS, "split": "valid"}, "split: None -> 'valid'.*inputs: '.*' -> '.*'"),
     ):
-        with pytest.raises(ValueError, match=f"out holds other embeddings .*{message}.*Choose another output folder"):
-            quietly(checkpoint, tmp_path / "out", **{"inputs": inputs} | change)
+        with pytest.raises(ValueError, match=rf"out holds another run .*{message}.*; choose another output folder"):
+            quietly(checkpoint, **{"inputs": inputs, "output": tmp_path / "out"} | change)
     with pytest.raises(ValueError, match=r"\(weights: '.*' -> '.*'\)"):
-        quietly(tmp_path / checkpoint.name, tmp_path / "out", inputs=inputs)
+        quietly(tmp_path / checkpoint.name, inputs, tmp_path / "out")
     assert (tmp_path / "out" / "shard-00000-of-00001.parquet").read_bytes() == before
-    quietly(checkpoint, tmp_path / "out", inputs=inputs, token_budget=100)  # of no consequence
-    (tmp_path / "out" / "plan.json").unlink()
-    with pytest.raises(ValueError, match="out holds shards without plan.json"):
-        quietly(checkpoint, tmp_path / "out", inputs=inputs)
+    # Of no consequence: the budget, and where the same weights and files lie.
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    shutil.copy(inputs[0], tmp_path)
+    quietly(moved, tmp_path / "1A8O.cif.gz", tmp_path / "out", token_budget=100)
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(ValueError, match="out holds results without a run.json"):
+        quietly(checkpoint, inputs, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "Give either files or folders to embed, or a data set"),
-        ({"inputs": ["x.cif"], "data": CHAINS}, "Give either files or folders"),
+        ({"inputs": []}, "There is nothing to read; give structure or FASTA files"),
         ({"inputs": ["x.cif"], "split": "valid"}, "`split` is 'valid', but files have no splits"),
         ({"inputs": ["nowhere.cif"]}, "nowhere.cif: no such file or folder"),
-        ({"data": CHAINS, "chain_ids": ["A"]}, "`chain_ids` and `min_plddt` go with files"),
-        ({"data": CHAINS, "min_plddt": 70.0}, "`chain_ids` and `min_plddt` go with files"),
-        ({"data": CHAINS, "pooling": "max"}, "`pooling` is 'max'; choose one of mean, first, None"),
-        ({"data": CHAINS, "file_format": "csv"}, "`file_format` is 'csv'; choose one of parquet, safetensors"),
-        ({"data": CHAINS, "token_budget": 0}, "`token_budget` is 0; it must be at least 1"),
-        ({"data": CHAINS, "window": 1}, "`window` is 1; it must be at least 2"),
-        ({"data": CHAINS, "chains_per_shard": 0}, "`chains_per_shard` is 0; it must be at least 1"),
-        ({"inputs": [Path(__file__)]}, "No chain could be read; .*rejected.tsv says why"),
-        ({"inputs": [STRUCTURES / "1A8O.cif.gz"], "chain_ids": ["Z"]}, "No chain could be read"),
+        ({"chain_ids": ["A"]}, "`chain_ids` and `min_plddt` go with files"),
+        ({"min_plddt": 70.0}, "`chain_ids` and `min_plddt` go with files"),
+        ({"pooling": "max"}, "`pooling` is 'max'; choose one of mean, cls, None"),
+        ({"file_format": "csv"}, "`file_format` is 'csv'; choose one of parquet, safetensors"),
+        ({"token_budget": 0}, "`token_budget` is 0; it must be at least 1"),
+        ({"window": 1}, "`window` is 1; it must be at least 2"),
+        ({"entries_per_part": 0}, "`entries_per_part` is 0; it must be at least 1"),
+        ({"shard": "4/3"}, "`shard` is '4/3'; write the number of this job and that of all"),
+        ({"inputs": [Path(__file__)]}, "test_embed.py: neither mmCIF .* nor PDB"),
+        ({"inputs": [STRUCTURES / "1A8O.cif.gz"], "chain_ids": ["Z"]}, "1A8O.cif.gz: no protein chain Z"),
     ],
 )
 def test_bad_arguments_are_named(checkpoint, tmp_path, options, message):
     with pytest.raises((ValueError, OSError), match=message):
-        quietly(checkpoint, tmp_path / "out", **options)
-    assert not list(tmp_path.glob("out/shard-*")) and not (tmp_path / "out" / "chains.parquet").exists()
+        quietly(checkpoint, **{"inputs": CHAINS, "output": tmp_path / "out"} | options)
+    assert not list(tmp_path.glob("out/shard-*")) and not list(tmp_path.glob("out/parts/*"))
 
 
 def test_chains_of_one_id_are_refused(checkpoint, tmp_path):
     load_rows(CHAINS, "valid").select([0, 1, 0]).to_parquet(tmp_path / "twice.parquet")
-    with pytest.raises(ValueError, match="1 ids of the data set stand for several chains, such as "):
-        quietly(checkpoint, tmp_path / "out", data=tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="1 ids of .*twice.parquet stand for several chains, such as "):
+        quietly(checkpoint, tmp_path / "twice.parquet", tmp_path / "out")
 
 
 def test_a_folder_without_embeddings_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="No embeddings in .*; give the output of `coordformer embed`"):
         load_embeddings(tmp_path)
+
+
+def test_the_summary_in_words():
+    counts = {"chains": 1, "residues": 2000, "shards": 3}
+    assert describe(counts) == "1 chain with 2,000 residues in 3 shards"

@@ -1,43 +1,31 @@
-"""Scores of substitutions: by hand, against naive loops, of models with a planted preference, and of assays."""
+"""Scores of substitutions: by hand, against naive loops, and of models with a planted preference."""
 
 import csv
 import dataclasses
 import json
 import math
-import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import STRUCTURES, make_config, make_model
+from conftest import STRUCTURES, make_config, make_model, make_rows
+from datasets import Dataset
 
-from coordformer import CoordformerProcessor
-from coordformer.inference.evaluate import letter_ids
-from coordformer.inference.score import (
-    METHODS,
-    log_probabilities,
-    parse_mutant,
-    plot_scan,
-    read_mutants,
-    scan_chain,
-    score_mutants,
-    spearman,
-    write_scan,
-    write_scores,
-)
+from coordformer import CoordformerForMaskedLM, CoordformerProcessor
+from coordformer.data.rows import SCHEMA, chain_to_row, load_rows
+from coordformer.inference import marginals
+from coordformer.inference.figures import plot_scan
+from coordformer.inference.marginals import METHODS, scan_chains
+from coordformer.inference.mutants import parse_mutant, read_mutants, spearman
+from coordformer.inference.score import describe, scan_lines, score, score_lines
 from coordformer.model.chain import AMINO_ACIDS, Chain
+from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.structure import read_chains
 from coordformer.model.windows import window_around
 from coordformer_command import main
-
-pytest.importorskip("Bio")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "variants"))
-import variants
 
 PROCESSOR = CoordformerProcessor()
 LETTERS = letter_ids(PROCESSOR.tokenizer)
@@ -53,6 +41,16 @@ def part(chain: Chain, start: int, end: int, **fields) -> Chain:
     """Some contiguous residues as a chain."""
     fields = {"sequence": chain.sequence[start:end], "coords": chain.coords[start:end]} | fields
     return dataclasses.replace(chain, b_factor=chain.b_factor[start:end], **fields)
+
+
+def log_probabilities(model, processor, chain: Chain, indices, **options) -> np.ndarray:
+    """Of one chain, (indices, 20)."""
+    return marginals.log_probabilities(model, processor, [(chain, indices)], **options)[0]
+
+
+def score_mutants(model, processor, chain: Chain, mutants, *arguments, **options) -> np.ndarray:
+    """Of one chain, (mutants,)."""
+    return marginals.score_mutants(model, processor, [(chain, mutants)], *arguments, progress=False, **options)[0]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -77,8 +75,8 @@ def naive_log_probabilities(model, chain: Chain, index: int, masked: bool, **inp
 def test_mutants_are_parsed():
     assert parse_mutant("M1A", "MKV") == [(0, "A")]
     assert parse_mutant("V3A:M1M", "MKV") == [(2, "A"), (0, "M")]
-    assert parse_mutant("K25R", "MKV", first=24) == [(1, "R")]
-    assert parse_mutant("K0R", "MKV", first=-1) == [(1, "R")]
+    assert parse_mutant("K25R", "MKV", offset=24) == [(1, "R")]
+    assert parse_mutant("K0R", "MKV", offset=-1) == [(1, "R")]
 
 
 @pytest.mark.parametrize(
@@ -105,17 +103,15 @@ def test_bad_mutants_are_named(mutant, message):
 # --- methods ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("without_coords", [False, True], ids=["given", "withheld"])
+@pytest.mark.parametrize("without_coords", [False, True], ids=["given", "not given"])
 @pytest.mark.parametrize("method", METHODS[:2])
 def test_marginals_are_differences_of_log_probabilities(chain, method, without_coords):
     model = make_model()
     inputs = {"coords": None} if without_coords else {}
-    scores = score_mutants(
-        model, PROCESSOR, chain, ["M1A", "T6W", "L7L"], method, without_coords=without_coords, progress=False
-    )
-    for score, index, wild_type, new in zip(scores, (0, 5, 6), "MTL", "AWL", strict=True):
+    scores = score_mutants(model, PROCESSOR, chain, ["M1A", "T6W", "L7L"], method, without_coords=without_coords)
+    for value, index, wild_type, new in zip(scores, (0, 5, 6), "MTL", "AWL", strict=True):
         expected = naive_log_probabilities(model, chain, index, method == "masked_marginal", **inputs)
-        assert score == pytest.approx(expected[new] - expected[wild_type], abs=1e-5)
+        assert value == pytest.approx(expected[new] - expected[wild_type], abs=1e-5)
     assert scores[2] == 0 and abs(scores[:2]).min() > 0.001
 
 
@@ -123,22 +119,20 @@ def test_methods_and_coordinates_matter(chain):
     model = make_model()
     mutants = ["M1A", "T6W", "G24P"]
     scores = [
-        score_mutants(model, PROCESSOR, chain, mutants, method, without_coords=without, progress=False)
+        score_mutants(model, PROCESSOR, chain, mutants, method, without_coords=without)
         for method in METHODS
         for without in (False, True)
     ]
     for i, one in enumerate(scores):
         assert all(np.abs(one - other).max() > 0.05 for other in scores[:i])
     unobserved = dataclasses.replace(chain, coords=np.full_like(chain.coords, np.nan))
-    np.testing.assert_allclose(
-        score_mutants(model, PROCESSOR, unobserved, mutants, METHODS[0], progress=False), scores[1], atol=1e-5
-    )
+    np.testing.assert_allclose(score_mutants(model, PROCESSOR, unobserved, mutants, METHODS[0]), scores[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS[:2])
 def test_marginals_of_several_substitutions_are_added(chain, method):
     singles = ["M1A", "T6W", "L7G"]
-    scores = score_mutants(make_model(), PROCESSOR, chain, [*singles, ":".join(singles)], method, progress=False)
+    scores = score_mutants(make_model(), PROCESSOR, chain, [*singles, ":".join(singles)], method)
     assert scores[3] == pytest.approx(scores[:3].sum(), abs=1e-9)
 
 
@@ -158,9 +152,7 @@ def test_pseudo_likelihood_is_that_of_a_naive_loop(chain, window):
         return total
 
     mutants = {"M1A": "AEQRITLKDXAMRFGQTKTAKDLG", "T6W:L7G": "MEQRIWGKDXAMRFGQTKTAKDLG"}
-    scores = score_mutants(
-        model, PROCESSOR, short, list(mutants), "pseudo_likelihood", window=window, token_budget=100, progress=False
-    )
+    scores = score_mutants(model, PROCESSOR, short, list(mutants), "pseudo_likelihood", window=window, token_budget=100)
     expected = [log_likelihood(sequence) - log_likelihood(short.sequence) for sequence in mutants.values()]
     np.testing.assert_allclose(scores, expected, atol=2e-4)
     assert abs(scores).min() > 0.01
@@ -172,15 +164,29 @@ def test_the_token_budget_changes_no_score(chain, method):
     chain = part(chain, 0, 30)
     mutants = ["M1A", "T6W:L7G", "T17A", "G24P"]
     scores = [
-        score_mutants(
-            model, PROCESSOR, chain, mutants, method, window=window, token_budget=token_budget, progress=False
-        )
+        score_mutants(model, PROCESSOR, chain, mutants, method, window=window, token_budget=token_budget)
         for window in (1024, 12)
         for token_budget in (1, 100, 8192)
     ]
     for one, two in ((0, 1), (0, 2), (3, 4), (3, 5)):
         np.testing.assert_allclose(scores[one], scores[two], atol=1e-5)
     assert not np.allclose(scores[0], scores[3], atol=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_chains_are_scored_together_as_alone(chain, method):
+    """Of different lengths, some longer than the window, in batches in which they meet."""
+    model = make_model()
+    asked = [
+        (part(chain, 0, 12), ["M1A"]),
+        (part(chain, 0, 40), ["G24P", "T6W:L7G", "M1A"]),
+        (part(chain, 3, 20), ["R1A", "T3G"]),
+    ]
+    together = marginals.score_mutants(model, PROCESSOR, asked, method, window=15, token_budget=60)
+    assert [len(scores) for scores in together] == [1, 3, 2]
+    for scores, (wild_type, mutants) in zip(together, asked, strict=True):
+        alone = score_mutants(model, PROCESSOR, wild_type, mutants, method, window=15, token_budget=1)
+        np.testing.assert_allclose(scores, alone, atol=1e-5)
 
 
 def test_backbone_atoms_are_read():
@@ -232,7 +238,7 @@ def test_absolute_positions_limit_the_window(chain):
     model = make_model(position_embedding_type="absolute", max_position_embeddings=34)
     assert model.config.pad_token_id == 1
     actual, expected = (
-        score_mutants(model, PROCESSOR, chain, ["T6W", "A71G"], method, window=window, progress=False)
+        score_mutants(model, PROCESSOR, chain, ["T6W", "A71G"], method, window=window)
         for window in (1024, 30)
         for method in ("masked_marginal",)
     )
@@ -263,7 +269,7 @@ class PlantedModel:
 @pytest.mark.parametrize(("method", "copied"), [("wild_type_marginal", 5), ("masked_marginal", 0), (METHODS[2], 0)])
 def test_a_planted_preference_is_found(chain, method, copied):
     chain = part(chain, 0, 12)
-    table = scan_chain(PlantedModel(), PROCESSOR, chain, method, progress=False)
+    (table,) = scan_chains(PlantedModel(), PROCESSOR, [chain], method)
     assert table.shape == (12, 20)
     for index, wild_type in enumerate(chain.sequence):
         rank = AMINO_ACIDS.index(wild_type)
@@ -274,10 +280,10 @@ def test_a_planted_preference_is_found(chain, method, copied):
 def test_a_scan_leaves_out_unknown_residues(chain):
     chain = dataclasses.replace(part(chain, 0, 6), sequence="MEXRIT")
     model = make_model()
-    table = scan_chain(model, PROCESSOR, chain, progress=False)
+    (table,) = scan_chains(model, PROCESSOR, [chain])
     assert np.isnan(table).any(axis=1).tolist() == [False, False, True, False, False, False]
-    score = score_mutants(model, PROCESSOR, chain, ["R4W"], progress=False)[0]
-    assert table[3, AMINO_ACIDS.index("W")] == pytest.approx(score, abs=1e-5) and table[3, AMINO_ACIDS.index("R")] == 0
+    value = score_mutants(model, PROCESSOR, chain, ["R4W"])[0]
+    assert table[3, AMINO_ACIDS.index("W")] == pytest.approx(value, abs=1e-5) and table[3, AMINO_ACIDS.index("R")] == 0
 
 
 def test_spearman_by_hand():
@@ -290,17 +296,23 @@ def test_spearman_by_hand():
 # --- files and the command -------------------------------------------------------------------------------------------
 
 
-def test_scores_are_read_back(tmp_path):
+def test_scores_are_read_back(tmp_path, chain):
     path = tmp_path / "scores.csv"
-    write_scores(path, ["A24G", "A24G:T30S"], np.array([-1.5, 2e-9]), np.array([0.1 + 0.2, np.nan]))
-    assert path.read_text() == "mutant,score,DMS_score\nA24G,-1.5,0.30000000000000004\nA24G:T30S,2e-09,\n"
-    mutants, measured = read_mutants(path)
-    assert mutants == ["A24G", "A24G:T30S"]
+    odd = dataclasses.replace(chain, id='a,"b"')
+    lines = score_lines(odd, ["A24G", "A24G:T30S"], np.array([-1.5, 2e-9]), np.array([0.1 + 0.2, np.nan]))
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["id", "mutant", "score", "DMS_score"], *lines])
+    assert path.read_text().splitlines()[1:] == [
+        '"a,""b""",A24G,-1.5,0.30000000000000004',
+        '"a,""b""",A24G:T30S,2e-09,',
+    ]
+    mutants, measured, ids = read_mutants(path)
+    assert mutants == ["A24G", "A24G:T30S"] and ids == [odd.id] * 2
     np.testing.assert_array_equal(measured, [0.1 + 0.2, np.nan])
     path.write_text("\ufeffmutant\nA24G\n", encoding="utf-8")  # as a spreadsheet writes it
-    assert read_mutants(path) == (["A24G"], None)
+    assert read_mutants(path) == (["A24G"], None, None)
     path.write_text("mutant, DMS_score\r\nA24G, 2\r\n")
-    assert read_mutants(path) == (["A24G"], np.array([2.0]))
+    assert read_mutants(path) == (["A24G"], np.array([2.0]), None)
 
 
 def test_a_heat_map_wraps(tmp_path, chain):
@@ -309,228 +321,197 @@ def test_a_heat_map_wraps(tmp_path, chain):
     for sequence in (chain.sequence[:40], chain.sequence * 2):  # one row, and two
         table = np.random.default_rng(0).normal(size=(len(sequence), 20))
         table[5] = np.nan
-        plot_scan(tmp_path / "scan.png", table, sequence, first=-3, title="chain")
+        plot_scan(tmp_path / "scan.png", table, sequence, offset=-3, title="chain")
         shapes.append(image.imread(tmp_path / "scan.png").shape)
     assert shapes[1][0] > 1.5 * shapes[0][0] and shapes[1][1] < 3 * shapes[0][1]
-    write_scan(tmp_path / "scan.csv", table, sequence, first=-3)
-    rows = read_rows(tmp_path / "scan.csv")
-    assert (rows[0]["position"], rows[-1]["position"]) == ("-3", "138")
-    assert float(rows[141]["Y"]) == pytest.approx(table[141, 19], rel=1e-5) and rows[5]["A"] == ""
+
+
+def test_a_scan_in_rows(chain):
+    table = np.random.default_rng(0).normal(size=(71, 20))
+    table[5] = np.nan
+    rows = list(scan_lines(chain, table, offset=-3))
+    assert [row[:3] for row in (rows[0], rows[-1])] == [["1ORC_A", "-3", "M"], ["1ORC_A", "67", chain.sequence[-1]]]
+    assert float(rows[70][-1]) == pytest.approx(table[70, 19], rel=1e-5) and rows[5][3:] == [""] * 20
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scoring")
-    for name in ("linear", "none"):
-        make_model(coordinate_embedding=name).save_pretrained(folder / name)
-        PROCESSOR.save_pretrained(folder / name)
+    torch.manual_seed(0)
+    make_model().save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
     return folder
 
 
-def run(checkpoint, *options) -> int:
-    return main(["score", str(checkpoint / "linear"), *map(str, options), "--quiet", "--json"])
+def quietly(checkpoint, inputs, output, **options) -> dict:
+    return score(checkpoint, inputs, output, progress=False, **options)
 
 
-def test_command_scores_given_mutants(checkpoint, tmp_path, capsys, chain):
+def test_given_mutants(checkpoint, tmp_path, chain):
     table = tmp_path / "assay.csv"
     table.write_text("mutant,mutated_sequence,DMS_score\nM1A,,1.5\nT6W:L7G,,-2\nG24P,,0.5\nL7L,,\n")
     structure = STRUCTURES / "1orc.pdb.gz"
-    assert run(checkpoint, structure, "--mutants", table, "--output", tmp_path / "out") == 0
-    summary = json.loads(capsys.readouterr().out)
-    from transformers import AutoModelForMaskedLM
-
-    model = AutoModelForMaskedLM.from_pretrained(checkpoint / "linear")
-    expected = score_mutants(model, PROCESSOR, chain, ["M1A", "T6W:L7G", "G24P", "L7L"], progress=False)
+    summary = quietly(checkpoint, structure, tmp_path / "out", mutants=[str(table)])
+    model = CoordformerForMaskedLM.from_pretrained(checkpoint)
+    expected = score_mutants(model, PROCESSOR, chain, ["M1A", "T6W:L7G", "G24P", "L7L"])
     rows = read_rows(tmp_path / "out" / "scores.csv")
+    assert list(rows[0]) == ["id", "mutant", "score", "DMS_score"] and {row["id"] for row in rows} == {"1ORC_A"}
     assert [row["mutant"] for row in rows] == ["M1A", "T6W:L7G", "G24P", "L7L"]
     assert [row["DMS_score"] for row in rows] == ["1.5", "-2.0", "0.5", ""]
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected, atol=1e-4)
     assert summary["spearman"] == pytest.approx(spearman(expected[:3], np.array([1.5, -2, 0.5])))
     assert (summary["chain"], summary["residues"], summary["observed"], summary["mutants"]) == ("1ORC_A", 71, 64, 4)
     assert summary["coordinates"] == "given" and summary == json.loads((tmp_path / "out" / "score.json").read_text())
+    assert "1ORC_A: 4 mutants of 71 residues by masked_marginal, coordinates given; Spearman's" in describe(summary)
 
-    # Mutants as words, another numbering, another method, coordinates withheld: as of the sequence alone.
+    # Mutants as words, another numbering, another method, no coordinates: as of the sequence alone.
     fasta = tmp_path / "cro.fasta"
-    fasta.write_text(f">cro\n{chain.sequence}\n")
-    options = ["--mutants", "T16W", "--first", 11, "--method", "wild_type_marginal"]
-    assert run(checkpoint, structure, *options, "--without_coords", "--output", tmp_path / "one") == 0
-    assert run(checkpoint, fasta, *options, "--output", tmp_path / "two") == 0
-    given = [json.loads((tmp_path / name / "score.json").read_text())["coordinates"] for name in ("one", "two")]
-    assert given == ["withheld", "unknown"]
-    one, two = ((tmp_path / name / "scores.csv").read_text() for name in ("one", "two"))
-    assert one == two and one.startswith("mutant,score\nT16W,")
-    assert all("spearman" not in text for text in (one, two, capsys.readouterr().out))
+    fasta.write_text(f">1ORC_A\n{chain.sequence}\n")
+    options = {"mutants": ["T16W"], "offset": 11, "method": "wild_type_marginal"}
+    one = quietly(checkpoint, structure, tmp_path / "one", without_coords=True, **options)
+    two = quietly(checkpoint, fasta, tmp_path / "two", **options)
+    assert [each["coordinates"] for each in (one, two)] == ["not given", "unknown"]
+    texts = [(tmp_path / name / "scores.csv").read_text() for name in ("one", "two")]
+    assert texts[0] == texts[1] and texts[0].startswith("id,mutant,score\n1ORC_A,T16W,")
+    assert "spearman" not in one and "spearman" not in two
 
 
-def test_command_scans_a_chain_of_a_file(checkpoint, tmp_path, capsys):
-    options = ["--scan", "--method", "wild_type_marginal", "--output", tmp_path]
-    assert run(checkpoint, STRUCTURES / "1BD2.cif.gz", "--chains", "C", *options) == 0
-    assert json.loads(capsys.readouterr().out)["residues"] == 9
+def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
+    """By the column id, in parts; a chain without mutants, one whose mutant is wrong, and an id that is no chain."""
+    chains = read_chains(STRUCTURES / "1BD2.cif.gz")
+    names = [f"1BD2_{name}" for name in "CAEC"]
+    first = {chain.id: chain.sequence[0] for chain in chains}
+    mutants = [f"{first['1BD2_C']}1A", f"{first['1BD2_A']}1W", "W1A", "G4P"]
+    assert first["1BD2_E"] != "W" and chains[2].sequence[3] == "G"
+    table = tmp_path / "assay.csv"
+    lines = [f"{mutant},{name},{number}" for number, (mutant, name) in enumerate(zip(mutants, names, strict=True))]
+    table.write_text("\n".join(["mutant,id,DMS_score", *lines, "M1A,nowhere,5"]) + "\n")
+    rows = load_rows(make_data_set(chains, tmp_path / "chains.parquet"))
+    assert len(rows) == 5
+    options = {"mutants": [str(table)], "method": "wild_type_marginal", "entries_per_part": 2}
+    summary = quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out", **options)
+    scored = read_rows(tmp_path / "out" / "scores.csv")
+    assert [(row["id"], row["mutant"], row["DMS_score"]) for row in scored] == [
+        ("1BD2_A", mutants[1], "1.0"), ("1BD2_C", mutants[0], "0.0"), ("1BD2_C", "G4P", "3.0"),
+    ]  # fmt: skip
+    model = CoordformerForMaskedLM.from_pretrained(checkpoint)
+    expected = score_mutants(model, PROCESSOR, chains[2], [mutants[0], "G4P"], "wild_type_marginal")
+    np.testing.assert_allclose([float(row["score"]) for row in scored[1:]], expected, atol=1e-4)
+    reports = {report["chain"]: report for report in summary["chains"]}
+    assert list(reports) == ["1BD2_A", "1BD2_C"] and reports["1BD2_C"]["mutants"] == 2
+    assert reports["1BD2_A"]["spearman"] is None and abs(reports["1BD2_C"]["spearman"]) == pytest.approx(1)
+    rejected = [line.split("\t") for line in (tmp_path / "out" / "rejected.tsv").read_text().splitlines()[1:]]
+    reasons = {chain: reason for _, chain, reason in rejected}
+    assert list(reasons) == ["1BD2_B", "1BD2_D", "1BD2_E", "nowhere"] and summary["rejected"] == 4
+    assert "no mutant has this chain" in reasons["1BD2_B"] and "the inputs have no such chain" in reasons["nowhere"]
+    assert f"position 1 of the chain is {first['1BD2_E']}, not W" in reasons["1BD2_E"]
+    assert "4 files or chains were left out; the first: 1BD2_B: no mutant" in caplog.text
+    assert summary["residues"] == len(chains[0]) + len(chains[2])
+
+    # Other measurements are another run, and a run without a single chain leaves the folder free.
+    table.write_text(table.read_text().replace("1BD2_C,0", "1BD2_C,7"))
+    with pytest.raises(ValueError, match="holds another run .mutants: '.*' -> '.*'.; choose another"):
+        quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out", **options)
+    with pytest.raises(ValueError, match=r"1ORC_A: Mutant M2A: position 2 of the chain is E, not M; positions count"):
+        quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "one", mutants=["M2A"])
+    assert quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "one", mutants=["M1A"])["mutants"] == 1
+
+
+def make_data_set(chains, path: Path) -> Path:
+    Dataset(pa.Table.from_pylist([chain_to_row(chain) for chain in chains], schema=SCHEMA)).to_parquet(path)
+    return path
+
+
+def test_a_scan_of_one_chain_of_a_file(checkpoint, tmp_path):
+    options = {"chain_ids": ["C"], "method": "wild_type_marginal", "offset": 4}
+    assert quietly(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path, **options)["residues"] == 9
     rows = read_rows(tmp_path / "scan.csv")
-    assert "".join(row["wild_type"] for row in rows) == "LLFGYPVYV"
-    assert all(float(row[row["wild_type"]]) == 0 for row in rows)
+    assert list(rows[0]) == ["id", "position", "wild_type", *AMINO_ACIDS]
+    assert "".join(row["wild_type"] for row in rows) == "LLFGYPVYV" and rows[0]["position"] == "4"
+    assert all(float(row[row["wild_type"]]) == 0 and row["id"] == "1BD2_C" for row in rows)
     assert (tmp_path / "scan.png").stat().st_size > 10000
 
 
+def test_a_scan_of_several_chains(checkpoint, tmp_path, monkeypatch):
+    """Of one part in the folder itself, of several in one for each; a chain of X alone has none."""
+    monkeypatch.setattr("coordformer.inference.score.plot_scan", lambda path, *_: path.touch())  # a second each
+    (tmp_path / "few.fasta").write_text(">a/b\nMKVA\n>x\nXXX\n>A/B\nMX\n>rejected\nW\n")
+    for name, entries in (("one", 16), ("two", 2)):
+        summary = quietly(checkpoint, tmp_path / "few.fasta", tmp_path / name, entries_per_part=entries)
+        assert [report["chain"] for report in summary["chains"]] == ["a/b", "A/B", "rejected"]
+        assert summary["rejected"] == 1 and summary["residues"] == 7
+        assert "Chain x has no residue that is known" in (tmp_path / name / "rejected.tsv").read_text()
+    pictures = [
+        sorted(path.relative_to(tmp_path / name).as_posix() for path in (tmp_path / name).rglob("*.png"))
+        for name in ("one", "two")
+    ]
+    assert pictures == [
+        ["A_B-2.png", "a_b.png", "rejected-2.png"],
+        ["00000-of-00002/a_b.png", "00001-of-00002/A_B.png", "00001-of-00002/rejected-2.png"],
+    ]
+    one, two = ((tmp_path / name / "scan.csv").read_text() for name in ("one", "two"))
+    rows = [line.split(",") for line in one.splitlines()]
+    assert one.count("id,position") == two.count("id,position") == 1
+    assert [row[:3] for row in rows[5:]] == [["A/B", "1", "M"], ["A/B", "2", "X"], ["rejected", "1", "W"]]
+    assert rows[6][3:] == [""] * 20 and two.splitlines()[5].split(",")[:3] == rows[5][:3]
+
+
+def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
+    """A chain with selenocysteine is named, and does not cost the others."""
+    rows = make_rows([5, 6])
+    rows = rows.remove_columns("sequence").add_column("sequence", ["MKUVA", "MKVAWA"])
+    rows.to_parquet(tmp_path / "chains.parquet")
+    summary = quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out", method="wild_type_marginal")
+    assert [report["chain"] for report in summary["chains"]] == ["chain 1"]
+    assert "\tchain 0\tletters 'U' in the sequence; use " in (tmp_path / "out" / "rejected.tsv").read_text()
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "options", "message"),
     [
-        (["1orc.pdb.gz", "--mutants", "A1G"], "Mutant A1G: position 1 of the chain is M, not A"),
-        (["1orc.pdb.gz", "--mutants", "empty.csv"], "empty.csv has no mutants"),
+        ("1orc.pdb.gz", ["--mutants", "A1G"], "1ORC_A: Mutant A1G: position 1 of the chain is M, not A"),
+        ("1orc.pdb.gz", ["--mutants", "empty.csv"], "empty.csv has no mutants"),
         (
-            ["1orc.pdb.gz", "--mutants", "nothing.csv"],
-            "nothing.csv has the columns (none); the column mutant is needed",
+            "1orc.pdb.gz",
+            ["--mutants", "nothing.csv"],
+            "nothing.csv has the columns (none); the column mutant",
         ),
-        (["1orc.pdb.gz", "--mutants", "other.csv"], "other.csv has the columns variant, DMS_score; the column mutant"),
-        (["1orc.pdb.gz", "--mutants", "odd.csv"], "odd.csv: DMS_score of M1A is 'high'; give a number"),
-        (["1orc.pdb.gz", "--mutants", "absent.csv"], "absent.csv"),
-        (["1orc.pdb.gz", "--mutants", "gap.csv"], "gap.csv, row 2: the column mutant is empty"),
-        (["1orc.pdb.gz", "--mutants", "latin.csv"], "latin.csv is no UTF-8 ("),
-        (["unknown.fasta", "--scan"], "Chain x has no residue that is known, only X"),
-        (["1BD2.cif.gz", "--scan"], "1BD2.cif.gz has the chains 1BD2_A, 1BD2_B, 1BD2_C, 1BD2_D, 1BD2_E; choose one"),
-        (["1BD2.cif.gz", "--scan", "--chains", "Z"], "no protein chain Z"),
-        (["1orc.pdb.gz", "--scan", "--window", "1"], "`window` is 1; it must be at least 2"),
-        (["1orc.pdb.gz", "--scan", "--token_budget", "0"], "`token_budget` is 0; it must be at least 1"),
+        ("1orc.pdb.gz", ["--mutants", "other.csv"], "other.csv has the columns variant, DMS_score; the column mutant"),
+        ("1orc.pdb.gz", ["--mutants", "odd.csv"], "odd.csv: DMS_score of M1A is 'high'; give a number"),
+        ("1orc.pdb.gz", ["--mutants", "absent.csv"], "absent.csv"),
+        ("1orc.pdb.gz", ["--mutants", "gap.csv"], "gap.csv, row 2: the column mutant is empty"),
+        ("1orc.pdb.gz", ["--mutants", "latin.csv"], "latin.csv is no UTF-8 ("),
+        ("unknown.fasta", ["--scan"], "Chain x has no residue that is known, only X"),
+        (
+            "1BD2.cif.gz",
+            ["--mutants", "A1G"],
+            "several, such as 1BD2_A, 1BD2_B, 1BD2_C, 1BD2_D, 1BD2_E; choose one",
+        ),
+        ("1BD2.cif.gz", ["--scan", "--chains", "Z"], "1BD2.cif.gz: no protein chain Z"),
+        ("1orc.pdb.gz", ["--scan", "--window", "1"], "`window` is 1; it must be at least 2"),
+        ("1orc.pdb.gz", ["--scan", "--token_budget", "0"], "`token_budget` is 0; it must be at least 1"),
     ],
 )
-def test_command_line_says_what_is_wrong_in_one_line(checkpoint, tmp_path, capsys, options, message):
-    for name, text in (
+def test_the_command_says_what_is_wrong_in_one_line(checkpoint, tmp_path, capsys, name, options, message):
+    for file, text in (
         ("empty.csv", "mutant,DMS_score\n"), ("nothing.csv", ""), ("other.csv", "variant,DMS_score\nM1A,1\n"),
         ("odd.csv", "mutant,DMS_score\nM1A,high\n"), ("gap.csv", "mutant,DMS_score\nM1A,1\n,\n"),
         ("latin.csv", "mutant,note\nM1A,\u00e4\n"), ("unknown.fasta", ">x\nXXX\n"),
     ):  # fmt: skip
-        (tmp_path / name).write_text(text, encoding="latin-1")
-    options = [STRUCTURES / each if each.endswith(".gz") else each for each in options]
-    options = [tmp_path / each if str(each).endswith((".csv", ".fasta")) else each for each in options]
-    assert run(checkpoint, *options, "--output", tmp_path / "out") == 1
+        (tmp_path / file).write_text(text, encoding="latin-1")
+    path = STRUCTURES / name if name.endswith(".gz") else tmp_path / name
+    options = [str(tmp_path / each) if each.endswith(".csv") else each for each in options]
+    assert main(["score", str(checkpoint), str(path), "--output", str(tmp_path / "out"), "--quiet", *options]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]
     assert len(lines) == 1 and message in lines[0], lines
 
 
-def test_bad_arguments_of_scoring_are_named(chain):
-    with pytest.raises(ValueError, match="`method` is 'other'; choose one of wild_type_marginal, masked_marginal"):
-        score_mutants(make_model(), PROCESSOR, chain, ["M1A"], "other")
+def test_bad_arguments_of_scoring_are_named(checkpoint, tmp_path, chain):
+    for scoring in (
+        lambda: score_mutants(make_model(), PROCESSOR, chain, ["M1A"], "other"),
+        lambda: quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path, method="other"),
+    ):
+        with pytest.raises(ValueError, match="`method` is 'other'; choose one of wild_type_marginal, masked_marginal"):
+            scoring()
     with pytest.raises(ValueError, match="There is nothing to score: the list of mutants is empty"):
         score_mutants(make_model(), PROCESSOR, chain, [])
-
-
-# --- the example -----------------------------------------------------------------------------------------------------
-
-RESULTS = [
-    {"uniprot": uniprot, "selection_type": kind, "spearman": {"given": given, "baseline": baseline, "blosum62": 0.0}}
-    for uniprot, kind, given, baseline in [
-        ("P1", "Activity", 0.2, 0.1),
-        ("P1", "Activity", 0.6, 0.3),  # two assays of one protein
-        ("P2", "Activity", 0.0, 0.2),
-        ("P1", "Stability", 0.8, 0.3),
-        (None, None, 9.0, 9.0),  # multi-mutants, in no mean
-    ]
-]
-
-
-def test_averages_are_those_of_proteingym_by_hand():
-    summary = variants.summarize(RESULTS)["with_structure"]
-    # Activity: P1 (0.2 + 0.6) / 2, P2 0; then (Activity + Stability) / 2.
-    assert summary["spearman"]["given"] == pytest.approx({"Activity": 0.2, "Stability": 0.8, "mean": 0.5})
-    assert summary["spearman"]["baseline"] == pytest.approx({"Activity": 0.2, "Stability": 0.3, "mean": 0.25})
-    assert summary["assays"] == {"Activity": 3, "Stability": 1} and summary["proteins"] == {
-        "Activity": 2,
-        "Stability": 1,
-    }
-    above = summary["given_above"]["baseline"]
-    # P1 differs by +0.2, P2 by -0.2: drawn twice each with probability 1/4.
-    assert above["Activity"] == pytest.approx([0, -0.2, 0.2], abs=1e-9)
-    assert above["Stability"] == pytest.approx([0.5, 0.5, 0.5])
-    assert above["mean"] == pytest.approx([0.25, 0.15, 0.35])
-
-
-def test_assays_of_both_layouts_give_the_same_results(checkpoint, tmp_path, chain, monkeypatch):
-    """A folder like ProteinGym's with a structure of all but two residues, and the same as Parquet files."""
-    from Bio.SeqUtils import seq3
-
-    model = part(chain, 3, 65)
-    assert model.observed.all()
-    sequence, coords = "GG" + model.sequence, np.round(100 * model.coords[:, 0]).astype(np.int16)
-    mutants, measured = ["R3A", "T5W", "L6G", "G23P", "A28G"], [0.3, -1.0, -0.5, -2.0, 0.0]
-
-    gym = tmp_path / "gym"
-    for name in ("DMS_ProteinGym_substitutions", "ProteinGym_AF2_structures"):
-        (gym / name).mkdir(parents=True)
-    lines = [f"{mutant},,{score},0\n" for mutant, score in zip(mutants, measured, strict=True)]
-    header = "mutant,mutated_sequence,DMS_score,DMS_score_bin\n"
-    (gym / "DMS_ProteinGym_substitutions" / "CRO.csv").write_text(header + "".join(lines))
-    atoms = [
-        f"ATOM  {i:5d}  CA  {seq3(letter).upper()} A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 90.00           C\n"
-        for i, (letter, (x, y, z)) in enumerate(zip(model.sequence, (coords / 100).tolist(), strict=True), 1)
-    ]
-    (gym / "ProteinGym_AF2_structures" / "CRO.pdb").write_text("".join(atoms))
-    (gym / "DMS_substitutions.csv").write_text(
-        "DMS_id,DMS_filename,UniProt_ID,target_seq,coarse_selection_type,pdb_file,pdb_range\n"
-        f"CRO,CRO.csv,RCRO_LAMBD,{sequence},Stability,CRO.pdb,3-64\n"
-    )
-
-    parquet = tmp_path / "parquet"
-    parquet.mkdir()
-    planar = {f"ca_{axis}": [[-32768, -32768, *coords[:, i].tolist()]] for i, axis in enumerate("xyz")}
-    target = {"dms_id": ["CRO"], "UniProt_ID": ["RCRO_LAMBD"], "coarse_selection_type": ["Stability"]}
-    target |= {"target_seq": [sequence], "structure_identity": [100.0]}
-    singles = {"dms_id": ["CRO"] * 5, "mutant": mutants, "score": measured}
-    several = {"dataset": ["several"], "wt_sequence": [sequence], "n_variants": [4], "n_single": [1]}
-    doubles = {"variant": ["R3A", "R3A:T5W", "L6G:G23P", "T5W:A28G:L6G"], "score": [0.3, -1.0, -2.0, -3.0]}
-    for name, table in (
-        ("dms_targets", target | planar),
-        ("dms_single_mutants", singles),
-        ("dms_multi_targets", several | planar),
-        ("dms_multi_mutants", {"dataset": ["several"] * 4} | doubles),
-    ):
-        pq.write_table(pa.table(table), parquet / f"{name}.parquet")
-
-    def measure(data: Path, output: str) -> dict:
-        variants.main(
-            [str(checkpoint / "linear"), "--baseline", str(checkpoint / "none"), "--data", str(data),
-             "--method", "wild_type_marginal", "--output", str(tmp_path / output)]
-        )  # fmt: skip
-        return json.loads((tmp_path / output / "summary.json").read_text())
-
-    one, two = measure(gym, "one"), measure(parquet, "two")
-    assert one["with_structure"] == two["with_structure"] and one["with_structure"]["assays"] == {"Stability": 1}
-    linear = variants.load_checkpoint(checkpoint / "linear")
-    wild_type = variants.make_chain("CRO", sequence, np.vstack((np.full((2, 3), np.nan), coords / 100)))
-    expected = spearman(
-        score_mutants(*linear, wild_type, mutants, "wild_type_marginal", progress=False), np.array(measured)
-    )
-    assert one["with_structure"]["spearman"]["given"]["mean"] == pytest.approx(expected)
-    report = (tmp_path / "two" / "report.md").read_text()
-    assert "| several | 4 | all |" in report and "| several | 3 | two and more |" in report
-    assert (tmp_path / "two" / "assays.png").exists()
-    row = read_rows(tmp_path / "one" / "assays.csv")[0]
-    assert (row["assay"], row["mutants"], row["structure_coverage"]) == ("CRO", "5", "1")
-
-    # A second run scores nothing again, and other models do not mix with the first ones.
-    monkeypatch.setattr(variants, "score_assay", None)
-    assert measure(gym, "one")["with_structure"] == one["with_structure"]
-    with pytest.raises(ValueError, match="holds results of other models or options; give another --output"):
-        variants.main([str(checkpoint / "linear"), "--data", str(gym), "--output", str(tmp_path / "one")])
-    with pytest.raises(FileNotFoundError, match="has neither DMS_substitutions.csv"):
-        variants.read_assays(tmp_path)
-
-
-def test_unusable_assays_are_named(chain):
-    for mutants, measured, message in (
-        (["A1G", "M1A"], [0.0, 1.0], "CRO: Mutant A1G: position 1 of the chain is M, not A"),
-        (["M1G", "M1A"], [1.0, 1.0], "CRO has no two different values of DMS_score"),
-    ):
-        assay = variants.Assay("CRO", "P", "Stability", chain, 100.0, partial(tuple, (mutants, np.array(measured))))
-        with pytest.raises(ValueError, match=message):
-            variants.score_assay(assay, {}, "wild_type_marginal")
-
-
-def test_an_unlike_structure_is_not_compared(checkpoint, chain):
-    models = {"checkpoint": variants.load_checkpoint(checkpoint / "linear")}
-    mutants = ["M1A", "T6W", "L7G"]  # residues 1 and 2 of Cro are not observed
-    for identity, asked, compared in ((100.0, mutants[1:], True), (100.0, mutants, False), (94.0, mutants[1:], False)):
-        load = partial(tuple, (asked, np.arange(len(asked), dtype=float)))
-        assay = variants.Assay("CRO", "P", "Stability", chain, identity, load)
-        result = variants.score_assay(assay, models, "wild_type_marginal")
-        assert ("given" in result["spearman"]) == compared
-        assert result["structure_coverage"] == pytest.approx(1 if len(asked) == 2 else 2 / 3)
