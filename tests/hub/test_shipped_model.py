@@ -11,15 +11,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer.data.rows import load_rows
-from coordformer.hub.card import make_card, training_facts
+from coordformer.hub.card import make_card, read_evaluation, training_facts
 from coordformer.hub.export import export
-from coordformer.inference.evaluate import count_chains, letter_ids, summarize_draws
+from coordformer.inference.masked import count_chains, summarize_samples
 from coordformer.model.configuration_coordformer import AUTO_MAP
+from coordformer.model.modeling_coordformer import RENAMED_WEIGHTS
+from coordformer.model.processing_coordformer import letter_ids
 
 ROOT = Path(__file__).parents[2]
 MODELS = {
-    "coordformer-1M-pdb": "local, points and messages",
-    "coordformer-7M-pdb": "local, points and gated messages",
+    "coordformer-1M-pdb": "local frame, invariant points and messages",
+    "coordformer-7M-pdb": "local frame, invariant points and gated messages",
 }
 
 
@@ -29,8 +31,8 @@ def folder(request):
 
 
 def reports_of(folder):
-    """With coordinates, and with them withheld."""
-    return [json.loads((folder / f"evaluation{number}.json").read_text()) for number in ("", "_1")]
+    """With coordinates and without; on these weights, or else they are refused."""
+    return [read_evaluation(folder / f"evaluation{number}.json", folder) for number in ("", "_1")]
 
 
 def test_the_folder_is_small_and_its_weights_are_half(folder):
@@ -42,6 +44,17 @@ def test_the_folder_is_small_and_its_weights_are_half(folder):
     assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
 
 
+def test_the_weights_are_those_of_version_0_1_0_under_new_names(folder):
+    """Bit for bit."""
+    before = load_file(ROOT / "tests" / "data" / "checkpoints" / folder.name / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    assert len(weights) == len(before) and weights.keys() != before.keys()
+    for name, values in before.items():
+        for old, new in RENAMED_WEIGHTS.items():
+            name = name.replace(old, new)
+        assert values.dtype == weights[name].dtype and torch.equal(values, weights[name]), name
+
+
 def test_the_card_has_what_was_measured_and_how_it_was_trained(folder):
     facts, reports = training_facts(folder), reports_of(folder)
     half = AutoModelForMaskedLM.from_pretrained(folder)
@@ -50,7 +63,7 @@ def test_the_card_has_what_was_measured_and_how_it_was_trained(folder):
     )
     assert f"{card}\n" == (folder / "README.md").read_text()
     assert {"command", "commit of the code", "SHA-256 of the data", "updates"} <= facts.keys()
-    assert [report["coordinates"] for report in reports] == [MODELS[folder.name], "withheld"]
+    assert [report["coordinates"] for report in reports] == [MODELS[folder.name], "not given"]
     assert all(report["checkpoint"] == folder.name and report["split"] == "valid" for report in reports)
 
 
@@ -62,10 +75,10 @@ def test_held_out_chains_are_predicted_as_the_card_says(folder):
     reports = reports_of(folder)
     for report in reports:
         counts = count_chains(
-            model, rows, processor.tokenizer, "masked15", draws=1, progress=False,
-            without_coords=report["coordinates"] == "withheld",
+            model, rows, processor.tokenizer, "masked15", num_mask_samples=1, progress=False,
+            without_coords=report["coordinates"] == "not given",
         )  # fmt: skip
-        found = summarize_draws(counts, letter_ids(processor.tokenizer))
+        found = summarize_samples(counts, letter_ids(processor.tokenizer))
         np.testing.assert_allclose(found["perplexity"], report["masked15"]["perplexity"], rtol=0.15)
     assert reports[0]["masked15"]["perplexity"] < 0.6 * reports[1]["masked15"]["perplexity"]
 
