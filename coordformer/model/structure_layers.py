@@ -82,7 +82,7 @@ def center_coordinates(coords: torch.Tensor, coords_mask: torch.Tensor, runs: to
     coords_mask = coords_mask.unsqueeze(-1)
     count = segment_sum(coords_mask.to(coords.dtype).sum(dim=2, keepdim=True), runs).clamp(min=1)
     coords = coords.masked_fill(~coords_mask, 0.0)
-    # The second pass removes the rounding of the first, which is felt 1,000 Å away from the origin.
+    # The second pass removes the rounding of the first, which shows 1,000 Å away from the origin.
     for _ in range(2):
         mean = segment_sum(coords.sum(dim=2, keepdim=True), runs) / count
         coords = (coords - mean).masked_fill(~coords_mask, 0.0)
@@ -322,7 +322,7 @@ def k_nearest_neighbors(
     batch, length = coords_mask.shape
     longest = min(longest or length, length)
     index = torch.arange(length, device=coords_mask.device)
-    # Each looks at the whole row, or at `longest` tokens on either side.
+    # So many at a time search the whole row, or `longest` tokens on either side.
     rows = max(1, pairs // (batch * length), int((longest**2 + pairs / batch) ** 0.5) - longest)
     places, exist = [], []
     for start in range(0, length, rows):
@@ -587,7 +587,7 @@ class DistanceBias(nn.Linear):
         """(batch, sequence, atoms, D), Å, and (batch, sequence, atoms) -> (batch, heads, sequence, sequence)."""
         with maybe_autocast(coords.device.type, enabled=False):
             atoms, observed = coords.transpose(1, 2), coords_mask.transpose(1, 2)
-            # Not by a matrix product, whose rounding is felt between neighbors.
+            # Not by a matrix product, whose rounding shows between neighbors.
             distances = torch.cdist(atoms, atoms, compute_mode="donot_use_mm_for_euclid_dist")
             place = (distances / self.spacing).clamp(max=self.num_bins - 1)
             lower = place.floor().clamp(max=self.num_bins - 2)

@@ -130,7 +130,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         for parameter in model.coordformer.coordinate_embedding.parameters():
             torch.nn.init.zeros_(parameter)
     for module in points.values():
-        # Points that are seen from everywhere alike, and not read yet.
+        # Points that attend to all residues alike, and whose output is zero.
         torch.nn.init.zeros_(module.output_points.weight)
         torch.nn.init.zeros_(module.output_points.bias)
         torch.nn.init.zeros_(module.missing)
@@ -227,7 +227,7 @@ def from_paper_state_dict(
         kind: which of the paper's models: `"simulated"` (section 1), `"pretrained"` (2) or `"esm_conditioned"` (5).
         **overrides: fields of `CoordformerConfig` that leave the shapes of the weights alone. The authors' models
             without coordinates hold an embedding of coordinates that they never used: they need
-            `coordinate_embedding="none"`. The weights of `"pretrained"` do not tell `num_attention_heads`; the default
+            `coordinate_embedding="none"`. The weights of `"pretrained"` do not say `num_attention_heads`; the default
             is the paper's 12. For `"simulated"` it is as many as the measured head goes into the width.
 
     Returns:
@@ -373,7 +373,7 @@ def _shape_of(state_dict: Mapping[str, torch.Tensor], name: str, axes: int) -> t
 
 
 def _encoder_sizes(state_dict: Mapping[str, torch.Tensor], feed_forward: str) -> dict[str, Any]:
-    """Fields of the config that the encoder's weights tell; `feed_forward` is the first layer of its feed-forward."""
+    """Fields of the config, from shapes of the encoder's weights; `feed_forward` names its first such layer."""
     intermediate_size, hidden_size = _shape_of(state_dict, f"encoder.layers.0.{feed_forward}.weight", 2)
     layers = len({name.split(".")[2] for name in state_dict if name.startswith("encoder.layers.")})
     return {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_hidden_layers": layers}

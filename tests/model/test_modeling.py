@@ -97,8 +97,8 @@ def test_zero_is_a_position_like_any_other():
 def test_quadratic_lift_is_computed_by_hand():
     embedding = make_model(coordinate_embedding="quadratic").coordformer.coordinate_embedding
     weight, bias = embedding.weight, embedding.bias
-    seen = embedding(torch.tensor([[[[16.0, 0.0, -32.0]]]]), torch.tensor([[[True]]]))
-    torch.testing.assert_close(seen[0, 0], weight @ torch.tensor([1.0, 0.0, -2.0, 5.0, 0.0]) + bias)
+    found = embedding(torch.tensor([[[[16.0, 0.0, -32.0]]]]), torch.tensor([[[True]]]))
+    torch.testing.assert_close(found[0, 0], weight @ torch.tensor([1.0, 0.0, -2.0, 5.0, 0.0]) + bias)
     missing = embedding(torch.zeros(1, 1, 1, 3), torch.tensor([[[False]]]))
     torch.testing.assert_close(missing[0, 0], weight[:, 4] + bias)
 
@@ -183,8 +183,9 @@ def test_coordinates_reach_the_embedding_in_float32(how):
     model = make_model()
     row = random_chain(3, missing=0)
     row["coords"] = torch.tensor([[[0.0] * 3, [300.37, 0, 0], [-300.37, 0, 0], [0, 0, 0], [0.0] * 3]])
-    seen = []
-    model.coordformer.coordinate_embedding.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    calls = []
+    embedding = model.coordformer.coordinate_embedding
+    embedding.register_forward_hook(lambda _, args, output: calls.append((args[0], output)))
     model(**row)
     if how == "weights":
         model.to(torch.bfloat16)
@@ -192,9 +193,9 @@ def test_coordinates_reach_the_embedding_in_float32(how):
     else:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(**row)
-    assert seen[0][1].dtype == seen[1][1].dtype == torch.float32
-    assert torch.equal(seen[0][1], seen[1][1])
-    assert seen[1][0][0, 1, 0, 0] == torch.tensor(300.37)
+    assert calls[0][1].dtype == calls[1][1].dtype == torch.float32
+    assert torch.equal(calls[0][1], calls[1][1])
+    assert calls[1][0][0, 1, 0, 0] == torch.tensor(300.37)
 
 
 def test_casting_and_saving_keep_rotary_frequencies_and_coordinate_weights(tmp_path):

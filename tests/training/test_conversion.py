@@ -251,11 +251,11 @@ def test_pretrained_computes_what_the_published_network_does(with_coords):
     batch = protein_batch()
     with torch.no_grad():
         expected, actual = published(*published_inputs(batch)), model(**batch).logits
-        withheld = model(**batch | {"coords": None}).logits
+        without = model(**batch | {"coords": None}).logits
     real = batch["attention_mask"].bool()
     assert expected.std() > 0.3
     assert (actual[..., COLUMNS] - expected)[real].abs().max() < 1e-5
-    assert ((withheld - actual)[real].abs().max() > 0.1) == with_coords
+    assert ((without - actual)[real].abs().max() > 0.1) == with_coords
     # A softmax over the whole vocabulary is the paper's: what it lacks has no share.
     probabilities = actual.softmax(dim=-1)
     assert (probabilities[..., COLUMNS] - expected.softmax(dim=-1))[real].abs().max() < 1e-6
