@@ -75,15 +75,10 @@ def padded_slots(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
 
 
 def fill_bins(sizes: np.ndarray, capacity: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Spread items over bins of equal capacity: best fit in random order, so that a bin holds sizes of all kinds.
-
-    Args:
-        sizes: of the items, none above `capacity`.
-        capacity: of a bin.
-        rng: decides the order.
+    """Spread items of these sizes over bins: best fit in random order, so that a bin holds sizes of all kinds.
 
     Returns:
-        For each bin the numbers of its items.
+        For each bin the numbers of its items; `capacity` is at least the largest size.
     """
     bins: list[list[int]] = []
     spaces: list[tuple[int, int]] = []  # what is left of each bin that is not full, and its number; sorted

@@ -14,11 +14,11 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,6 @@ class PrepareSettings:
         return None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What there is to read
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]]:
     """List structure files, and the members of tar archives, in parts that are read one at a time.
 
@@ -146,36 +141,24 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
     return parts, rejects
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _read_rows(
-    part: Iterable[Source], settings: PrepareSettings, rejects: list[Reject]
-) -> Iterator[dict[str, Any] | None]:
-    """The rows of a part, and a None after each file."""
-    for source in part:
-        for name, data in read_contents(source, rejects, STRUCTURE_SUFFIXES):
-            problems: list[tuple[str, str]] = []
-            chains: list[Chain] = []
-            try:
-                if isinstance(data, str):
-                    raise ValueError(data)
-                chains = read_chains(
-                    name, atoms=settings.atoms, min_plddt=settings.min_plddt, problems=problems, data=data
-                )
-            except (ValueError, OSError) as error:
-                problems.append(("", str(error).removeprefix(f"{name}: ")))
-            except Exception as error:  # whatever else a file of a million brings up must not cost the others
-                problems.append(("", f"{type(error).__name__}: {error}"))
-            for chain in chains:
-                if (reason := settings.reject(chain)) is None:
-                    yield chain_to_row(chain, source=name)
-                else:
-                    problems.append((chain.id, reason))
-            rejects += [(name, chain_id, reason) for chain_id, reason in problems]
-            yield None
+def _read_file(name: str, data: bytes | str, settings: PrepareSettings, rejects: list[Reject]) -> list[dict[str, Any]]:
+    """Rows of the chains that are kept; what is not goes to `rejects`."""
+    problems: list[tuple[str, str]] = []
+    rows = []
+    try:
+        if isinstance(data, str):
+            raise ValueError(data)
+        for chain in read_chains(name, settings.atoms, settings.min_plddt, problems=problems, data=data):
+            if (reason := settings.reject(chain)) is None:
+                rows.append(chain_to_row(chain, source=name))
+            else:
+                problems.append((chain.id, reason))
+    except (ValueError, OSError) as error:
+        problems.append(("", str(error).removeprefix(f"{name}: ")))
+    except Exception as error:  # whatever else a file of a million brings up must not cost the others
+        problems.append(("", f"{type(error).__name__}: {error}"))
+    rejects += [(name, *problem) for problem in problems]
+    return rows
 
 
 def read_part(part: Sequence[Source], settings: PrepareSettings, path: str | Path) -> int:
@@ -191,14 +174,13 @@ def read_part(part: Sequence[Source], settings: PrepareSettings, path: str | Pat
         nonlocal files
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             rows: list[dict[str, Any]] = []
-            for row in _read_rows(part, settings, rejects):
-                if row is None:
+            for source in part:
+                for name, data in read_contents(source, rejects, STRUCTURE_SUFFIXES):
                     files += 1
-                else:
-                    rows.append(row)
-                if len(rows) == ROWS_AT_ONCE:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-                    rows = []
+                    rows += _read_file(name, data, settings, rejects)
+                    if len(rows) >= ROWS_AT_ONCE:
+                        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                        rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
             writer.add_key_value_metadata({REJECTS_KEY: json.dumps(rejects).encode(), b"files": str(files).encode()})
 
@@ -245,11 +227,6 @@ def _read_all(parts: list[list[Source]], settings: PrepareSettings, output: Path
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Duplicates, clusters, splits, shards
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None]]:
@@ -382,10 +359,6 @@ class _ShardWriter:
         self.written += 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Datasheet
-# ---------------------------------------------------------------------------------------------------------------------
-
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 
@@ -431,7 +404,7 @@ def write_datasheet(
         "methods": dict(Counter(method or "not stated" for method in chains["method"].to_pylist()).most_common()),
         "reject_reasons": dict(reasons.most_common(20)),
         "settings": dict(settings),
-        "versions": {name: _version(name) for name in ("coordformer", "gemmi", "pyarrow")},
+        "versions": {name: version(name) for name in ("coordformer", "gemmi", "pyarrow")},
         "shards": {
             path.name: {
                 "rows": pq.read_metadata(path).num_rows,
@@ -448,13 +421,6 @@ def write_datasheet(
 
 def _read_sheet(output: Path) -> dict[str, Any]:
     return dict(json.loads((output / SHEET).read_text(encoding="utf-8")))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _readme(sheet: Mapping[str, Any]) -> str:
@@ -489,11 +455,6 @@ def _readme(sheet: Mapping[str, Any]) -> str:
     lines.append("| observed | " + " | ".join(f"{value:.0%}" for value in sheet["observed_share"].values()) + " |")
     lines += ["", "Settings, versions, reasons for rejection and the SHA-256 of every shard: `datasheet.json`.", ""]
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All of it
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def prepare(

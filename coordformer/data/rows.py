@@ -56,11 +56,6 @@ def chain_to_row(chain: Chain, source: str | None = None) -> dict[str, Any]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def load_rows(path: str | Path, split: str | None = None) -> Dataset:
     """Open a data set of chains.
 
@@ -178,11 +173,6 @@ def read_compact(path: str | Path) -> pa.Table:
             given = name in table.column_names
             made[field.name] = table[name].cast(field.type) if given else pa.nulls(len(table), field.type)
     return pa.table(made).select(SCHEMA.names).cast(SCHEMA)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Shards, one after another
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class ShardBatches(EpochBatches):

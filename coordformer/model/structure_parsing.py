@@ -74,14 +74,13 @@ class StructureModel:
     def __init__(self, data: bytes, path: Path, atoms: tuple[str, ...]) -> None:
         if gemmi is None:
             raise ImportError("reading structure files needs gemmi: pip install gemmi")
-        parsed = _parse(data, path)
-        structure = parsed.structure
+        self.is_pdb = _MMCIF.match(data) is None
+        structure, modified, has_b_iso = _parse(data, not self.is_pdb, path)
         if not len(structure) or not len(structure[0]):
             raise StructureError(f"{path}: no atoms in the file; give one with coordinates")
         del structure[1:]
         self.structure = structure
-        self.is_pdb = parsed.is_pdb
-        self.parents = _parent_letters(structure, parsed.modified)
+        self.parents = _parent_letters(structure, modified)
         self.atoms = atoms
         info = structure.info
         self.entry = info["_entry.id"].strip("?. ") if "_entry.id" in info else ""
@@ -112,7 +111,7 @@ class StructureModel:
         wanted = np.flatnonzero(slots >= 0)
         self.row, self.slot, self.xyz = rows[wanted], slots[wanted], positions[wanted]
         self.altloc, self.occupancy = flat.altlocs[wanted], flat.occ[wanted]
-        self.b_iso = flat.b_iso[wanted] if parsed.has_b_iso else np.full(len(wanted), np.nan, dtype=np.float32)
+        self.b_iso = flat.b_iso[wanted] if has_b_iso else np.full(len(wanted), np.nan, dtype=np.float32)
 
     def polymers(self) -> Iterator[Polymer]:
         """The protein chains of the file, in its order."""
@@ -437,17 +436,12 @@ def _parent_letters(structure: Any, modified: Iterable[tuple[str, str]]) -> dict
     return {name: found.pop() if len(found) == 1 else "X" for name, found in letters.items()}
 
 
-@dataclass
-class _Parsed:
-    structure: Any
-    is_pdb: bool
-    modified: list[tuple[str, str]]  # names of modified residues and their parents, beyond what gemmi reads
-    has_b_iso: bool
+# gemmi's structure, names of modified residues and their parents beyond what it reads, and whether there are B-factors.
+_Parsed = tuple[Any, list[tuple[str, str]], bool]
 
 
-def _parse(data: bytes, path: Path) -> _Parsed:
+def _parse(data: bytes, is_mmcif: bool, path: Path) -> _Parsed:
     head = data[:4096]
-    is_mmcif = _MMCIF.match(data) is not None
     if b"dataBlocks" in head and not is_mmcif:
         raise StructureError(f"{path}: BinaryCIF is not supported; convert it to mmCIF or download that")
     if b"\0" in head:
@@ -482,17 +476,15 @@ def _parse_mmcif(data: bytes) -> _Parsed | None:
     changes = block.find("_struct_ref_seq_dif.", ["mon_id", "db_mon_id", "details"])
     modified = [(row.str(0), row.str(1)) for row in changes if row.str(2).upper() == "MODIFIED RESIDUE"]
     has_b_iso = bool(block.find_values("_atom_site.B_iso_or_equiv"))
-    return _Parsed(gemmi.make_structure_from_block(block), False, modified, has_b_iso)
+    return gemmi.make_structure_from_block(block), modified, has_b_iso
 
 
 def _parse_pdb(data: bytes) -> _Parsed:
-    modified = [
-        (name.decode("latin-1").strip(), parent.decode("latin-1").strip())
-        for name, parent in _PDB_MODIFIED.findall(data)
-    ]
+    texts = ([text.decode("latin-1").strip() for text in found] for found in _PDB_MODIFIED.findall(data))
+    modified = [(name, parent) for name, parent in texts]
     try:
         structure = gemmi.read_pdb_string(data)
     except (ValueError, RuntimeError):
         # Until 1996 columns 73 to 80 held the entry and the line's number, where element and charge are now.
         structure = gemmi.read_pdb_string(data, max_line_length=72)
-    return _Parsed(structure, True, modified, True)
+    return structure, modified, True
