@@ -1,5 +1,6 @@
 """What proteins do, by a fine-tuned classifier: `coordformer annotate`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.files import write_json, write_text
+from ..data.records import counted
 from ..model.modeling_coordformer import CoordformerForSequenceClassification
 from ..model.windows import WindowMean
 from .checkpoints import digest_weights, load_checkpoint
 from .predict import Record, id_of, predict, window_rows
 from .runner import Inputs, check_file, parts_beside, run_parts
+
+logger = logging.getLogger(__name__)
 
 
 def predict_terms(
@@ -124,6 +128,9 @@ def annotate(
             for chain, terms in record.get("terms", {}).items():
                 if found.setdefault(chain, terms) is not terms:
                     outcome.rejects.append(("", chain, "a chain of another part has this id, too; rename one"))
+        if without := [chain for chain, terms in found.items() if not terms]:
+            which = f"{counted(len(without), 'chain')} without a term of probability {threshold:g} or more"
+            logger.warning("%s; the first: %s", which, without[0])
         outcome.list_rejects(None if output is None else Path(output).with_suffix(".rejected.tsv"))
         if output is not None and outcome.complete:
             output = Path(output)

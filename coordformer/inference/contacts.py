@@ -114,8 +114,8 @@ def contacts(
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `shard`): as of `runner.Inputs`.
 
     Returns:
-        What is also in `contacts.json`: `protein` (names of the inputs), `checkpoint`, `dtype`, `window`, counts, and in
-        `chains` of each its `id`, `file` (without the ending), `residues`, `coordinates` (see `coordinates_given`),
+        What is also in `contacts.json`: `protein` (names of the inputs), `checkpoint`, `dtype`, `window`, counts, and
+        in `chains` of each its `id`, `file` (without the ending), `residues`, `coordinates` (see `coordinates_given`),
         `contacts` (known pairs; None without structure) and `precision` as of `precision_at`, None where not defined.
 
     Raises:
