@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import set_seed
+from transformers import EsmConfig, EsmForMaskedLM, set_seed
 
 from coordformer import (
     CoordformerConfig,
@@ -138,6 +138,27 @@ def pack_rows(rows: list[dict[str, torch.Tensor]], padding: int = 0) -> dict[str
         batch["sequence_id"] = torch.nn.functional.pad(batch["sequence_id"], (0, padding), value=len(rows) - 1)
         extra = torch.full((1, padding, *batch["coords"].shape[2:]), 70.0)
         batch["coords"] = torch.cat([batch["coords"], extra], dim=1)
+    return batch
+
+
+def make_esm(cls=EsmForMaskedLM, **fields):
+    shape = {
+        "vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "hidden_size": 64, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "intermediate_size": 128, "position_embedding_type": "rotary", "token_dropout": True,
+        "layer_norm_eps": 1e-5, "emb_layer_norm_before": False,
+    }  # fmt: skip
+    attention = fields.pop("attn_implementation", "sdpa")
+    model = cls(EsmConfig(**shape | fields, attn_implementation=attention)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms, too
+    return model
+
+
+def make_esm_batch() -> dict[str, torch.Tensor]:
+    batch = pad_rows([random_chain(40), random_chain(25)])
+    batch["input_ids"] = batch["input_ids"].where(batch["attention_mask"] == 1, 1)
+    batch["input_ids"][0, 3:11] = 32  # masked, so that token dropout rescales
     return batch
 
 

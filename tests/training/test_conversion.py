@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import CHAINS, make_model, pad_rows, random_chain
+from conftest import CHAINS, make_esm, make_esm_batch, make_model, pad_rows, random_chain
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -14,7 +14,6 @@ from transformers import (
     AutoProcessor,
     BertConfig,
     BertModel,
-    EsmConfig,
     EsmForMaskedLM,
     EsmModel,
 )
@@ -24,27 +23,6 @@ from coordformer.data.rows import load_rows
 from coordformer.training.conversion import behind_esm, from_esm, from_paper_state_dict, read_state_dict
 from coordformer.training.point_clouds import PointCloudAttention
 from coordformer_command import main
-
-
-def make_esm(cls=EsmForMaskedLM, **fields):
-    shape = {
-        "vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32, "hidden_size": 64, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "intermediate_size": 128, "position_embedding_type": "rotary", "token_dropout": True,
-        "layer_norm_eps": 1e-5, "emb_layer_norm_before": False,
-    }  # fmt: skip
-    attention = fields.pop("attn_implementation", "sdpa")
-    model = cls(EsmConfig(**shape | fields, attn_implementation=attention)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms, too
-    return model
-
-
-def make_batch():
-    batch = pad_rows([random_chain(40), random_chain(25)])
-    batch["input_ids"] = batch["input_ids"].where(batch["attention_mask"] == 1, 1)
-    batch["input_ids"][0, 3:11] = 32  # masked, so that token dropout rescales
-    return batch
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -58,7 +36,7 @@ def test_equals_esm_at_first(fields, coords, attention):
     esm = make_esm(**fields, attn_implementation=attention)
     model = from_esm(esm)
     assert model.config._attn_implementation == attention
-    batch = make_batch()
+    batch = make_esm_batch()
     xyz = batch.pop("coords")
     expected = esm(**batch, output_hidden_states=True)
     actual = model(**batch, coords=xyz if coords else None, output_hidden_states=True)
@@ -71,7 +49,7 @@ def test_equals_esm_at_first(fields, coords, attention):
 
 def test_coordinates_get_a_gradient():
     model = from_esm(make_esm())
-    batch = make_batch()
+    batch = make_esm_batch()
     model(**batch, labels=batch["input_ids"]).loss.backward()
     assert model.coordformer.coordinate_embedding.weight.grad.abs().max() > 0
 
@@ -89,7 +67,7 @@ def test_another_head_starts_from_the_saved_model(tmp_path):
     esm = make_esm()
     from_esm(esm).save_pretrained(tmp_path)
     model = CoordformerForTokenClassification.from_pretrained(tmp_path, num_labels=3)
-    batch = make_batch()
+    batch = make_esm_batch()
     expected = esm.esm(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     actual = model.coordformer(**batch).last_hidden_state
     assert (actual - expected)[batch["attention_mask"].bool()].abs().max() < 1e-5
@@ -98,7 +76,7 @@ def test_another_head_starts_from_the_saved_model(tmp_path):
 def test_an_encoder_gets_a_new_head():
     esm = make_esm(EsmModel)
     model = from_esm(esm, lm_head="linear")
-    batch = make_batch()
+    batch = make_esm_batch()
     expected = esm(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     actual = model.coordformer(**batch).last_hidden_state
     assert (actual - expected)[batch["attention_mask"].bool()].abs().max() < 1e-6
@@ -127,7 +105,7 @@ def test_the_esm_in_front_is_the_checkpoint_and_stays_as_it_is(cls, tmp_path):
     esm.save_pretrained(tmp_path / "esm")
     model = behind_esm(tmp_path / "esm", **SMALL)
     assert model.config.sequence_encoder.hidden_dropout_prob == 0.3 and model.config.lm_head == "linear"
-    batch = make_batch()
+    batch = make_esm_batch()
     real = batch["attention_mask"].bool()
     expected = esm.base_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
 
@@ -464,7 +442,7 @@ def test_command_converts_the_other_kinds(tmp_path):
     assert main(arguments) == 0
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
     assert model.config.coordinate_embedding == "none"
-    batch = make_batch()
+    batch = make_esm_batch()
     expected = esm(batch["input_ids"], batch["attention_mask"]).logits
     assert (model(**batch).logits - expected)[batch["attention_mask"].bool()].abs().max() < 1e-5
 

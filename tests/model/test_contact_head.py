@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_config, make_model, pad_rows, random_chain
-from test_conversion import make_batch, make_esm
+from conftest import make_config, make_esm, make_esm_batch, make_model, pad_rows, random_chain
 
 from coordformer import CoordformerForContactPrediction, from_esm
 
@@ -25,7 +24,7 @@ def test_equals_esm(esm, attention):
     """Of `EsmModel.predict_contacts`, each row alone: padding takes part in ESM's average product correction."""
     model = from_esm(esm)
     model.set_attn_implementation(attention)
-    batch = make_batch()
+    batch = make_esm_batch()
     batch["coords"][:] = torch.nan
     with torch.no_grad():
         seen = model.predict_contacts(**batch)
