@@ -13,16 +13,17 @@ from conftest import CHAINS, STRUCTURES, make_model
 from transformers import AutoModelForMaskedLM, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains, structure
+from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains
 from coordformer.data.batching import fetch_rows
 from coordformer.data.rows import load_rows
 from coordformer.hub.export import export
-from coordformer.inference.contacts import predict_chain
+from coordformer.inference.contacts import predict_contacts
 from coordformer.inference.embed import embed_chains
-from coordformer.inference.score import log_probabilities
+from coordformer.inference.marginals import log_probabilities
+from coordformer.model import structure_parsing
+from coordformer.model.chain import AMINO_ACIDS
 from coordformer.model.pipeline_coordformer import CUSTOM_PIPELINES
-from coordformer.model.processing_coordformer import window_around
-from coordformer.model.structure import AMINO_ACIDS
+from coordformer.model.windows import window_around
 
 STRUCTURE = STRUCTURES / "1orc.pdb.gz"  # one chain of 71 residues
 COMPLEX = STRUCTURES / "1A8O.cif.gz"
@@ -107,7 +108,7 @@ def test_masked_residues_are_masked_marginals(checkpoint, model, chain, rows, ba
     assert [each["position"] for each in predictions] == positions
     assert [each["residue"] for each in predictions] == [chain.sequence[position - 1] for position in positions]
     indices = np.array(positions) - 1
-    expected = log_probabilities(model, fill.processor, chain, indices, masked=True, window=window)
+    (expected,) = log_probabilities(model, fill.processor, [(chain, indices)], masked=True, window=window)
     np.testing.assert_allclose(table(predictions), np.exp(expected), atol=1e-5)
 
     together = fill([rows[0], STRUCTURE], window=window)
@@ -166,10 +167,11 @@ def test_embeddings_are_those_of_embed(checkpoint, model, rows, batch_size, wind
 
 @BATCHED
 @pytest.mark.parametrize("window", [1024, 30])
-def test_contacts_are_those_of_predict_chain(checkpoint, model, rows, batch_size, window):
+def test_contacts_are_those_of_predict_contacts(checkpoint, model, rows, batch_size, window):
     predict = pipeline("protein-contact-prediction", model=checkpoint)
-    for row, [found] in zip(rows, predict(rows, window=window, batch_size=batch_size), strict=True):
-        expected = predict_chain(model, predict.processor, row, window=window)
+    maps = dict(predict_contacts(model, rows, predict.processor.tokenizer, window=window))
+    for number, [found] in enumerate(predict(rows, window=window, batch_size=batch_size)):
+        expected = maps[number]
         assert found["probabilities"].dtype == np.float32 and np.nanstd(expected) > 0.1
         np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
 
@@ -181,7 +183,7 @@ def test_contacts_of_a_trained_head(tmp_path, chain):
     with torch.no_grad():
         trained.coordformer.contact_head.weight.normal_(std=30.0)
     predict = pipeline("protein-contact-prediction", model=save(trained, tmp_path))
-    expected = predict_chain(trained, predict.processor, chain)
+    ((_, expected),) = predict_contacts(trained, [chain], predict.processor.tokenizer)
     np.testing.assert_allclose(predict(chain)[0]["probabilities"], expected, atol=1e-5)
 
 
@@ -208,10 +210,10 @@ def test_options_reach_the_reader_and_the_model(checkpoint, chain, tmp_path):
     assert one["id"] == "1BD2_C"
     np.testing.assert_allclose(one["embedding"], every[2]["embedding"], atol=1e-5)
 
-    [given], [withheld] = extract(STRUCTURE), extract(STRUCTURE, without_coords=True)
+    [given], [not_given] = extract(STRUCTURE), extract(STRUCTURE, without_coords=True)
     [sequence] = extract({"sequence": chain.sequence})
-    np.testing.assert_allclose(withheld["embedding"], sequence["embedding"], atol=1e-6)
-    assert np.abs(given["embedding"] - withheld["embedding"]).max() > 0.01
+    np.testing.assert_allclose(not_given["embedding"], sequence["embedding"], atol=1e-6)
+    assert np.abs(given["embedding"] - not_given["embedding"]).max() > 0.01
     (tmp_path / "one.fasta").write_text(f">one\n{chain.sequence}\n")
     np.testing.assert_array_equal(extract(tmp_path / "one.fasta")[0]["embedding"], sequence["embedding"])
 
@@ -272,7 +274,7 @@ def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no contact head; train"):
         headless(STRUCTURE)
 
-    monkeypatch.setattr(structure, "gemmi", None)
+    monkeypatch.setattr(structure_parsing, "gemmi", None)
     with pytest.raises(ImportError, match="needs gemmi: pip install gemmi"):
         fill(STRUCTURE)
     assert len(fill({"sequence": "MKV"})[0]["predictions"]) == 3

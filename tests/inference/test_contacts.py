@@ -1,0 +1,287 @@
+"""Contacts: precision by hand and against a loop, predictions in one piece and in windows, files."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import CHAINS, STRUCTURES, make_config
+
+from coordformer import CoordformerForContactPrediction, CoordformerForMaskedLM, CoordformerProcessor, read_chains
+from coordformer.data.batching import fetch_rows
+from coordformer.data.contacts import contact_labels
+from coordformer.data.rows import load_rows
+from coordformer.inference.checkpoints import load_checkpoint
+from coordformer.inference.contacts import contacts, describe, measure_precision, predict_contacts
+from coordformer.inference.metrics import CUTS, RANGES, precision_at
+from coordformer.inference.runner import file_stems
+from coordformer_command import main
+
+STRUCTURE = STRUCTURES / "1orc.pdb.gz"
+
+
+def make_contact_model(**fields) -> CoordformerForContactPrediction:
+    """A small model whose maps and head are sharp enough that pairs differ."""
+    torch.manual_seed(0)
+    model = CoordformerForContactPrediction(make_config(**fields)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(100.0 if "contact_head" in name else 4.0)
+    return model
+
+
+def save(model, folder):
+    model.save_pretrained(folder)
+    CoordformerProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return load_rows(CHAINS, "valid").select(range(6))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save(make_contact_model(), tmp_path_factory.mktemp("contacts"))
+
+
+# Precision
+
+
+def naive_precision(scores, labels, least, most, share) -> float:
+    length = len(labels)
+    pairs = []
+    for i in range(length):
+        for j in range(i + 1, length):
+            if least <= j - i <= most and labels[i, j] >= 0:
+                pairs.append((-scores[i, j], i, j))
+    best = sorted(pairs)[: max(length // share, 1)]
+    return sum(labels[i, j] == 1 for _, i, j in best) / len(best) if best else math.nan
+
+
+@pytest.mark.parametrize("length", [3, 12, 24, 61])
+def test_precision_is_that_of_a_loop(length):
+    rng = np.random.default_rng(length)
+    scores = rng.integers(0, 5, (length, length)).astype(np.float32)  # many ties
+    labels = rng.choice([-100, 0, 1], (length, length), p=[0.3, 0.5, 0.2])
+    seen = precision_at(scores, torch.tensor(labels))
+    assert list(seen) == ["short", "medium", "long"]
+    for name, (least, most) in RANGES.items():
+        for cut, share in CUTS.items():
+            expected = naive_precision(scores, labels, least, most, share)
+            assert seen[name][cut] == pytest.approx(expected, nan_ok=True)
+    assert math.isnan(seen["long"]["L"]) == (length < 25)
+
+
+def test_precision_by_hand():
+    """Ten residues have ten pairs of short range; those of residue 1 score highest, two of its four are contacts."""
+    scores, labels = np.zeros((10, 10)), np.zeros((10, 10))
+    scores[0, 6:] = [4, 3, 2, 1]
+    labels[0, [6, 8]] = labels[1, 7] = 1
+    assert precision_at(scores, labels)["short"] == {"L": 0.3, "L/2": 0.6, "L/5": 0.5}
+    labels[0, 6] = -100  # drops out: (1, 8), (1, 9), (1, 10) and the first of the equal ones remain
+    assert precision_at(scores, labels)["short"] == {"L": 2 / 9, "L/2": 0.4, "L/5": 0.5}
+    scores[0, 8] = np.nan
+    assert precision_at(scores, labels)["short"] == {"L": 1 / 8, "L/2": 0.2, "L/5": 0.0}  # does not compete
+
+
+def test_perfect_predictions_reach_one_where_contacts_suffice():
+    place = np.arange(80)
+    labels = ((place[:, None] + place) % 5 == 0).astype(int)
+    perfect = precision_at(labels.astype(float), labels)
+    assert all(value == 1.0 for cuts in perfect.values() for value in cuts.values())
+    assert precision_at(-labels.astype(float), labels)["long"]["L"] == 0.0
+    few = np.zeros((80, 80))
+    few[0, 40] = 1
+    assert precision_at(few, few)["long"] == {"L": 1 / 80, "L/2": 1 / 40, "L/5": 1 / 16}
+
+
+def test_precision_needs_one_chain():
+    with pytest.raises(ValueError, match=r"`scores` has shape \(1, 9, 9\) and `labels` \(9, 9\)"):
+        precision_at(np.zeros((1, 9, 9)), np.zeros((9, 9)))
+
+
+# Prediction
+
+
+def predict_chain(model, processor, chain, **options) -> np.ndarray:
+    """Of one chain, (residues, residues)."""
+    ((number, probabilities),) = predict_contacts(model, [chain], processor.tokenizer, **options)
+    assert number == 0
+    return probabilities
+
+
+@pytest.mark.parametrize("token_budget", [1, 700, 100_000])
+def test_chains_are_predicted_together_as_alone(checkpoint, rows, token_budget):
+    """Longest first; some are longer than the window."""
+    model, processor = load_checkpoint(checkpoint, any_head=True)
+    chains = fetch_rows(rows, range(6))
+    lengths = [len(chain["sequence"]) for chain in chains]
+    options = {"window": sorted(lengths)[3], "token_budget": token_budget}
+    found = list(predict_contacts(model, chains, processor.tokenizer, **options))
+    assert [lengths[number] for number, _ in found] == sorted(lengths, reverse=True)
+    for number, probabilities in found:
+        alone = predict_chain(model, processor, chains[number], window=options["window"])
+        np.testing.assert_allclose(probabilities, alone, atol=1e-5)
+
+
+def test_a_chain_in_one_piece_and_in_windows(checkpoint):
+    model, processor = load_checkpoint(checkpoint, any_head=True)
+    chain = read_chains(STRUCTURE)[0]
+    whole = predict_chain(model, processor, chain)
+    expected = model.predict_contacts(**processor(chains=chain))[0].detach().numpy()
+    assert whole.shape == (len(chain), len(chain)) and np.allclose(whole, expected) and whole.std() > 5e-3
+    assert not np.allclose(whole, predict_chain(model, processor, chain, without_coords=True), atol=1e-3)
+
+    parts = predict_chain(model, processor, chain, window=40)  # 71 residues: from 1, 21 and 32
+    assert np.allclose(parts, parts.T, atol=1e-6, equal_nan=True)
+    place = np.arange(len(chain))
+    together = np.zeros_like(parts, dtype=bool)
+    for first in (0, 20, 31):
+        together[first : first + 40, first : first + 40] = True
+    assert np.array_equal(np.isfinite(parts), together) and not together.all() and len(place) == 71
+    alone = predict_chain(
+        model, processor, {"id": "part", "sequence": chain.sequence[:40], "coords": chain.coords[:40]}
+    )
+    assert np.allclose(parts[:20, :40], alone[:20], atol=1e-6)
+
+
+def test_precision_of_a_data_set(checkpoint, rows):
+    model, processor = load_checkpoint(checkpoint, any_head=True)
+    seen = measure_precision(model, rows, processor.tokenizer, progress=False)
+    assert seen.shape == (6, 3, 3)
+    row = fetch_rows(rows, [4])[0]
+    expected = precision_at(predict_chain(model, processor, row), contact_labels(row["coords"].reshape(-1, 3)))
+    assert seen[4].tolist() == [list(cuts.values()) for cuts in expected.values()]
+
+
+# Files
+
+
+def quietly(checkpoint, inputs, output, **options) -> dict:
+    return contacts(checkpoint, inputs, output, progress=False, **options)
+
+
+def test_three_files_of_each_chain_and_a_summary(checkpoint, tmp_path):
+    summary = quietly(checkpoint, STRUCTURE, tmp_path / "out")
+    assert summary == json.loads((tmp_path / "out" / "contacts.json").read_text())
+    assert (summary["protein"], summary["rejected"]) == ("1orc.pdb.gz", 0)
+    (report,) = summary["chains"]
+    assert report["id"] == "1ORC_A"
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["1ORC_A.npz", "1ORC_A.png", "1ORC_A.tsv", "contacts.json", "parts", "run.json"]
+
+    chain = read_chains(STRUCTURE)[0]
+    model, processor = load_checkpoint(checkpoint, any_head=True)
+    arrays = np.load(tmp_path / "out" / "1ORC_A.npz")
+    probabilities = arrays["probabilities"]
+    assert str(arrays["sequence"]) == chain.sequence
+    assert probabilities.dtype == np.float32 and np.array_equal(probabilities, predict_chain(model, processor, chain))
+    assert np.allclose(probabilities, probabilities.T)
+    labels = contact_labels(chain.coords[:, 0]).numpy()
+    assert np.array_equal(arrays["contacts"], labels)
+
+    head, *lines = (tmp_path / "out" / "1ORC_A.tsv").read_text().splitlines()
+    assert head.split("\t") == ["i", "j", "residue_i", "residue_j", "probability"]
+    pairs = [line.split("\t") for line in lines]
+    assert len(pairs) == 5 * len(chain)
+    values = [float(pair[4]) for pair in pairs]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(np.triu(probabilities, 6).max(), rel=1e-5)
+    for i, j, *letters, value in pairs:
+        i, j = int(i) - 1, int(j) - 1
+        assert j - i >= 6 and letters == [chain.sequence[i], chain.sequence[j]]
+        assert float(value) == pytest.approx(probabilities[i, j], rel=1e-5)
+
+    assert report["coordinates"] == "given" and report["residues"] == len(chain)
+    assert report["contacts"] == (np.triu(labels) == 1).sum()
+    assert report["precision"] == precision_at(probabilities, labels)
+    assert describe(summary).startswith("1ORC_A: 71 residues, coordinates given; precision at L: short 0.")
+
+
+def test_without_coordinates_the_truth_is_kept(checkpoint, tmp_path):
+    (report,) = quietly(checkpoint, STRUCTURE, tmp_path, without_coords=True)["chains"]
+    model, processor = load_checkpoint(checkpoint, any_head=True)
+    expected = predict_chain(model, processor, read_chains(STRUCTURE)[0], without_coords=True)
+    assert np.array_equal(np.load(tmp_path / "1ORC_A.npz")["probabilities"], expected)
+    assert report["coordinates"] == "not given" and report["contacts"] > 0
+
+
+def test_without_structure(checkpoint, tmp_path):
+    """Short sequences, too: of the second no pair is asked for."""
+    (tmp_path / "two.fasta").write_text(f">sp/P1.2 first\n{'MKVLAGHDEW' * 3}\n>tiny\nMKV\n")
+    first, tiny = quietly(checkpoint, tmp_path / "two.fasta", tmp_path / "out")["chains"]
+    assert (first["id"], first["coordinates"], first["contacts"]) == ("sp/P1.2", "unknown", None)
+    assert first["precision"]["long"] == {"L": None, "L/2": None, "L/5": None}
+    assert (np.load(tmp_path / "out" / "sp_P1.2.npz")["contacts"] == -100).all()
+    assert (tmp_path / "out" / "sp_P1.2.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "tiny.tsv").read_text().count("\n") == 1 and tiny["residues"] == 3
+
+    options = {"chain_ids": ["tiny"], "dtype": "bfloat16"}
+    found = quietly(checkpoint, tmp_path / "two.fasta", tmp_path / "half", **options)["chains"]
+    assert [each["id"] for each in found] == ["tiny"]
+
+
+def test_chains_of_a_data_set_in_parts(checkpoint, rows, tmp_path, monkeypatch):
+    """Each part has its folder; letters beyond the 20 are no obstacle, and nor are chains that nobody observed."""
+    monkeypatch.setattr("coordformer.inference.contacts.plot_contacts", lambda *_: None)
+    chains = fetch_rows(rows, range(3))
+    sequences = [chains[0]["sequence"], "U" + chains[1]["sequence"][1:], chains[2]["sequence"]]
+    coords = [chain["coords"] for chain in chains[:2]] + [np.full_like(chains[2]["coords"], np.nan)]
+    table = rows.select(range(3)).remove_columns(["sequence", "coords"])
+    table = table.add_column("sequence", sequences).add_column("coords", coords)
+    table.to_parquet(tmp_path / "chains.parquet")
+    summary = quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out", entries_per_part=2)
+    assert [each["id"] for each in summary["chains"]] == [chain["id"] for chain in chains]
+    assert [each["file"].split("/")[0] for each in summary["chains"]] == ["00000-of-00002"] * 2 + ["00001-of-00002"]
+    assert [each["coordinates"] for each in summary["chains"]] == ["given", "given", "unknown"]
+    model, processor = load_checkpoint(checkpoint, any_head=True)
+    for chain, sequence, xyz, report in zip(chains, sequences, coords, summary["chains"], strict=True):
+        arrays = np.load(tmp_path / "out" / f"{report['file']}.npz")
+        expected = predict_chain(model, processor, {**chain, "sequence": sequence, "coords": xyz})
+        np.testing.assert_allclose(arrays["probabilities"], expected, atol=1e-5)
+        assert str(arrays["sequence"]) == sequence
+        assert "\tU\t" in (tmp_path / "out" / f"{report['file']}.tsv").read_text() or "U" not in sequence
+
+
+def test_the_command_without_matplotlib(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("coordformer.inference.figures.new_figure", lambda size, path: None)
+    assert main(["contacts", str(checkpoint), str(STRUCTURE), "--output", str(tmp_path), "--quiet"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "1ORC_A.npz", "1ORC_A.tsv", "contacts.json", "parts", "run.json"
+    ]  # fmt: skip
+
+
+def test_bad_input_is_named(checkpoint, tmp_path):
+    headless = save(CoordformerForMaskedLM(make_config()), tmp_path / "headless")
+    (tmp_path / "file").touch()
+    for folder, output, options, message in (
+        (headless, "out", {}, "headless has no contact head; train one"),
+        (checkpoint, "file", {}, "file, which is a file; give a folder"),
+        (checkpoint, "out", {"window": 1}, "`window` is 1; it must be at least 2"),
+        (checkpoint, "out", {"token_budget": 0}, "`token_budget` is 0; it must be at least 1"),
+        (checkpoint, "out", {"chain_ids": ["Z"]}, "1orc.pdb.gz: no protein chain Z"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quietly(folder, STRUCTURE, tmp_path / output, **options)
+
+
+def test_files_are_named_by_ids_on_every_system(checkpoint, tmp_path):
+    ids = ["2QFA_A", "sp|P69905|HBA", "a/b", "A_B", "a:b", "..", "", "x.y", "rejected", 300 * "é", 300 * "É"]
+    stems = file_stems(tmp_path, "00000-of-00001", [{"id": name} for name in ids])
+    assert [stem.name for stem in stems] == [
+        "2QFA_A", "sp_P69905_HBA", "a_b", "A_B-2", "a_b-3", "_", "_-2", "x.y", "rejected-2", 100 * "é",
+        100 * "É" + "-2",
+    ]  # fmt: skip
+    assert {stem.parent for stem in stems} == {tmp_path}
+    (stem,) = file_stems(tmp_path, "00003-of-00079", [{"id": "a"}])
+    assert stem == tmp_path / "00003-of-00079" / "a" and stem.parent.is_dir()
+    name = "tr|" + 300 * "A"
+    (tmp_path / "three.fasta").write_text(f">A\nMKVAA\n>a\nMKVLLLL\n>{name}\nMK\n")
+    found = quietly(checkpoint, tmp_path / "three.fasta", tmp_path / "out")["chains"]
+    assert [(each["id"], each["file"]) for each in found] == [("A", "A"), ("a", "a-2"), (name, "tr_" + 197 * "A")]
+    for each in found:
+        assert len(str(np.load(tmp_path / "out" / f"{each['file']}.npz")["sequence"])) == each["residues"]
