@@ -1,7 +1,7 @@
 """Tables and figures of `coordformer attention` runs beside the paper's, from their CSV files.
 
-    coordformer attention CHECKPOINT --data DATA --split valid --output RESULTS/with_coordinates
-    coordformer attention CHECKPOINT --data DATA --split valid --output RESULTS/without_coordinates
+    coordformer attention CHECKPOINT DATA --split valid --output RESULTS/with_coordinates
+    coordformer attention CHECKPOINT DATA --split valid --output RESULTS/without_coordinates
     python examples/attention/report.py RESULTS
 
 Every folder in RESULTS with a summary.json is a run; RESULTS gets report.md, and each folder its figures anew.

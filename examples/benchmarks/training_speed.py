@@ -41,7 +41,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, build_tokenizer
 from coordformer.data.batching import ChainBatches, fetch_rows, read_lengths
 from coordformer.data.collator import CoordformerDataCollator
-from coordformer.inference.evaluate import open_chains
+from coordformer.data.pack import open_chains
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if CUDA else "cpu")

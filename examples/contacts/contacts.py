@@ -1,17 +1,16 @@
-"""Do attention maps hold contacts? ESM's contact head on frozen encoders, with coordinates given and withheld.
+"""Do attention maps hold contacts? ESM's contact head on frozen encoders, with coordinates given and not given.
 
     python examples/contacts/contacts.py                                (coordformer-1M-pdb of the repository)
     python examples/contacts/contacts.py demo_output/with_coordinates   (the demo's two; 2.6 minutes of CPU time)
     python examples/contacts/contacts.py --quick                        (fewer updates and chains)
 
-Trains one head on CHECKPOINT with coordinates given, one with coordinates withheld, and one on the model without
-coordinates if there is one, with `Trainer`; measures precision on held-out chains. OUTPUT gets report.md,
+Trains one head on CHECKPOINT with coordinates given, one with none given, and one on the model without coordinates if
+there is one, with `Trainer`; measures precision on held-out chains. OUTPUT gets report.md,
 precision.csv, results.json, contacts.png and the checkpoints, of which `coordformer contacts` predicts.
 """
 
 import argparse
 import csv
-import json
 import math
 import os
 import platform
@@ -28,36 +27,34 @@ import coordformer
 from coordformer import CoordformerForContactPrediction, CoordformerProcessor
 from coordformer.data.batching import ChainBatches, fetch_rows
 from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.contacts import ContactCollator, chain_labels
+from coordformer.data.files import write_json, write_text
 from coordformer.data.rows import load_rows
-from coordformer.inference.contacts import (
-    CUTS,
-    RANGES,
-    ContactCollator,
-    chain_labels,
-    describe_precision,
-    freeze_encoder,
-    measure_precision,
-    plot_contacts,
-    precision_at,
-    predict_chain,
-)
-from coordformer.inference.metrics import resample
+from coordformer.inference.contacts import measure_precision, predict_contacts
+from coordformer.inference.figures import plot_contacts
+from coordformer.inference.metrics import CUTS, RANGES, describe_precision, interval, precision_at, resample
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "examples" / "data" / "chains.parquet"
-# Of a head: the checkpoint it is trained on, and whether coordinates are withheld while it is.
+# Of a head: the checkpoint it is trained on, and the share of the chains whose coordinates are not given in that.
 HEADS = {
     "given": ("with coordinates", 0.0),
-    "withheld": ("with coordinates", 1.0),
+    "not_given": ("with coordinates", 1.0),
     "without": ("without coordinates", 0.0),
 }
-# What is measured, in the order of the tables: the head, and whether coordinates are withheld from it.
+# What is measured, in the order of the tables: the head, and whether it gets no coordinates.
 RUNS = {
     "coordinates given": ("given", False),
-    "coordinates withheld": ("withheld", True),
+    "coordinates not given": ("not_given", True),
     "model without coordinates": ("without", False),
-    "head of `given`, coordinates withheld": ("given", True),
+    "head of `given`, coordinates not given": ("given", True),
 }
+
+
+def freeze_encoder(model: CoordformerForContactPrediction) -> None:
+    """Let training change the contact head alone: logistic regression on the encoder's attention maps, as ESM's is."""
+    model.requires_grad_(False)
+    model.coordformer.contact_head.requires_grad_(True)
 
 
 def train_head(checkpoint: Path, output: Path, drop_coords: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -119,7 +116,7 @@ def intervals(precisions: np.ndarray, samples: int = 2000, seed: int = 0) -> np.
     """Means over chains and 95 % intervals of a bootstrap over them: (chains, ...) -> (3, ...); NaN does not count."""
     known = ~np.isnan(precisions)
     drawn = resample(np.stack([np.where(known, precisions, 0.0), known], axis=1), samples, seed)
-    return np.stack([np.nanmean(precisions, axis=0), *np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5], axis=0)])
+    return np.stack([np.nanmean(precisions, axis=0), *interval(drawn[:, 0] / drawn[:, 1])])
 
 
 def describe(results: dict[str, Any], table: list[dict[str, Any]]) -> str:
@@ -195,7 +192,7 @@ def main() -> None:
         if head not in heads:
             continue
         measured[run] = measure_precision(
-            models[head], rows, processor, without_coords=without_coords, progress=not options.quiet
+            models[head], rows, processor.tokenizer, without_coords=without_coords, progress=not options.quiet
         )
     table = [
         {"run": run, "range": name, "cut": cut, "precision": mean[i, j], "low": low[i, j], "high": high[i, j]}
@@ -215,9 +212,10 @@ def main() -> None:
     chain = fetch_rows(rows, [number])[0]
     labels = chain_labels(chain)
     maps = {}
-    for run in ("coordinates given", "coordinates withheld"):
+    for run in ("coordinates given", "coordinates not given"):
         head, without_coords = RUNS[run]
-        probabilities = predict_chain(models[head], processor, chain, without_coords=without_coords)
+        predicted = predict_contacts(models[head], [chain], processor.tokenizer, without_coords=without_coords)
+        ((_, probabilities),) = predicted
         title = f"{chain['id']}, {run}\nprecision at L: {describe_precision(precision_at(probabilities, labels))}"
         maps[title] = probabilities
     plot_contacts(maps, labels, options.output / "contacts.png")
@@ -240,9 +238,9 @@ def main() -> None:
         "heads": training,
         "figure": f"{chain['id']}: of the held-out chains the one whose long-range precision at L is the median.",
     }  # fmt: skip
-    (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.output / "results.json", results)
     report = describe(results, table)
-    (options.output / "report.md").write_text(report, encoding="utf-8")
+    write_text(options.output / "report.md", report)
     print(report)
 
 

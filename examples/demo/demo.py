@@ -18,17 +18,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import AutoModelForMaskedLM, AutoProcessor
+from transformers.utils import logging
 
 import coordformer
 from coordformer import CoordformerProcessor, read_chains
 from coordformer.data.collator import PROTOCOLS
+from coordformer.data.files import write_json, write_text
 from coordformer.data.prepare import prepare
 from coordformer.data.rows import load_rows
-from coordformer.inference.evaluate import count_chains, letter_ids, summarize_draws
 from coordformer.inference.figures import plot_losses, plot_recovery
+from coordformer.inference.masked import count_chains, summarize_samples
 from coordformer.inference.metrics import bootstrap
+from coordformer.model.processing_coordformer import letter_ids
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAINS = ROOT / "examples" / "data" / "chains.parquet"
@@ -39,6 +44,7 @@ MODELS = {"without coordinates": "none", "with coordinates": "linear"}
 SHIPPED = ROOT / "hub_cards" / "coordformer-1M-pdb"  # trained on other chains, too; none of the held-out ones
 SHOWN = (*MODELS, SHIPPED.name)
 LONG_STEPS = 3000
+NUM_MASK_SAMPLES = 3  # times that the residues to be masked are chosen
 
 
 def folder_of(output: Path, name: str) -> Path:
@@ -56,7 +62,8 @@ def train(output: Path, options: list[str]) -> None:
         command = [sys.executable, "-m", "coordformer", "train", str(PRESET), "--data", str(CHAINS)]
         command += ["--coordinate_embedding", embedding, "--output_dir", str(folder), *options]
         last = embedding == "linear"
-        # One progress bar is enough: the runs take the same number of steps.
+        # One progress bar is enough: the runs take the same number of steps. Trainer's has no name of its own.
+        environment["TQDM_DESC"] = f"training {name}"
         with open(folder / "train.log", "w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=None if last else subprocess.STDOUT
@@ -132,9 +139,10 @@ def describe(results: dict) -> str:
     lines += [
         "",
         "`paper`: 15 % of the residues, of these 80 % masked, 10 % replaced, 10 % unchanged; softmax over the "
-        "vocabulary. `masked15`: 15 % of the residues, all masked; softmax over the 20 amino acids. Three draws of "
-        f"residues each. With bfloat16 weights the model with coordinates has {low_precision['perplexity']:.3f} under "
-        f"`masked15`, with float32 {results['evaluation']['masked15']['with coordinates']['perplexity']:.3f}.",
+        "vocabulary. `masked15`: 15 % of the residues, all masked; softmax over the 20 amino acids. Three samples of "
+        "masked residues each. With bfloat16 weights the model with coordinates has "
+        f"{low_precision['perplexity']:.3f} under `masked15`, with float32 "
+        f"{results['evaluation']['masked15']['with coordinates']['perplexity']:.3f}.",
         "",
         "![Loss of both models](loss.png)",
         "",
@@ -170,6 +178,7 @@ def main() -> None:
     output = output.resolve()
     steps = arguments.steps or (LONG_STEPS if arguments.long else None)
     start = time.monotonic()
+    logging.disable_progress_bar()  # of weights, which are loaded in no time
 
     print("1. Structure files become rows: coordformer prepare")
     counts = prepare([STRUCTURES], output / "structures", workers=1)["counts"]
@@ -185,22 +194,29 @@ def main() -> None:
     models = {
         name: AutoModelForMaskedLM.from_pretrained(folder_of(output, name), dtype=torch.float32) for name in SHOWN
     }
+
+    def evaluate(name: str, protocol: str) -> np.ndarray:
+        total = NUM_MASK_SAMPLES * len(rows)
+        with tqdm(total=total, unit="chain", desc=f"evaluating {name}, {protocol}") as bar:
+            return count_chains(models[name], rows, tokenizer, protocol, num_mask_samples=NUM_MASK_SAMPLES, bar=bar)
+
     evaluation: dict[str, dict] = {}
     for protocol in PROTOCOLS:
-        counted = {name: count_chains(model, rows, tokenizer, protocol) for name, model in models.items()}
+        counted = {name: evaluate(name, protocol) for name in models}
         intervals = bootstrap({name: counts.sum(axis=0) for name, counts in counted.items()})
         evaluation[protocol] = {
-            name: summarize_draws(counts, letter_ids(tokenizer))
+            name: summarize_samples(counts, letter_ids(tokenizer))
             | {key: value for key, value in intervals[name].items() if key.startswith("gain")}
             for name, counts in counted.items()
         }
-    low_precision = models["with coordinates"].to(torch.bfloat16)
-    bfloat16 = summarize_draws(count_chains(low_precision, rows, tokenizer, "masked15"), letter_ids(tokenizer))
+    parameters = {name: model.num_parameters() for name, model in models.items()}
+    models["with coordinates, bfloat16"] = models["with coordinates"].to(torch.bfloat16)
+    bfloat16 = summarize_samples(evaluate("with coordinates, bfloat16", "masked15"), letter_ids(tokenizer))
 
     histories = {name: json.loads((folder_of(output, name) / "trainer_state.json").read_text()) for name in MODELS}
     plot_losses({name: state["log_history"] for name, state in histories.items()}, output / "loss.png")
     plot_recovery(
-        {name: evaluation["masked15"][name]["recovery_by_residue"] for name in models},
+        {name: evaluation["masked15"][name]["recovery_by_residue"] for name in SHOWN},
         output / "recovery.png",
     )
     summary = json.loads((folder_of(output, "with coordinates") / "train.json").read_text())
@@ -217,14 +233,14 @@ def main() -> None:
         "residues_seen": round(epochs * summary["residues_per_epoch"]),
         "padding_share": summary["padding_share"],
         "chains": {"train": len(train_rows), "valid": len(rows)},
-        "parameters": {name: model.num_parameters() for name, model in models.items()},
+        "parameters": parameters,
         "evaluation": evaluation,
         "bfloat16": bfloat16,
         "predictions": predict(output),
     }  # fmt: skip
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(output / "results.json", results)
     report = describe(results)
-    (output / "report.md").write_text(report)
+    write_text(output / "report.md", report)
     print("\n" + report)
     print(f"Report and figures: {output / 'report.md'}\nCheckpoint: {folder_of(output, 'with coordinates')}")
 

@@ -66,8 +66,8 @@ def run(output: Path, chains: Path, variant: str, options: list[str], seed: int,
     train = [sys.executable, "-m", "coordformer", "train", str(PRESET), "--data", str(chains), "--seed", str(seed),
              "--output_dir", str(folder), "--max_steps", str(steps), "--eval_strategy", "steps", "--eval_steps", "100",
              "--report_to", "none", "--disable_tqdm", "true", *options]  # fmt: skip
-    evaluate = [sys.executable, "-m", "coordformer", "evaluate", str(folder), "--data", str(chains), "--split",
-                "valid", "--quiet", "--output", str(folder / "evaluation.json")]  # fmt: skip
+    evaluate = [sys.executable, "-m", "coordformer", "evaluate", str(folder), str(chains), "--split", "valid",
+                "--quiet", "--output", str(folder / "evaluation.json")]  # fmt: skip
     for command, result in ((train, folder / "train.json"), (evaluate, folder / "evaluation.json")):
         if not result.exists():
             with open(folder / "log.txt", "a", encoding="utf-8") as log:

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from deepfri import match_chains, read_annotations, read_split
 from scipy.special import expit
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -36,23 +37,14 @@ from transformers import Trainer, TrainingArguments
 from coordformer import CoordformerForSequenceClassification, CoordformerProcessor
 from coordformer.data.batching import ChainBatches, fetch_rows, read_lengths
 from coordformer.data.collator import CoordformerDataCollator
-from coordformer.data.files import write_atomically
+from coordformer.data.files import write_atomically, write_json, write_text
+from coordformer.data.function import FunctionCollator, label_matrix, log_odds
 from coordformer.data.rows import load_rows
-from coordformer.inference.annotate import (
-    FunctionCollator,
-    label_matrix,
-    log_odds,
-    match_chains,
-    micro_aupr,
-    micro_fmax,
-    predict_probabilities,
-    protein_centric_fmax,
-    read_annotations,
-    read_split,
-    score_terms,
-)
+from coordformer.inference.annotate import predict_terms
+from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.embed import embed_chains
-from coordformer.inference.evaluate import load_checkpoint
+from coordformer.inference.metrics import interval
+from coordformer.inference.term_metrics import micro_aupr, micro_fmax, protein_centric_fmax, score_terms
 from coordformer.training.train import last_whole_checkpoint
 
 LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's
@@ -274,7 +266,7 @@ def tune_classifier(
     processor.save_pretrained(folder)
     rows = task.rows["test"]
     chosen = fetch_rows(rows, range(len(rows)))
-    return predict_probabilities(model, processor, chosen, without_coords=without_coords), record
+    return predict_terms(model, chosen, processor.tokenizer, without_coords=without_coords), record
 
 
 def embed_task(task: Task, checkpoint: Path, without_coords: bool) -> dict[str, list[np.ndarray]]:
@@ -319,7 +311,7 @@ def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) ->
     if (folder / "predictions.npz").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": settings}, indent=2) + "\n")
+    write_json(path, {"settings": settings})
     start = time.monotonic()
     names = ("num_train_epochs", "learning_rate", "head_learning_rate", "seed", "without_coords")
     options = {name: settings[name] for name in names}
@@ -331,7 +323,7 @@ def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) ->
             task, checkpoint, settings["tune"], folder, settings["token_budget"], settings["pooling"], **options
         )
     record = {"settings": settings, **record, "seconds": round(time.monotonic() - start)}
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
     write_atomically(folder / "predictions.npz", lambda temporary: _save(temporary, probabilities, task))
     print(f"{folder.name}: {record['seconds']} s", flush=True)
 
@@ -359,7 +351,7 @@ def difference_interval(
         drawn = rng.integers(len(labels), size=len(labels))
         means = [np.mean([measure(seed[drawn], labels[drawn]) for seed in model]) for model in (first, second)]
         differences.append(means[1] - means[0])
-    return np.percentile(differences, [2.5, 97.5]).tolist()
+    return interval(np.array(differences))
 
 
 def score_runs(
@@ -441,7 +433,7 @@ def describe(scores: Sequence[dict], differences: Sequence[dict], about: dict[st
 
 
 def _without_folder(option: str) -> str:
-    """Where a file lies on this machine tells nobody anything."""
+    """Where a file lies on this machine is of no use elsewhere."""
     return Path(option).name if option.startswith(("/", "..")) else option
 
 
@@ -495,9 +487,9 @@ def write_results(task: Task, arguments: argparse.Namespace, folders: Mapping[tu
     columns = zip(task.terms, task.names, *positives.values(), strict=True)
     write_csv(results / "terms.csv", [dict(zip(("term", "name", *SPLITS), row, strict=True)) for row in columns])
     summary = {**about, "differences": differences, "runs": records}
-    (results / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_json(results / "results.json", summary)
     report = describe(scores, differences, about)
-    (results / "report.md").write_text(report)
+    write_text(results / "report.md", report)
     print(report)
 
 
@@ -514,7 +506,7 @@ def main() -> None:
     )  # fmt: skip
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--baseline", type=Path, metavar="FOLDER", help="pretrained without coordinates")
-    other.add_argument("--withheld", action="store_true", help="also the checkpoint itself, its coordinates withheld")
+    other.add_argument("--without_coords", action="store_true", help="also the checkpoint itself, given no coordinates")
     parser.add_argument("--pretrained_on", type=Path, metavar="CHAINS.parquet", help="both have seen its split train")
     parser.add_argument("--tune", nargs="+", choices=LEARNING_RATES, default=["full"], help="default: full")
     parser.add_argument(
@@ -537,7 +529,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     task = load_task(arguments.data, arguments.annotations, arguments.splits, arguments.ontology, arguments.quick)
     checkpoints = {"with coordinates": arguments.checkpoint}
-    if arguments.withheld:
+    if arguments.without_coords:
         checkpoints["without coordinates"] = arguments.checkpoint
     elif arguments.baseline is not None:
         checkpoints["without coordinates"] = arguments.baseline
@@ -555,7 +547,7 @@ def main() -> None:
                     "token_budget": arguments.token_budget,
                     "pooling": "mean" if tune == "frozen" else arguments.pooling,
                     "seed": seed,
-                    "without_coords": arguments.withheld and model == "without coordinates",
+                    "without_coords": arguments.without_coords and model == "without coordinates",
                     "chains": {split: len(rows) for split, rows in task.rows.items()},
                     "terms": len(task.terms),
                 }

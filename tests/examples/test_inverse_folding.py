@@ -15,9 +15,10 @@ from transformers import AutoModelForMaskedLM
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerProcessor
 from coordformer.data.rows import load_rows
-from coordformer.inference.evaluate import count_chains, letter_ids, summarize_draws
+from coordformer.inference.masked import count_chains, summarize_samples
 from coordformer.inference.metrics import COUNT
 from coordformer.model.chain import AMINO_ACIDS
+from coordformer.model.processing_coordformer import letter_ids
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "inverse_folding"))
 import average
@@ -62,7 +63,7 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
     results = tmp_path / "results"
     results.mkdir()
     (results / "relatives.csv").write_text("chain,relative\nof_other_data,\n")
-    arguments = ["compare.py", "--data", str(tmp_path / "chains.parquet"), "--draws", "2",
+    arguments = ["compare.py", "--data", str(tmp_path / "chains.parquet"), "--num_mask_samples", "2",
                  "--output", str(tmp_path / "counts"), "--results", str(results)]  # fmt: skip
     for name, folder in checkpoints.items():
         arguments += ["--model", name, str(folder)]
@@ -71,7 +72,7 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
     subsets = json.loads((results / "compare.json").read_text())["models"]
     found, first = subsets[compare.ALL], subsets["the first chain of each cluster of held-out chains"]
     guess = found.pop(compare.FREQUENCIES)
-    assert set(found) == {"reads", "reads, coordinates withheld", "does not"}
+    assert set(found) == {"reads", "reads, without coordinates", "does not"}
     # By hand: one answer to all questions, the shares of the residues in the training chains.
     letters = Counter("".join(known["sequence"]))
     asked = np.load(next((tmp_path / "counts").glob("frequencies_train-*")))["counts"][..., COUNT].sum(axis=(0, 1))
@@ -85,19 +86,19 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
     for name, protocols in found.items():
         model = AutoModelForMaskedLM.from_pretrained(checkpoints[name.partition(",")[0]]).eval()
         tokenizer = CoordformerProcessor().tokenizer
-        counts = count_chains(model, rows, tokenizer, "masked15", draws=2, without_coords="withheld" in name)
+        counts = count_chains(model, rows, tokenizer, "masked15", num_mask_samples=2, without_coords="without" in name)
         # The interval is over the two clusters, 3 and 7.
         clusters = np.stack([counts[:, [1, 3]].sum(axis=1), counts[:, [0, 2]].sum(axis=1)], axis=1)
-        summary = summarize_draws(clusters, letter_ids(tokenizer))
+        summary = summarize_samples(clusters, letter_ids(tokenizer))
         assert protocols["masked15"]["perplexity_interval"] == pytest.approx(summary["perplexity_interval"])
-        measured = summarize_draws(counts, letter_ids(tokenizer))["perplexity"]
+        measured = summarize_samples(counts, letter_ids(tokenizer))["perplexity"]
         assert protocols["masked15"]["perplexity"] == pytest.approx(measured)
         assert f"| {name} | 0.0M | {measured:.2f} (" in (results / "report.md").read_text()
-        alone = summarize_draws(counts[:, :2], letter_ids(tokenizer))["perplexity"]
+        alone = summarize_samples(counts[:, :2], letter_ids(tokenizer))["perplexity"]
         assert first[name]["masked15"]["perplexity"] == pytest.approx(alone)
     asked = [np.load(path)["counts"][..., COUNT] for path in (tmp_path / "counts").glob("*-masked15-2.npz")]
     assert len(asked) == 4 and asked[0].sum() > 0 and all(np.array_equal(asked[0], each) for each in asked)
-    assert found["reads"]["masked15"]["perplexity"] != found["reads, coordinates withheld"]["masked15"]["perplexity"]
+    assert found["reads"]["masked15"]["perplexity"] != found["reads, without coordinates"]["masked15"]["perplexity"]
 
     def refuse(*_, **__):
         raise AssertionError("counted before")
