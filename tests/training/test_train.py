@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CHAINS, make_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoProcessor,
@@ -36,6 +38,7 @@ from coordformer.data.records import describe_command
 from coordformer.data.rows import load_rows
 from coordformer.hub.card import training_facts
 from coordformer.inference.evaluate import evaluate
+from coordformer.model.modeling_coordformer import RENAMED_WEIGHTS
 from coordformer.training.arguments import ModelArguments, parse_arguments
 from coordformer.training.train import build_model, earlier_training, last_whole_checkpoint, train
 from coordformer_command import main
@@ -75,9 +78,10 @@ def preset(tmp_path_factory):
 
 
 def last_words(capsys) -> str:
-    """What the command said at its end, which is one line."""
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: "))
-    return line
+    """What the command said at its end, in one line."""
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("coordformer: ")
+    return last
 
 
 class Killed(BaseException):
@@ -232,7 +236,7 @@ def assert_same_training(folder, other) -> None:
 def test_an_interrupted_training_equals_an_uninterrupted_one(how, request, tmp_path, capsys, caplog):
     """Stopped while a checkpoint is written, and by Ctrl-C some updates after one."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    command = ["train", str(request.getfixturevalue(how)), "--output_dir"]
+    command = ["train", str(request.getfixturevalue(how)), "--quiet", "--output_dir"]
     assert main([*command, str(whole)]) == 0
     with kill_while_saving(6), contextlib.suppress(Killed):
         main([*command, str(stopped)])
@@ -435,7 +439,7 @@ def test_compiled_layers_train_the_same(preset, tmp_path):
 
 def test_a_full_disk_is_said_and_costs_no_checkpoint(preset, tmp_path, capsys):
     """No file may grow beyond a limit between the first checkpoint's and the optimizer's size, as on a full disk."""
-    command = ["train", str(preset), "--output_dir", str(tmp_path / "run")]
+    command = ["train", str(preset), "--output_dir", str(tmp_path / "run"), "--quiet"]
     command += ["--hidden_size", "128"]  # weights of more than twice the size of the code that lies beside them
     assert main([*command, "--max_steps", "3"]) == 0
     size = (tmp_path / "run" / "checkpoint-3" / "model.safetensors").stat().st_size
@@ -502,22 +506,36 @@ def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
     assert len(losses(output)) == 6
 
 
-def test_a_run_of_an_older_version_is_known_by_its_old_names(preset, tmp_path):
+def test_a_run_of_an_older_version_goes_on(preset, tmp_path):
+    """It is known by the names that fields had, and its weights by theirs."""
+    new, old = tmp_path / "new", tmp_path / "old"
     shape = ["--coordinate_embedding", "local_frame", "--num_qk_points", "2", "--message_gating", "true"]
-    options = [str(preset), "--output_dir", str(tmp_path), *shape, "--max_steps", "1", "--save_steps", "1"]
-    train(*parse_arguments([*options, "--num_neighbors", "3"]))
-    settings = json.loads((tmp_path / "run.json").read_text())
+    options = [str(preset), *shape, "--save_steps", "1", "--lr_scheduler_type", "constant", "--output_dir"]
+    train(*parse_arguments([*options, str(new), "--num_neighbors", "3", "--max_steps", "1"]))
+    shutil.copytree(new, old)
+    settings = json.loads((old / "run.json").read_text())
     model = settings["model"]
-    for old, new in (("distance_bias", "num_distance_bins"), ("message_neighbours", "num_neighbors"),
-                     ("attention_points", "num_qk_points")):  # fmt: skip
-        model[old] = model.pop(new)
+    for name, today in (("distance_bias", "num_distance_bins"), ("message_neighbours", "num_neighbors"),
+                        ("attention_points", "num_qk_points")):  # fmt: skip
+        model[name] = model.pop(today)
     del model["num_v_points"], model["message_gating"], settings["training"]["muon"]  # it wrote nothing of them
     model |= {"coordinate_embedding": "local", "message_type": "gated"}
-    (tmp_path / "run.json").write_text(json.dumps(settings))
+    (old / "run.json").write_text(json.dumps(settings))
+    weights = {}
+    for name, values in load_file(old / "checkpoint-1" / "model.safetensors").items():
+        for before, today in RENAMED_WEIGHTS.items():
+            name = name.replace(today, before)
+        weights[name] = values
+    assert sum("messages.asks" in name or "relations" in name for name in weights) > 4
+    save_file(weights, old / "checkpoint-1" / "model.safetensors", {"format": "pt"})
+
     with pytest.raises(ValueError, match=r"holds another run \(model.num_neighbors: 3 -> 4\); choose"):
-        train(*parse_arguments([*options, "--num_neighbors", "4"]))
-    assert train(*parse_arguments([*options, "--num_neighbors", "3", "--max_steps", "2"]))["steps"] == 2
-    assert json.loads((tmp_path / "run.json").read_text()) == settings
+        train(*parse_arguments([*options, str(old), "--num_neighbors", "4", "--max_steps", "2"]))
+    for folder in (new, old):
+        assert (
+            train(*parse_arguments([*options, str(folder), "--num_neighbors", "3", "--max_steps", "2"]))["steps"] == 2
+        )
+    assert (old / "model.safetensors").read_bytes() == (new / "model.safetensors").read_bytes()
 
 
 def test_the_record_of_a_command_has_no_token():
@@ -625,8 +643,8 @@ def test_command_line(preset, tmp_path, capsys):
     output = tmp_path / "run"
     assert main(["train", str(preset), "--output_dir", str(output), "--max_steps", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 2
-    data = ["--data", str(Path(preset).parent / "chains.parquet"), "--split", "valid", "--protocols", "masked15"]
-    command = ["evaluate", str(output), *data, "--num_mask_samples", "1", "--output", str(tmp_path / "report.json")]
+    command = ["evaluate", str(output), str(Path(preset).parent / "chains.parquet"), "--split", "valid", "--protocols",
+               "masked15", "--num_mask_samples", "1", "--output", str(tmp_path / "report.json")]  # fmt: skip
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == json.loads((tmp_path / "report.json").read_text())
@@ -652,7 +670,8 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
     cut = tmp_path / "cut"
     EsmForMaskedLM(EsmConfig(**SMALL_ESM)).save_pretrained(cut)
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:500])
-    data = ["--data", str(Path(preset).parent / "chains.parquet")]
+    chains = str(Path(preset).parent / "chains.parquet")
+    data = ["--data", chains]
     for arguments, message in (
         (["train", "--output_dir", str(tmp_path / "x")], "--data is missing"),
         (["train", str(preset), "--hidden_size", "50", "--num_attention_heads", "3"], "must be a multiple"),
@@ -670,15 +689,15 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
         (["train", *data, "--init_from", str(cut)], "The weights in CUT are damaged or cut off"),
         (["train", *data, "--sequence_encoder", str(cut), "--lm_head", "linear"], "The weights in CUT are damaged"),
         (["convert", str(cut), str(tmp_path / "new"), "--kind", "esm"], "The weights in CUT are damaged or cut off"),
-        (["evaluate", str(tmp_path / "nothing"), *data], "nothing"),
-        (["evaluate", str(tmp_path / "esm"), *data], "esm cannot be loaded (it holds a esm model)"),
-        (["evaluate", str(broken), *data], "broken cannot be loaded"),
-        (["evaluate", str(newer), *data], "newer cannot be loaded"),
-        (["evaluate", str(resized), *data], "resized cannot be loaded"),
+        (["evaluate", str(tmp_path / "nothing"), chains], "nothing"),
+        (["evaluate", str(tmp_path / "esm"), chains], "esm cannot be loaded (it holds a esm model)"),
+        (["evaluate", str(broken), chains], "broken cannot be loaded"),
+        (["evaluate", str(newer), chains], "newer cannot be loaded"),
+        (["evaluate", str(resized), chains], "resized cannot be loaded"),
         (["convert", str(tmp_path / "esm"), str(newer), "--kind", "esm"], "newer holds a model; give another folder"),
-        (["evaluate", str(Path(preset).parent), *data], "holds no processor"),
+        (["evaluate", str(Path(preset).parent), chains], "holds no processor"),
         (
-            ["evaluate", str(broken), *data, "--output", str(tmp_path / "report.png")],
+            ["evaluate", str(broken), chains, "--output", str(tmp_path / "report.png")],
             "give the name of a file that ends in .json",
         ),
     ):
