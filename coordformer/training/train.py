@@ -418,7 +418,7 @@ def _open_held_out(data_args: DataArguments, args: TrainingArguments, rows: Any)
         if args.eval_strategy != "no":
             raise ValueError("--eval_strategy needs chains to evaluate on; set --valid_data or --valid_split.")
         return None
-    valid_rows = open_chains(data_args.valid_data or data_args.data, data_args.valid_split)
+    valid_rows = open_chains(data_args.valid_data or str(data_args.data), data_args.valid_split)
     # Of a stream nobody knows the ids.
     if rows is None and data_args.valid_data is None and data_args.train_split in (None, data_args.valid_split):
         raise ValueError(
