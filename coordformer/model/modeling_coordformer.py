@@ -374,11 +374,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
             attention_mask, bounds = self._confine_attention(embeddings, runs, kwargs)
             kwargs |= bounds
         outputs = self.esm(inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
-        return BaseModelOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return BaseModelOutput(outputs.last_hidden_state, outputs.hidden_states, outputs.attentions)
 
     def _input_shape(self, input_ids, inputs_embeds, coords) -> tuple[torch.Size, torch.device]:
         if input_ids is not None and inputs_embeds is not None:
@@ -469,12 +465,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         implementation = self.config._attn_implementation
         if implementation == "varlen" or "flash" in implementation:
             return None, {} if kwargs.get("cu_seq_lens_q") is not None else segment_bounds(runs)
-        mask = create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=embeddings,
-            attention_mask=None,
-            and_mask_function=packed_sequence_mask_function(runs),
-        )
+        same_segment = packed_sequence_mask_function(runs)
+        mask = create_bidirectional_mask(self.config, embeddings, None, and_mask_function=same_segment)
         # Bounds that came with the batch would only be in the way of the other kernels.
         return mask, dict.fromkeys(SEGMENT_BOUNDS)
 
@@ -699,12 +691,8 @@ class CoordformerForSequenceClassification(CoordformerModelWithHead):
     def compute_loss(self, logits, labels, num_items_in_batch) -> torch.Tensor:
         problem_type = self.config.problem_type
         if problem_type is None:
-            if self.num_labels == 1:
-                problem_type = "regression"
-            elif labels.is_floating_point() or labels.dtype == torch.bool:
-                problem_type = "multi_label_classification"
-            else:
-                problem_type = "single_label_classification"
+            kind = "multi" if labels.is_floating_point() or labels.dtype == torch.bool else "single"
+            problem_type = "regression" if self.num_labels == 1 else f"{kind}_label_classification"
         if problem_type == "single_label_classification":
             return cross_entropy(logits, labels, num_items_in_batch)
         if problem_type not in ("regression", "multi_label_classification"):
@@ -751,16 +739,8 @@ class CoordformerForContactPrediction(CoordformerPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
-        logits, pairs, outputs = contact_logits(
-            self.coordformer,
-            input_ids,
-            attention_mask,
-            position_ids=position_ids,
-            coords=coords,
-            coords_mask=coords_mask,
-            rotations=rotations,
-            **kwargs,
-        )
+        kwargs |= {"position_ids": position_ids, "coords": coords, "coords_mask": coords_mask, "rotations": rotations}
+        logits, pairs, outputs = contact_logits(self.coordformer, input_ids, attention_mask, **kwargs)
         loss = None
         if labels is not None:
             if labels.shape != logits.shape:

@@ -218,27 +218,14 @@ class Frames:
 
 
 def shift_residues(
-    values: torch.Tensor, offset: int, position_ids: torch.Tensor, runs: torch.Tensor | None
+    values: torch.Tensor, mask: torch.Tensor, offset: int, position_ids: torch.Tensor, runs: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`values` (batch, sequence, ...) of the residue `offset` further along the chain, and whether there is one."""
+    """`values` (batch, sequence, ...) and `mask` of the residue `offset` further along the chain; False if none is."""
     positions = position_ids.expand(values.shape[:2])
     exists = positions.roll(-offset, 1) - positions == offset
     if runs is not None:
         exists = exists & (runs.roll(-offset, 1) == runs)
-    return values.roll(-offset, 1), exists
-
-
-def shift_translations(
-    translations: torch.Tensor,
-    coords_mask: torch.Tensor,
-    offset: int,
-    position_ids: torch.Tensor,
-    runs: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Translation (batch, sequence, 3) and mask (batch, sequence) of the residue `offset` further along the chain."""
-    both = torch.cat((translations, coords_mask.unsqueeze(-1)), -1)
-    shifted, exists = shift_residues(both, offset, position_ids, runs)
-    return shifted[..., :3], exists & shifted[..., 3].bool()
+    return values.roll(-offset, 1), mask.roll(-offset, 1) & exists.view(*exists.shape, *[1] * (mask.dim() - 2))
 
 
 def backbone_frames(
@@ -261,8 +248,8 @@ def backbone_frames(
         before, after = coords[:, :, place["N"]], coords[:, :, place["C"]]
         known = coords_mask[:, :, [place["N"], center, place["C"]]].all(dim=-1)
     else:
-        before, has_before = shift_translations(translations, observed, -1, position_ids, runs)
-        after, has_after = shift_translations(translations, observed, 1, position_ids, runs)
+        before, has_before = shift_residues(translations, observed, -1, position_ids, runs)
+        after, has_after = shift_residues(translations, observed, 1, position_ids, runs)
         known = observed & has_before & has_after
     before, after = before - translations, after - translations
     first = nn.functional.normalize(after - before, dim=-1)
@@ -286,10 +273,10 @@ def local_frame_coordinates(
     framed = rotations.any(dim=-1).any(dim=-1, keepdim=True)
     local, known = [], []
     for offset in CHAIN_OFFSETS:
-        shifted, exists = shift_residues(coords, offset, position_ids, runs)
+        shifted, observed = shift_residues(coords, coords_mask, offset, position_ids, runs)
         # No `matmul`, as in `rotate_coordinates`.
         local.append(((shifted - translations.unsqueeze(2)).unsqueeze(-1) * rotations.unsqueeze(2)).sum(dim=-2))
-        known.append(coords_mask.roll(-offset, 1) & exists.unsqueeze(-1) & framed)
+        known.append(observed & framed)
     return torch.cat(local, dim=2), torch.cat(known, dim=2)
 
 
@@ -400,7 +387,7 @@ class EdgeFeatures(nn.Module):
 
     def _distances(self, translations, coords_mask, position_ids, runs, rows, places) -> torch.Tensor:
         """Radial basis functions between the residues `offsets` from both of an edge, zero where one is missing."""
-        shifted = [shift_translations(translations, coords_mask, each, position_ids, runs) for each in self.offsets]
+        shifted = [shift_residues(translations, coords_mask, each, position_ids, runs) for each in self.offsets]
         points, known = (torch.stack(each, dim=2) for each in zip(*shifted, strict=True))
         # (batch, sequence, k, offsets, offsets, 3), and which of these pairs exist
         apart = points[:, :, None, :, None] - points[rows, places].unsqueeze(3)
