@@ -505,4 +505,4 @@ def test_prepare_fetches_what_it_reads(server, tmp_path, capsys):
     assert main([*command, "1A8O", "--min_length", "0"]) == 1 and len(server.requests) == asked
     assert "`min_length` is 0" in capsys.readouterr().err
     assert main([*command[:2], str(tmp_path / "two"), *command[3:], "9XYZ", "--allow_missing"]) == 1
-    assert "None of the ids could be fetched; the first: 9XYZ" in capsys.readouterr().err
+    assert "1 of the ids could not be fetched; the first: 9XYZ" in capsys.readouterr().err
