@@ -689,10 +689,11 @@ class CoordformerForSequenceClassification(CoordformerModelWithHead):
         return self.classifier(pooled)
 
     def compute_loss(self, logits, labels, num_items_in_batch) -> torch.Tensor:
-        problem_type = self.config.problem_type
+        problem_type: str | None = self.config.problem_type
         if problem_type is None:
-            kind = "multi" if labels.is_floating_point() or labels.dtype == torch.bool else "single"
-            problem_type = "regression" if self.num_labels == 1 else f"{kind}_label_classification"
+            several = labels.is_floating_point() or labels.dtype == torch.bool
+            classes = "multi_label_classification" if several else "single_label_classification"
+            problem_type = "regression" if self.num_labels == 1 else classes
         if problem_type == "single_label_classification":
             return cross_entropy(logits, labels, num_items_in_batch)
         if problem_type not in ("regression", "multi_label_classification"):

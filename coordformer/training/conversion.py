@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,18 +111,10 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         raise ValueError(
             f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}"
         ) from error
-    new = ["coordformer.coordinate_embedding.", "coordformer.distance_bias.", "coordformer.edge_features."]
+    new = r"coordinate_embedding\.|distance_bias\.|edge_features\.|attention\.self\.(?!(query|key|value)\.)"
     if not any(name.startswith("lm_head.") for name in weights):
-        new.append("lm_head.")
-    points = {name: module for name, module in model.named_modules() if isinstance(module, InvariantPointAttention)}
-    esm_has = ("query", "key", "value")
-    new += [
-        f"{name}.{part}"
-        for name, module in points.items()
-        for part in module.state_dict()
-        if part.partition(".")[0] not in esm_has
-    ]
-    lost = unexpected + [name for name in missing if not name.startswith(tuple(new))]
+        new += r"|^lm_head\."
+    lost = unexpected + [name for name in missing if not re.search(new, name)]
     if lost:
         raise ValueError(
             f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {', '.join(lost)}."
@@ -129,7 +122,7 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     if model.coordformer.coordinate_embedding is not None:
         for parameter in model.coordformer.coordinate_embedding.parameters():
             torch.nn.init.zeros_(parameter)
-    for module in points.values():
+    for module in (each for each in model.modules() if isinstance(each, InvariantPointAttention)):
         # Points that attend to all residues alike, and whose output is zero.
         torch.nn.init.zeros_(module.output_points.weight)
         torch.nn.init.zeros_(module.output_points.bias)
@@ -316,10 +309,7 @@ def _simulated(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]
     weights["encoder.esm.embeddings.word_embeddings.weight"] = torch.zeros_like(tokens)
     weights["encoder.coordinate_embedding.weight"] = nn.functional.pad(state_dict["embed.weight"], (0, 1))
     weights["encoder.coordinate_embedding.bias"] = state_dict["embed.bias"]
-    for part in ("weight", "bias"):
-        weights[f"query.{part}"] = state_dict[f"pa.query_map.{part}"]
-        weights[f"key.{part}"] = state_dict[f"pa.key_map.{part}"]
-    return model, weights
+    return model, weights | _take(state_dict, {"pa.query_map": "query", "pa.key_map": "key"})
 
 
 def _esm_conditioned(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any]):
@@ -349,10 +339,8 @@ def _esm_conditioned(state_dict: Mapping[str, torch.Tensor], overrides: dict[str
     front = "coordformer.sequence_encoder.esm."
     weights = _fair_esm_weights(state_dict, layers, "esm_model.emb_layer_norm_after", "esm_model.", front)
     weights |= _fair_esm_weights(state_dict, layers, "norm", "encoder.", "coordformer.esm.")
-    weights[f"{front}embeddings.word_embeddings.weight"] = state_dict["esm_model.embed_tokens.weight"]
-    for part in ("weight", "bias"):
-        weights[f"coordformer.connector.{part}"] = state_dict[f"connector.{part}"]
-        weights[f"lm_head.{part}"] = state_dict[f"generator.{part}"]
+    kept = {"esm_model.embed_tokens": f"{front}embeddings.word_embeddings", "connector": "coordformer.connector"}
+    weights |= _take(state_dict, kept | {"generator": "lm_head"})
     if model.coordformer.coordinate_embedding is not None:
         # This model has no missing flag: what is missing lies at the origin.
         padded = nn.functional.pad(state_dict["coords_embed.weight"], (0, 1))
@@ -399,20 +387,36 @@ def _check_layout(state_dict: Mapping[str, torch.Tensor], layout: dict[str, nn.M
         raise ValueError(f"`state_dict` does not fit the `kind` that you name: {shown}.")
 
 
+def _take(state_dict: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Weights and biases of modules, under other names of these."""
+    return {
+        f"{name}.{part}": state_dict[f"{theirs}.{part}"]
+        for theirs, name in names.items()
+        for part in ("weight", "bias")
+        if f"{theirs}.{part}" in state_dict
+    }
+
+
+def _layers(theirs: str, ours: str, layers: int, parts: Mapping[str, str], final_norm: str) -> dict[str, str]:
+    """The names of an encoder's modules, those of layers after `theirs`, and EsmModel's, which begin with `ours`."""
+    names = {
+        f"{theirs}.{layer}.{part}": f"{ours}encoder.layer.{layer}.{name}"
+        for layer in range(layers)
+        for part, name in parts.items()
+    }
+    return names | {final_norm: f"{ours}encoder.emb_layer_norm_after"}
+
+
 def _torch_encoder_weights(
     state_dict: Mapping[str, torch.Tensor], layers: int, final_norm: str, ours: str
 ) -> dict[str, torch.Tensor]:
     """The encoder's layers and the LayerNorm after them, under EsmModel's names after `ours`."""
-    weights = {}
-    for part in ("weight", "bias"):
-        for layer in range(layers):
-            source, target = f"encoder.layers.{layer}.", f"{ours}encoder.layer.{layer}."
-            stacked = state_dict[f"{source}self_attn.in_proj_{part}"].chunk(3)
+    weights = _take(state_dict, _layers("encoder.layers", ours, layers, LAYER_PARTS, final_norm))
+    for layer in range(layers):
+        for part in ("weight", "bias"):
+            stacked = state_dict[f"encoder.layers.{layer}.self_attn.in_proj_{part}"].chunk(3)
             for name, tensor in zip(("query", "key", "value"), stacked, strict=True):
-                weights[f"{target}attention.self.{name}.{part}"] = tensor
-            for theirs, name in LAYER_PARTS.items():
-                weights[f"{target}{name}.{part}"] = state_dict[f"{source}{theirs}.{part}"]
-        weights[f"{ours}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
+                weights[f"{ours}encoder.layer.{layer}.attention.self.{name}.{part}"] = tensor
     return weights
 
 
@@ -449,15 +453,10 @@ def _fair_esm_weights(
     state_dict: Mapping[str, torch.Tensor], layers: int, final_norm: str, theirs: str, ours: str
 ) -> dict[str, torch.Tensor]:
     """The layers that begin with `theirs` and the LayerNorm after them, under EsmModel's names after `ours`."""
+    weights = _take(state_dict, _layers(f"{theirs}layers", ours, layers, FAIR_ESM_PARTS, final_norm))
     # In EsmModel the layers share one set of rotary frequencies.
-    weights = {f"{ours}rotary_embeddings.inv_freq": state_dict[f"{theirs}layers.0.self_attn.rot_emb.inv_freq"]}
-    for part in ("weight", "bias"):
-        for layer in range(layers):
-            source, target = f"{theirs}layers.{layer}.", f"{ours}encoder.layer.{layer}."
-            for part_of_theirs, name in FAIR_ESM_PARTS.items():
-                weights[f"{target}{name}.{part}"] = state_dict[f"{source}{part_of_theirs}.{part}"]
-        weights[f"{ours}encoder.emb_layer_norm_after.{part}"] = state_dict[f"{final_norm}.{part}"]
-    return weights
+    frequencies = state_dict[f"{theirs}layers.0.self_attn.rot_emb.inv_freq"]
+    return weights | {f"{ours}rotary_embeddings.inv_freq": frequencies}
 
 
 def convert(
