@@ -76,11 +76,6 @@ def summarize(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> d
     return summary
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Intervals: all of the package and its examples are made of these draws
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def resample(
     values: np.ndarray, samples: int = 2000, seed: int | np.random.Generator = 0, clusters: Any = None
 ) -> np.ndarray:
@@ -159,10 +154,6 @@ def bootstrap(
             result[name]["gain_interval"] = interval(1 - perplexities[:, number] / perplexities[:, 0])
     return result
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Contacts
-# ---------------------------------------------------------------------------------------------------------------------
 
 RANGES = {"short": (6, 11), "medium": (12, 23), "long": (24, math.inf)}  # separations, both ends included
 CUTS = {"L": 1, "L/2": 2, "L/5": 5}  # of how many predictions the precision is: residues divided by this

@@ -138,8 +138,8 @@ class Inputs:
             sources, self.rejects = list_sources(files, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES))
             listed.append([[source.name, source.size] for source in sources])
             self._parts += _parts_of(sources, entries_per_part, cut=chain_ids is None)
-            if not sources and not self.rejects:
-                raise ValueError(f"There is no structure or FASTA file in {', '.join(map(str, files))}; give some.")
+        if not self._parts and not self.rejects:
+            raise ValueError(_no_chain(self, []))
         self.settings |= {"entries_per_part": entries_per_part, "inputs": hash_json(listed)}
 
     def __len__(self) -> int:
@@ -199,7 +199,7 @@ class Inputs:
         rejects = list(self.rejects)
         chains = [chain for number in range(len(self)) for chain in self.read(number, rejects)[0]]
         if not chains:
-            raise ValueError(_no_chain(rejects))
+            raise ValueError(_no_chain(self, rejects))
         return chains
 
     def _contents(self, number: int, rejects: list[Reject], digest: Any) -> Iterator[tuple[str, Any]]:
@@ -367,12 +367,14 @@ def run_parts(
     if outcome.complete and not outcome.counts()["chains"]:
         shutil.rmtree(parts, ignore_errors=True)
         write_rejects(folder / REJECTS, outcome.rejects)
-        raise ValueError(_no_chain(outcome.rejects))
+        raise ValueError(_no_chain(inputs, outcome.rejects))
     return outcome
 
 
-def _no_chain(rejects: Sequence[Reject]) -> str:
+def _no_chain(inputs: Inputs, rejects: Sequence[Reject]) -> str:
     """Why there is none: the reason, or the first of several."""
+    if not rejects:
+        return f"There is no structure or FASTA file in {', '.join(inputs.names)}; give some."
     reasons = [": ".join(filter(None, reject)) for reject in rejects]
     if len(reasons) == 1:
         return reasons[0]

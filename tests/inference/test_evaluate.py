@@ -71,13 +71,6 @@ def test_bfloat16_perplexity_is_near_float32(valid_rows):
     assert low == pytest.approx(high, rel=0.02) and low != high
 
 
-def test_windows_cover_a_chain_and_overlap_by_half():
-    assert window_starts(100, 100) == [0]
-    assert window_starts(101, 100) == [0, 1]
-    assert window_starts(300, 100) == [0, 50, 100, 150, 200]
-    assert window_starts(310, 100) == [0, 50, 100, 150, 200, 210]
-
-
 @torch.no_grad()
 def test_masked_residues_are_predicted_as_alone_and_averaged_over_windows(valid_rows):
     """Against windows of the masked chain that are cut by hand: one is longer, one just fits, one is shorter."""
