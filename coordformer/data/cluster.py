@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,9 +36,9 @@ def cluster_sequences(
     """Cluster sequences with `mmseqs easy-cluster --min-seq-id identity -c coverage --cov-mode 1`.
 
     A representative is the longest of its cluster; an alignment to it covers at least `coverage` of a member's residues
-    with at least `identity` identical ones. Two reservations: MMseqs2 clusters in three steps, so a member may resemble
-    its representative only by way of another sequence; and members of two clusters may resemble each other, since
-    only representatives are kept apart, and of these the pairs that the search does not find are not seen.
+    with at least `identity` identical ones. But MMseqs2 clusters in three steps, so a member may resemble its
+    representative only by way of another sequence; and members of two clusters may resemble each other, since only
+    representatives are kept apart, and of these only the pairs that the search finds.
 
     Args:
         sequences: amino acids in capital letters, at most `MAX_LENGTH` residues each.
@@ -92,13 +93,12 @@ def find_mmseqs() -> str:
     Raises:
         FileNotFoundError: it is not on the PATH.
     """
-    binary = shutil.which("mmseqs")
-    if binary is None:
-        raise FileNotFoundError(
-            "To cluster sequences, the program `mmseqs` (MMseqs2) must be on the PATH; install it with "
-            "`apt install mmseqs2` or `conda install -c bioconda mmseqs2`."
-        )
-    return binary
+    if binary := shutil.which("mmseqs"):
+        return binary
+    raise FileNotFoundError(
+        "To cluster sequences, the program `mmseqs` (MMseqs2) must be on the PATH; install it with "
+        "`apt install mmseqs2` or `conda install -c bioconda mmseqs2`."
+    )
 
 
 def _run_mmseqs(
@@ -110,21 +110,14 @@ def _run_mmseqs(
     command = [os.path.abspath(binary), "easy-cluster", "chains.fasta", "result", "tmp", "--dbtype", "1"]
     # mmseqs cannot read 1e-05.
     command += ["--min-seq-id", f"{identity:f}", "-c", f"{coverage:f}", "--cov-mode", "1"]
-    if threads is not None:
-        command += ["--threads", str(threads)]
+    command += [] if threads is None else ["--threads", str(threads)]
     with tempfile.TemporaryDirectory(prefix="coordformer-mmseqs-", dir=folder) as scratch:
         with open(Path(scratch, "chains.fasta"), "w") as fasta:
             fasta.writelines(f">{index}\n{sequence}\n" for sequence, index in firsts.items())
             fasta.write(f">-1\n{_COMPANION}\n")
         # Run inside it, so that no blank in the folder's name meets the shell scripts of mmseqs.
-        done = subprocess.run(
-            command,
-            cwd=scratch,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=scratch, check=False, **streams)
         output = Path(scratch, "result_cluster.tsv")
         if done.returncode or not output.exists():
             lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]

@@ -61,22 +61,21 @@ def parse_ids(entries: Sequence[str]) -> list[str]:
     """
     ids: dict[str, None] = {}
     for entry in entries:
-        words = [("", word) for word in re.split(r"[,\s]+", entry) if word]
-        if any(_normalize(word) is None for _, word in words) and os.path.isfile(entry):
+        places = {"": entry}
+        if not all(map(_normalize, _words(entry))) and os.path.isfile(entry):
             try:
                 lines = Path(entry).read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise ValueError(f"{entry} is no text file ({error}); give a file with one id per line.") from error
-            words = [
-                (f"{entry}, line {number}: ", word)
-                for number, line in enumerate(lines, start=1)
-                for word in re.split(r"[,\s]+", line.partition("#")[0])
-                if word
-            ]
-        ids |= dict.fromkeys(_require_id(word, place) for place, word in words)
+            places = {f"{entry}, line {number}: ": line.partition("#")[0] for number, line in enumerate(lines, 1)}
+        ids |= dict.fromkeys(_require_id(word, place) for place, text in places.items() for word in _words(text))
     if not ids:
         raise ValueError(f"no id in {', '.join(map(repr, entries)) or 'an empty list'}; give ids such as 1ABC, P12345.")
     return list(ids)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[,\s]+", text) if word]
 
 
 def _normalize(text: str) -> str | None:
@@ -187,8 +186,9 @@ def _find_files(ids: Iterable[str], folder: Path) -> dict[str, list[Path]]:
     for name in ids:
         if files := models.get(name):
             newest = max(files)[0]
-            fragments = {fragment: path for number, fragment, path in sorted(files) if number == newest}
-            found[name] = list(fragments.values())
+            found[name] = list(
+                {fragment: path for number, fragment, path in sorted(files) if number == newest}.values()
+            )
         elif not _ACCESSION.fullmatch(name) and (path := folder / f"{name}.cif.gz").is_file():
             found[name] = [path]
     return found
@@ -227,8 +227,7 @@ def _model_urls(entries: Any, accession: str) -> list[str]:
             f"the AlphaFold Database lists no file AF-{accession}-F1-model_v*.cif, but {', '.join(listed) or 'none'}; "
             "look the accession up on its site"
         )
-    fragments = {int(match[2]): match[0] for match in matches}
-    return [fragments[number] for number in sorted(fragments)]
+    return [url for _, url in sorted({int(match[2]): match[0] for match in matches}.items())]
 
 
 class _Client:

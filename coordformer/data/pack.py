@@ -185,9 +185,7 @@ def open_chains(path: str | Path, split: str | None = None) -> Any:
 
 def pack(data: str | Path, output: str | Path, *, split: str | None = None, progress: bool = True) -> dict[str, int]:
     """Write a data set, or one split of it, into one file: `coordformer pack`; see `write_pack`."""
-    from .rows import load_rows
-
-    return write_pack(load_rows(data, split), output, progress=progress)
+    return write_pack(open_chains(data, split), output, progress=progress)
 
 
 def describe(counts: Mapping[str, int]) -> str:

@@ -372,35 +372,30 @@ def write_datasheet(
 ) -> dict[str, Any]:
     """Write what a user of the data set has to know as `datasheet.json` and, for people and the Hub, `README.md`."""
     lengths, observed = chains["length"].to_numpy(), chains["observed"].to_numpy()
-    shares = observed / np.maximum(lengths, 1)
     names = np.array(chains["split"].to_pylist(), dtype=object)
     # Numbers differ from file to file, the reason does not.
     reasons = Counter(re.sub(r"\d+(\.\d+)?", "#", reason)[:100] for *_, reason in rejects)
 
     def quantiles(values: np.ndarray) -> dict[str, float]:
-        if not len(values):
-            return {}
-        return {f"{q:.0%}": round(float(np.quantile(values, q)), 4) for q in QUANTILES}
+        return {f"{q:.0%}": round(float(np.quantile(values, q)), 4) for q in QUANTILES if len(values)}
+
+    def count(inside: np.ndarray) -> dict[str, int | None]:
+        return {
+            "chains": int(inside.sum()),
+            "residues": int(lengths[inside].sum()),
+            "clusters": None if clusters is None else len(np.unique(clusters[inside])),
+        }
 
     sheet: dict[str, Any] = {
         "counts": {
             **counts,
             "rejected": len(rejects),
-            "chains": len(chains),
-            "residues": int(lengths.sum()),
+            **count(np.ones(len(chains), dtype=bool)),
             "observed_residues": int(observed.sum()),
-            "clusters": None if clusters is None else len(np.unique(clusters)),
         },
-        "splits": {
-            str(name): {
-                "chains": int((names == name).sum()),
-                "residues": int(lengths[names == name].sum()),
-                "clusters": None if clusters is None else len(np.unique(clusters[names == name])),
-            }
-            for name in sorted(set(names))
-        },
+        "splits": {str(name): count(names == name) for name in sorted(set(names))},
         "length": quantiles(lengths),
-        "observed_share": quantiles(shares),
+        "observed_share": quantiles(observed / np.maximum(lengths, 1)),
         "methods": dict(Counter(method or "not stated" for method in chains["method"].to_pylist()).most_common()),
         "reject_reasons": dict(reasons.most_common(20)),
         "settings": dict(settings),
