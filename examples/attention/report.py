@@ -127,10 +127,11 @@ def main() -> None:
             f"{summary['with_ss8']:,} chains, by P-SEA for the others."
             + ("" if summary["reads_coordinates"] else " It reads no coordinates: the nulls coincide with it.")
         )
+    drawn = "sequence clusters" if all(summary.get("clusters") for summary, _ in runs.values()) else "chains"
     lines += [
         "",
         "The head of each layer is the one whose share within 8 Å is furthest above that with shuffled coordinates "
-        "(without nulls: the highest). In parentheses 95 % intervals of a bootstrap over chains; they leave out that "
+        f"(without nulls: the highest). In parentheses 95 % intervals of a bootstrap over {drawn}; they leave out that "
         "the head was chosen on the same chains. The paper's values are read off its plots: one head of each layer of "
         "a 33M model, chosen by its authors, without a null.",
         "",
