@@ -11,8 +11,8 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
-MODELS = ("hub_cards/coordformer-1M-pdb", "hub_cards/coordformer-7M-pdb")
-FOLDERS = ("coordformer", "docs", "examples", *MODELS, "tests/data")
+CARDS = ("hub_cards/coordformer-1M-pdb", "hub_cards/coordformer-7M-pdb", "hub_cards/masked_residues")
+FOLDERS = ("coordformer", "docs", "examples", *CARDS, "tests/data")
 SUFFIXES = {".csv", ".ipynb", ".json", ".md", ".png", ".py", ".svg", ".yaml"}
 
 
@@ -47,7 +47,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     mirrored: list[File] = []
     for path in paths:
         name = path.relative_to(ROOT).as_posix()
-        if "/runs/" in name or "/." in name:  # what notebooks and their editors leave
+        # What notebooks and their editors leave, and the package's templates, which are no pages.
+        if "/runs/" in name or "/." in name or (name.startswith("coordformer/") and path.suffix != ".py"):
             continue
         if path.suffix == ".ipynb":
             mirrored += notebook_files(name, config)

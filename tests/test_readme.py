@@ -1,4 +1,4 @@
-"""What the README and the examples print as code runs as printed."""
+"""What the README and the examples print as code runs as printed, and their tables are the measured ones."""
 
 import os
 import re
@@ -9,30 +9,50 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [path.relative_to(ROOT) for path in ROOT.rglob("*.md") if ".venv" not in path.parts]
 
 
-@pytest.mark.parametrize("page", ["README.md", "examples/pretraining/README.md"])
-def test_python_blocks_run(page, tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    program = next(block for block in blocks if "Trainer" in block)
-    for folder in ("examples", "tests"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run(program: str, folder: Path) -> str:
+    """What a program prints, run in a fresh process where the repository's folders are."""
+    for name in ("examples", "hub_cards", "tests"):
+        (folder / name).symlink_to(ROOT / name)
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        [sys.executable, "-c", program], cwd=folder, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    if page == "README.md":
-        assert re.search(r"^[ACDEFGHIKLMNPQRSTVWY]$", done.stdout, re.MULTILINE)
+    return done.stdout
 
 
-@pytest.mark.parametrize(
-    "page", [path.relative_to(ROOT) for path in ROOT.rglob("*.md") if ".venv" not in path.parts], ids=str
-)
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("program", python_blocks("README.md"))
+def test_python_blocks_of_the_readme_run(program, tmp_path):
+    """They print what the comment at the end of their last line says."""
+    said = re.search(r"print\(.*#\s*(.*?),? ?\.*$", program.strip().splitlines()[-1])
+    assert said and said[1] in run(program, tmp_path)
+
+
+def test_a_model_trains_as_the_pretraining_page_says(tmp_path):
+    (program,) = (block for block in python_blocks("examples/pretraining/README.md") if "Trainer" in block)
+    run(program, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     links = re.findall(r"\]\((?!https?:|#)([^)\s#]+)", text)
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("example", ["contacts", "embeddings", "function", "molecules", "point_clouds"])
@@ -44,7 +64,19 @@ def test_tables_of_an_example_are_the_measured_ones(example):
     assert table and set(table) <= set((folder / "README.md").read_text().splitlines())
 
 
+def test_models_are_compared_as_measured():
+    """The rows of the comparison are those of its report, in the README by their numbers."""
+    folder = ROOT / "examples" / "inverse_folding"
+    report = (folder / "results" / "report.md").read_text()
+    pages = [(folder / name).read_text().splitlines() for name in ("README.md", "lab_log.md")]
+    rows = [line for line in report.partition("\n## held-out")[0].splitlines() if line.startswith("|")]
+    assert len(rows) > 10 and all(any(row in lines for lines in pages) for row in rows)
+    numbers = {row.split(" | ", 2)[2] for row in rows[2:]}
+    shown = [line for line in README.read_text().splitlines() if re.match(r"\|.*\| \d+(\.\d+)?M \|", line)]
+    assert 4 <= len(shown) <= 5 and {line.split(" | ", 2)[2] for line in shown} <= numbers
+
+
 def test_the_speed_table_is_the_measured_one():
-    """README.md has the lines that examples/benchmarks/run_all.py wrote."""
+    """docs/speed.md has the lines that examples/benchmarks/run_all.py wrote."""
     table = (ROOT / "examples" / "benchmarks" / "results" / "speed.md").read_text().strip()
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "docs" / "speed.md").read_text()
