@@ -14,9 +14,10 @@ import mmap
 import re
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -333,14 +334,11 @@ def run_parts(
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"`output` is {folder}, which is a file; give a folder.")
-    parts = folder / PARTS
+    parts, start = folder / PARTS, time.time()
     # Jobs of an array start together: of them, a run without a part is a run.
     begun = any(parts.glob("*.json")) or (inputs.jobs > 1 and (folder / RUN).exists())
     begin_run(folder, {**settings, **inputs.settings}, holds_results=begun, passing={"checkpoint"})
     parts.mkdir(exist_ok=True)
-    if inputs.jobs == 1:  # what a kill left; of another job it may be a file that is being written
-        for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):
-            leftover.unlink(missing_ok=True)
     paths = [parts / f"{inputs.name(part)}.json" for part in range(len(inputs))]
     with tqdm(total=0, unit="chain", disable=not progress, smoothing=0) as bar:
         for part in range(inputs.job - 1, len(inputs), inputs.jobs):
@@ -364,6 +362,10 @@ def run_parts(
     records = [_read_record(path) for path in paths if path.exists()]
     rejected = [tuple(reject) for record in records for reject in record["rejected"]]
     outcome = Outcome(records, len(paths), inputs.rejects + rejected)
+    for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")) if outcome.complete else ():
+        with suppress(FileNotFoundError):
+            if leftover.stat().st_mtime < start:  # what a kill left, and not what another process is writing
+                leftover.unlink()
     if outcome.complete and not outcome.counts()["chains"]:
         shutil.rmtree(parts, ignore_errors=True)
         write_rejects(folder / REJECTS, outcome.rejects)

@@ -546,6 +546,15 @@ def test_two_processes_in_one_folder(verb, mixture, checkpoints, whole, tmp_path
         assert contents(tmp_path / "out") == whole
 
 
+def test_files_that_another_process_is_writing_are_left_alone(mixture, checkpoints, tmp_path, monkeypatch):
+    """What is younger than the run is not what a kill has left."""
+    forward = CoordformerModel.forward
+    young = tmp_path / "parts" / "young.json.tmp"
+    monkeypatch.setattr(CoordformerModel, "forward", lambda self, **batch: young.touch() or forward(self, **batch))
+    run("embed", checkpoints, mixture, tmp_path)
+    assert young.exists()
+
+
 def test_a_part_whose_record_is_broken_is_named(mixture, checkpoints, tmp_path):
     run("embed", checkpoints, mixture, tmp_path)
     record = sorted((tmp_path / "parts").glob("*.json"))[3]
