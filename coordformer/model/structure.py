@@ -109,11 +109,9 @@ def _chains_of(
     except UnicodeDecodeError as error:
         raise StructureError(f"{path}: a name in it is not UTF-8 ({error}); convert the file") from error
 
-    if model.method is None:  # of a predicted model there is no resolution either
-        experiment = None if model.resolution is None else f"{model.resolution:g} Å"
-    else:
-        experiment = None if "THEORETICAL" in model.method.upper() else model.method
-    if min_plddt is not None and experiment is not None:
+    # Of a predicted model there is no resolution either.
+    experiment = model.method or (f"{model.resolution:g} Å" if model.resolution else "THEORETICAL")
+    if min_plddt is not None and "THEORETICAL" not in experiment.upper():
         raise ValueError(
             f"{path}: min_plddt={min_plddt} needs a predicted model, but the file is experimental ({experiment}) and "
             "has B-factors, not pLDDT; leave min_plddt out"
@@ -235,16 +233,13 @@ def _select(
 def _hide_below(chains: list[Chain], min_plddt: float, path: Path) -> None:
     """Make residues with a lower pLDDT unobserved, in place."""
     highest = max((float(np.nanmax(chain.b_factor, initial=0.0)) for chain in chains), default=0.0)
+    fix = ""
     if chains and (highest <= 1.0) != (min_plddt <= 1.0):
-        raise ValueError(
-            f"{path}: min_plddt={min_plddt}, but the highest value in the file is {highest:g}; use the file's scale "
-            "(0 to 100 or 0 to 1), or leave min_plddt out if it carries no pLDDT"
-        )
-    if highest > 100:
-        raise ValueError(
-            f"{path}: min_plddt={min_plddt}, but the highest value in the file is {highest:g}, so these are B-factors "
-            "and no pLDDT; leave min_plddt out"
-        )
+        fix = "; use the file's scale (0 to 100 or 0 to 1), or leave min_plddt out if it carries no pLDDT"
+    elif highest > 100:
+        fix = ", so these are B-factors and no pLDDT; leave min_plddt out"
+    if fix:
+        raise ValueError(f"{path}: min_plddt={min_plddt}, but the highest value in the file is {highest:g}{fix}")
     for chain in chains:
         low = chain.b_factor < min_plddt
         chain.coords[low] = np.nan
