@@ -576,30 +576,13 @@ class CoordformerModelWithHead(CoordformerPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        coords: torch.Tensor | None = None,
-        coords_mask: torch.Tensor | None = None,
-        sequence_id: torch.Tensor | None = None,
-        rotations: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
-    ):
+        self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, coords=None, coords_mask=None,
+        sequence_id=None, rotations=None, labels=None, num_items_in_batch=None, **kwargs,
+    ):  # fmt: skip
         outputs = self.coordformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            coords=coords,
-            coords_mask=coords_mask,
-            sequence_id=sequence_id,
-            rotations=rotations,
-            **kwargs,
-        )
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            coords=coords, coords_mask=coords_mask, sequence_id=sequence_id, rotations=rotations, **kwargs,
+        )  # fmt: skip
         states = outputs.last_hidden_state
         if sequence_id is None:
             sequence_id = sequence_id_of_bounds(kwargs.get("cu_seq_lens_q"), states.shape[:2])

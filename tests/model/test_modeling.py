@@ -1,6 +1,7 @@
 """The model keeps the contract for coordinates and segments, and behaves as a Transformers model does."""
 
 import copy
+import inspect
 import itertools
 
 import pytest
@@ -336,6 +337,13 @@ def test_linear_head_is_untied_and_esm_head_is_tied():
     config.tie_word_embeddings = True
     model = CoordformerForMaskedLM(config)
     assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "base"])
+def test_heads_name_their_inputs(head):
+    """Trainer keeps the columns of a data set that `forward` names: those of the base model, in its order, and labels."""
+    base, named = (inspect.signature(cls.forward).parameters for cls in (CoordformerModel, HEADS[head][0]))
+    assert [*named] == [*base][:-1] + ["labels", "num_items_in_batch", "kwargs"]
 
 
 def test_hidden_states_and_attentions():
