@@ -341,9 +341,9 @@ def test_linear_head_is_untied_and_esm_head_is_tied():
 
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "base"])
 def test_heads_name_their_inputs(head):
-    """Trainer keeps the columns of a data set that `forward` names: those of the base model, in its order, and labels."""
+    """Trainer keeps the columns that `forward` names: the base model's inputs, in their order, and labels."""
     base, named = (inspect.signature(cls.forward).parameters for cls in (CoordformerModel, HEADS[head][0]))
-    assert [*named] == [*base][:-1] + ["labels", "num_items_in_batch", "kwargs"]
+    assert [*named] == [*[*base][:-1], "labels", "num_items_in_batch", "kwargs"]
 
 
 def test_hidden_states_and_attentions():
