@@ -218,11 +218,6 @@ def choose_heads(heads: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     return {layer: row["head"] for layer, row in sorted(best.items())}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files and the command
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def write_tables(tables: Mapping[str, Sequence[Mapping[str, Any]]], output: str | Path) -> None:
     """A CSV file of each table in a folder; numbers with 6 digits, an empty cell for None."""
     for name, table in tables.items():

@@ -7,12 +7,13 @@ protocol `masked15` with noise, without some of the coordinates, by length and b
 
 import csv
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import Environment
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,11 +42,6 @@ CLASSES = {
 }
 LEAST_CHAINS = 10  # of a bin: the bootstrap over fewer chains says little
 BIN_WIDTH, BINS = 0.01, 200  # of the histogram of standard deviations, nats; what is above goes to the last bin
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Counting
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def frame_spread(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -126,11 +122,6 @@ def count_frames(
     return {"averaged": by_size, "single": single, "spread": spread, "histogram": histogram}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Bins of chains
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def length_bins(lengths: np.ndarray) -> dict[str, np.ndarray]:
     """Numbers of the chains of each bin of `LENGTHS`, from their residues (chains,); every chain is in one."""
     names = [f"{first} to {end - 1}" for first, end in itertools.pairwise(LENGTHS)]
@@ -171,11 +162,6 @@ def class_bins(chains: Sequence[Record], labels: str | Path | None = None) -> di
             raise ValueError(f"{labels} has a class for none of the {len(chains)} chains; give labels with their ids.")
     letters = np.array([text[0] if text else "" for text in sccs])
     return {str(letter): np.flatnonzero(letters == letter) for letter in np.unique(letters) if letter}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The measurement
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def describe_point(
@@ -355,10 +341,6 @@ def summarize_spread(frames: Mapping[str, Any], clusters: np.ndarray | None = No
     return summary | {"bin_width": BIN_WIDTH, "histogram": frames["histogram"].tolist()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The report
-# ---------------------------------------------------------------------------------------------------------------------
-
 TESTS = {
     "frames": "frames averaged",
     "noise": "noise on the coordinates (Å)",
@@ -396,73 +378,11 @@ def write_report(summary: Mapping[str, Any], folder: Path) -> None:
 
 
 def describe(summary: Mapping[str, Any]) -> str:
-    """The report, in Markdown."""
-    spread, points = summary["spread"], summary["points"]
-    low, high = min(spread["perplexity_by_frame"]), max(spread["perplexity_by_frame"])
-
-    def interval(point: Mapping[str, Any], name: str, show: Callable[[float], str]) -> str:
-        if name not in point:
-            return ""
-        return f"{show(point[name])} ({show(point[f'{name}_low'])} to {show(point[f'{name}_high'])})"
-
-    def nats(name: str) -> str:
-        first, last = spread[f"{name}_interval"]
-        return f"{spread[name]:.4f} ({first:.4f} to {last:.4f})"
-
-    names = model_names(summary)
-    first, last = spread["changed_interval"]
-    of_split = "" if summary["split"] is None else f", split {summary['split']}"
-    drawn = f"{summary['clusters']:,} sequence clusters" if summary["clusters"] else "chains"
-    lines = [
-        "# How invariant, and where does it fail?",
-        "",
-        f"{names['checkpoint']}: {summary['models']['checkpoint']['parameters']:,} parameters, {summary['dtype']}. "
-        f"{summary['chains']:,} chains with {summary['residues']:,} residues of {summary['data']}{of_split}; protocol "
-        f"`{summary['protocol']}`, samples of masked residues: {summary['num_mask_samples']}, the same ones in every "
-        f"row. In parentheses 95 % intervals of a bootstrap over {drawn}, paired for the gains.",
-        "",
-        "![All panels](robustness.png)",
-        "",
-        "## From frame to frame",
-        "",
-        f"| {spread['frames']} frames of each chain, {spread['predictions']:,} predictions in each | |",
-        "| --- | --- |",
-        f"| standard deviation of the true residue's log-probability, nats | {nats('log_probability_sd')} |",
-        f"| Jensen-Shannon divergence of the predictions, nats | {nats('divergence')} |",
-        f"| pairs of frames that do not agree on the likeliest residue | {100 * spread['changed']:.2f} % "
-        f"({100 * first:.2f} to {100 * last:.2f}) |",
-        f"| perplexity of all chains in one frame, lowest to highest | {low:.3f} to {high:.3f} |",
-        f"| its standard deviation over frames | {spread['perplexity_sd']:.4f} |",
-    ]
-    references = {"frames": "the given frame", "noise": "no noise", "missing": "all coordinates"}
-    for test, title in TESTS.items():
-        chosen = [point for point in points if point["test"] == test]
-        if not chosen:
-            continue
-        head = [title, "model", "chains", "perplexity", "recovery, %"]
-        if reference := references.get(test, names.get("baseline")):
-            head += [f"gain in perplexity over {reference}, %", "in recovery, points"]
-        lines += ["", f"## {title[0].upper()}{title[1:]}", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-        # Points that are drawn into the panel of another test.
-        beside = {"noise": {"baseline": "any"}, "missing": {"own": "those of masked residues", "baseline": "any"}}
-        others = beside.get(test, {})
-        for point in [*chosen, *(point for point in points if point["test"] in others)]:
-            cells = [
-                others.get(point["test"]) or label_of(test, point["value"]),
-                names[point["model"]],
-                f"{point['chains']:,}",
-                interval(point, "perplexity", "{:.3f}".format),
-                interval(point, "recovery", lambda share: f"{100 * share:.2f}"),
-            ]
-            cells += [interval(point, name, lambda share: f"{100 * share:+.2f}") for name in ("gain", "recovery_gain")]
-            lines.append("| " + " | ".join(cells[: len(head)]) + " |")
-    if summary["left_out"]:
-        bins = ", ".join(f"{name} ({chains})" for name, chains in summary["left_out"].items())
-        lines += ["", f"Left out for having fewer than {LEAST_CHAINS} chains: {bins}."]
-    if summary["chains_with_class"]:
-        lines += ["", f"Chains with a structural class: {summary['chains_with_class']:,}."]
-    lines += ["", "All numbers: points.csv and robustness.json."]
-    return "\n".join(lines) + "\n"
+    """The report, in Markdown, by the template robustness.md.jinja."""
+    template = Path(__file__).with_suffix(".md.jinja").read_text(encoding="utf-8")
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    named = {"names": model_names(summary), "tests": TESTS, "label_of": label_of, "least": LEAST_CHAINS}
+    return environment.from_string(template).render(summary, **named)
 
 
 def plot_robustness(summary: Mapping[str, Any], path: str | Path) -> None:

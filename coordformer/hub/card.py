@@ -27,11 +27,6 @@ SETTINGS = {"checkpoint", "weights", "data", "split", "coordinates", "dtype", "n
             "chains"}  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is known of a checkpoint
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def read_evaluation(path: str | Path, checkpoint: str | Path) -> dict[str, Any]:
     """A report of `coordformer evaluate` on this checkpoint.
 
@@ -158,11 +153,6 @@ def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str,
         "precision": "bfloat16" if training["bf16"] else "float16" if training["fp16"] else "float32",
         "seed": str(training["seed"]),
     }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The card
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def make_card(

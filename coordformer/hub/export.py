@@ -150,11 +150,6 @@ def export(
     return summary
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The check
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def check_reload(folder: str | Path, model: PreTrainedModel, processor: CoordformerProcessor) -> None:
     """Load a folder in a fresh process, where the package cannot be imported, and compare its outputs with the model's.
 
