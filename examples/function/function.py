@@ -31,6 +31,7 @@ import torch
 import transformers
 from deepfri import match_chains, read_annotations, read_split
 from scipy.special import expit
+from term_metrics import micro_aupr, micro_fmax, protein_centric_fmax, score_terms
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -44,7 +45,6 @@ from coordformer.inference.annotate import predict_terms
 from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.embed import embed_chains
 from coordformer.inference.metrics import interval
-from coordformer.inference.term_metrics import micro_aupr, micro_fmax, protein_centric_fmax, score_terms
 from coordformer.training.train import last_whole_checkpoint
 
 LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's

@@ -18,11 +18,11 @@ from coordformer.data.function import FunctionCollator, label_matrix
 from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import annotate, predict_terms
 from coordformer.inference.checkpoints import load_checkpoint
-from coordformer.inference.term_metrics import micro_aupr
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "function"))
 import function as example
 from deepfri import match_chains, read_annotations, read_split
+from term_metrics import micro_aupr
 
 PROCESSOR = CoordformerProcessor()
 EC = "### EC-numbers\n1.1.1.-\t2.7.11.1\n### PDB-chain\tEC-numbers\n1ABC-A\t2.7.11.1,1.1.1.-\n2XYZ-aA\t2.7.11.1\n"

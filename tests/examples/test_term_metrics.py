@@ -1,15 +1,13 @@
 """Scores of predicted terms: by hand, against loops and against scikit-learn."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from coordformer.inference.term_metrics import (
-    micro_aupr,
-    micro_fmax,
-    precision_recall,
-    protein_centric_fmax,
-    score_terms,
-)
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "function"))
+from term_metrics import micro_aupr, micro_fmax, precision_recall, protein_centric_fmax, score_terms
 
 
 def random_scores(chains: int = 40, terms: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
