@@ -97,6 +97,14 @@ def test_the_reference_names_every_module():
         assert sorted(named) == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
 
 
+def test_the_tree_names_every_module():
+    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## What is where")[2]
+    names = re.findall(r"\b(\w+\.py)\b", tree.partition("## Who may import whom")[0])
+    modules = [path.name for path in (ROOT / "coordformer").rglob("*.py") if path.parent.name == "coordformer"]
+    modules += [path.name for path in (ROOT / "coordformer").glob("*/*.py") if path.name != "__init__.py"]
+    assert sorted(names) == sorted([*modules, "coordformer_command.py"])
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ INPUTS = {
     "attention_length": (450, "assumed: residues of the chain that the mean residue is in"),
     "files_per_second": (58, "measured, on one core"),
     "shard_bytes": (8.7, "measured, for a residue"),
-    "bundle_bytes": (7.1, "measured, for a residue"),
+    "pack_bytes": (7.1, "measured, for a residue"),
     "plan_us": (43, "measured, for a file in a tar"),
     "plan_bytes": (580, "measured, for a file in a tar"),
     "assemble_us": (83, "measured, for a chain"),
@@ -68,7 +68,7 @@ def tables(given):
         ("tar archives, GB", "tar_bytes", use.tar_bytes / gb),
         ("Parquet shards, GB", "chains x length x shard_bytes", residues * use.shard_bytes / gb),
         ("shards", "chains / chains_per_shard", use.chains / use.chains_per_shard),
-        ("a bundle, GB", "chains x length x bundle_bytes", residues * use.bundle_bytes / gb),
+        ("a packed file, GB", "chains x length x pack_bytes", residues * use.pack_bytes / gb),
         ("groups", "chains / group", groups),
         ("tar archives of a group", "tars / groups", use.tars / groups),
         ("reading, core-hours", "chains / files_per_second", use.chains / use.files_per_second / hour),
@@ -150,9 +150,9 @@ def measure_bytes(folder):
     residues = int(np.sum(table["length"]))
     pq.write_table(table, folder / "shard.parquet", compression="zstd")
     with Cost() as cost:
-        size = write_pack(Dataset(table), folder / "bundle.safetensors", progress=False)["bytes"]
+        size = write_pack(Dataset(table), folder / "packed.safetensors", progress=False)["bytes"]
     sizes = (folder / "shard.parquet").stat().st_size, size, cost.peak
-    names = "shard_bytes", "bundle_bytes", "memory to write a bundle, bytes"
+    names = "shard_bytes", "pack_bytes", "memory to write a packed file, bytes"
     return {name: round(size / residues, 1) for name, size in zip(names, sizes, strict=True)}
 
 
