@@ -28,6 +28,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
+from transformers.models.esm.modeling_esm import EsmClassificationHead
 from transformers.utils import can_return_tuple
 
 from .configuration_coordformer import CoordformerConfig
@@ -623,20 +624,6 @@ class CoordformerForMaskedLM(CoordformerModelWithHead):
         return self.lm_head(hidden_states)
 
 
-class CoordformerClassificationHead(nn.Module):
-    """ESM's sentence head."""
-
-    def __init__(self, config: CoordformerConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
-
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        hidden_states = torch.tanh(self.dense(self.dropout(pooled)))
-        return self.out_proj(self.dropout(hidden_states))
-
-
 class CoordformerForSequenceClassification(CoordformerModelWithHead):
     """One prediction per chain, from its first token or the mean of its residues (`config.classifier_pooling`).
 
@@ -650,7 +637,7 @@ class CoordformerForSequenceClassification(CoordformerModelWithHead):
 
     def __init__(self, config: CoordformerConfig):
         super().__init__(config)
-        self.classifier = CoordformerClassificationHead(config)
+        self.classifier = EsmClassificationHead(config)
         self.post_init()
 
     def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> torch.Tensor:
@@ -669,7 +656,7 @@ class CoordformerForSequenceClassification(CoordformerModelWithHead):
         else:
             first = attention_mask.long().argmax(dim=1)
             pooled = hidden_states[torch.arange(len(first), device=first.device), first]
-        return self.classifier(pooled)
+        return self.classifier(pooled.unsqueeze(1))  # ESM's head takes the first token
 
     def compute_loss(self, logits, labels, num_items_in_batch) -> torch.Tensor:
         problem_type: str | None = self.config.problem_type

@@ -242,7 +242,7 @@ def test_mean_pooling_is_that_over_the_residues():
     expected = []
     for row in rows:
         states = model.coordformer(**row).last_hidden_state
-        expected.append(model.classifier(states[:, 1:-1].mean(dim=1)))
+        expected.append(model.classifier(states[:, 1:-1].mean(dim=1, keepdim=True)))
     expected = torch.cat(expected)
     for batch in (pad_rows(rows), pad_rows(rows, left=True), pack_rows(rows), pack_rows(rows, padding=5)):
         torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-5)
