@@ -47,8 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     mirrored: list[File] = []
     for path in paths:
         name = path.relative_to(ROOT).as_posix()
-        # What notebooks and their editors leave, and the package's templates, which are no pages.
-        if "/runs/" in name or "/." in name or (name.startswith("coordformer/") and path.suffix != ".py"):
+        if "/runs/" in name or "/." in name:  # what notebooks and their editors leave
             continue
         if path.suffix == ".ipynb":
             mirrored += notebook_files(name, config)
