@@ -48,11 +48,6 @@ SETTINGS = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps"
             "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "fp16")  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") -> CoordformerForMaskedLM:
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given.
 
@@ -107,11 +102,6 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
         if has != value and (name != "message_gating" or model.config.num_neighbors):  # of no messages it says nothing
             raise ValueError(f"{source} has {name}={has!r}, not {value!r}; set --{name} to it.")
     return model
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a run leaves
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
@@ -176,11 +166,6 @@ def _begin_run(output: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
         # The config reads fields by the names that they had.
         upgrade=lambda old: {**old, "model": CoordformerConfig.from_dict(old["model"]).to_dict()},
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _EvaluationRows(torch.utils.data.Dataset):
