@@ -39,9 +39,7 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Options: by what is written, what argparse takes
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Options: by what is written, what argparse takes ---
 
 
 def option(name: str, text: str, default: Any = None, **more: Any) -> Options:
@@ -72,13 +70,9 @@ def window(text: str) -> Options:
 
 
 def parts(entries: int = 1000) -> Options:
-    return option(
-        "--entries_per_part", "structure files, sequences or rows that are read, predicted and written at once", entries
-    ) | option(
-        "--shard",
-        "do every Nth part, from the Kth on: the jobs of an array, 1/N to N/N, together write what one run writes",
-        metavar="K/N",
-    )
+    share = "do every Nth part, from the Kth on: the jobs of an array, 1/N to N/N, together write what one run writes"
+    entry = "structure files, sequences or rows that are read, predicted and written at once"
+    return option("--entries_per_part", entry, entries) | option("--shard", share, metavar="K/N")
 
 
 CHECKPOINT = argument("checkpoint", "folder or Hub name")
@@ -97,27 +91,21 @@ MIN_PLDDT = option(
 )
 CHOICE = (
     option("--split", "of data sets only rows whose column `split` has this value")
-    | option(
-        "--chains",
-        "only these chains of each file, by id or name",
-        dest="chain_ids",
-        nargs="+",
-        type=chain_name,
-        metavar="NAME",
-    )
+    | option("--chains", "only these of each file, by id or name", dest="chain_ids", nargs="+", type=chain_name)
     | MIN_PLDDT
 )
 COMPUTING = option("--dtype", "of the model", "float32", choices=("float32", "bfloat16")) | option(
     "--token_budget", "tokens of a batch", 8192
 )
 PREDICTION = CHOICE | COMPUTING | switch("--without_coords", "give the model no coordinates")
+METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
+KINDS = ("pretrained", "simulated", "esm_conditioned", "esm")
+NOISE, MISSING = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 MASK_SAMPLES = option("--num_mask_samples", "times that the residues to be masked are chosen", 3)
 SEED = option("--seed", "of what is drawn at random", 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The verbs, in the order of work
-# ---------------------------------------------------------------------------------------------------------------------
+# --- The verbs, in the order of work ---
 
 
 @dataclass(frozen=True)
@@ -239,12 +227,7 @@ VERBS = {
             metavar="MUTANT",
         )
         | switch("--scan", "all substitutions of one residue", "store_const", dest="mutants", const=None)
-        | option(
-            "--method",
-            "one pass for the chain, for each substituted residue, or for each residue of each mutant",
-            "masked_marginal",
-            choices=("wild_type_marginal", "masked_marginal", "pseudo_likelihood"),
-        )
+        | option("--method", "a pass a chain, a residue, or a residue of each mutant", METHODS[1], choices=METHODS)
         | option(
             "--offset",
             "position of the sequence's first residue in the mutants; the sequence is the deposited one, with residues "
@@ -278,20 +261,8 @@ VERBS = {
         | option("--labels", "columns id and scop_sccs (default: of the data)", metavar="FILE.parquet")
         | option("--baseline", "a model without coordinates to compare with", metavar="CHECKPOINT")
         | option("--num_rotations", "frames of a chain", 16)
-        | option(
-            "--noise",
-            "standard deviations in Å (default: 0 to 5)",
-            (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0),
-            nargs="+",
-            type=float,
-        )
-        | option(
-            "--missing",
-            "shares of the residues (default: 0 to 1)",
-            (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0),
-            nargs="+",
-            type=float,
-        )
+        | option("--noise", "standard deviations in Å (default: 0 to 5)", NOISE, nargs="+", type=float)
+        | option("--missing", "shares of the residues (default: 0 to 1)", MISSING, nargs="+", type=float)
         | MASK_SAMPLES
         | SEED
         | CHOICE
@@ -306,12 +277,7 @@ VERBS = {
         "checkpoint.",
         argument("source", "file of weights (.pt, .safetensors); esm: folder, Hub name", metavar="SOURCE")
         | argument("output", "gets the model, and for proteins its processor", type=Path, metavar="FOLDER")
-        | option(
-            "--kind",
-            "which model the weights are of",
-            required=True,
-            choices=("pretrained", "simulated", "esm_conditioned", "esm"),
-        )
+        | option("--kind", "which model the weights are of", required=True, choices=KINDS)
         | switch(
             "--without_coords",
             "the result reads no coordinates; needed for the paper's models without them, whose files do not tell",
@@ -325,15 +291,7 @@ VERBS = {
         "card, and check that it does.",
         CHECKPOINT
         | argument("output", "gets all that goes to the Hub", type=Path, metavar="FOLDER")
-        | option(
-            "--evaluation",
-            "what `coordformer evaluate --output` wrote: the numbers of the model card",
-            (),
-            dest="evaluations",
-            nargs="+",
-            type=Path,
-            metavar="FILE.json",
-        )
+        | option("--evaluation", "reports of `evaluate --output`", (), dest="evaluations", nargs="+", type=Path)
         | option("--name", "on the card: where it will be pushed to (default: FOLDER's)", metavar="USER/NAME")
         | option("--dtype", "of the weights (default: the checkpoint's)", choices=("float32", "bfloat16"))
         | option("--license", "of the weights", "apache-2.0")
