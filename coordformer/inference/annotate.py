@@ -119,8 +119,8 @@ def annotate(
         }
         return {"terms": terms}
 
-    settings = {"checkpoint": Path(checkpoint).name, "weights": digest_weights(model), "dtype": dtype, "top": top}
-    settings |= {"threshold": threshold, "without_coords": without_coords, "window": window}
+    settings = {"verb": "annotate", "checkpoint": Path(checkpoint).name, "weights": digest_weights(model), "top": top}
+    settings |= {"dtype": dtype, "threshold": threshold, "without_coords": without_coords, "window": window}
     with parts_beside(output, given) as folder:
         outcome = run_parts(given, folder, settings, work, progress)
         found: dict[str, list[dict[str, Any]]] = {}
@@ -145,5 +145,6 @@ def describe(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The terms as a table, tab-separated."""
     lines = ["chain\tterm\tname\tprobability"]
     for chain, terms in found.items():
-        lines += [f"{chain}\t{each['term']}\t{each['name']}\t{each['probability']:.4f}" for each in terms]
+        name = " ".join(chain.split())
+        lines += [f"{name}\t{each['term']}\t{each['name']}\t{each['probability']:.4f}" for each in terms]
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import fetch_rows
 from ..data.contacts import MIN_SEPARATION, chain_labels
-from ..data.files import write_atomically, write_json, write_text
+from ..data.files import write_json, write_text
 from ..data.records import counted
 from ..model.processing_coordformer import chain_arrays
 from ..model.windows import WindowMean
@@ -23,7 +23,7 @@ from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_contacts
 from .metrics import CUTS, RANGES, describe_precision, precision_at
 from .predict import Record, id_of, predict, residues_of, window_rows
-from .runner import REJECTS, Inputs, file_stems, run_parts
+from .runner import REJECTS, Inputs, file_stems, run_parts, write_arrays
 
 LISTED = 5  # pairs for each residue that a TSV file has
 
@@ -156,11 +156,14 @@ def contacts(
             }
             title = f"{name}, coordinates {reports[number]['coordinates']}"
             title += f"\nprecision at L: {describe_precision(precision)}" if known else ""
-            _write_chain(stems[number], sequence, probabilities, labels, title)
+            stem = stems[number]  # not `with_suffix`: an id may have dots
+            write_arrays(Path(f"{stem}.npz"), probabilities=probabilities, contacts=labels, sequence=sequence)
+            write_text(Path(f"{stem}.tsv"), pair_lines(probabilities, sequence))
+            plot_contacts({title: probabilities}, labels, Path(f"{stem}.png"))
         return {"reports": [reports[number] for number in sorted(reports)]}
 
     settings = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "window": window}
-    guarded = {"weights": digest_weights(model), "without_coords": without_coords}
+    guarded = {"verb": "contacts", "weights": digest_weights(model), "without_coords": without_coords}
     outcome = run_parts(given, output, settings | guarded, work, progress)
     outcome.list_rejects(output / REJECTS)
     summary: dict[str, Any] = {"protein": ", ".join(given.names), **settings, **outcome.counts()}
@@ -168,17 +171,6 @@ def contacts(
     if outcome.complete:
         write_json(output / "contacts.json", summary)
     return summary
-
-
-def _write_chain(stem: Path, sequence: str, probabilities: np.ndarray, labels: np.ndarray, title: str) -> None:
-    def write_arrays(path: Path) -> None:
-        with open(path, "wb") as file:  # given a name, numpy would add .npz to it
-            np.savez_compressed(file, probabilities=probabilities, contacts=labels, sequence=sequence)
-
-    # Not `with_suffix`: an id may have dots.
-    write_atomically(stem.with_name(f"{stem.name}.npz"), write_arrays)
-    write_text(stem.with_name(f"{stem.name}.tsv"), pair_lines(probabilities, sequence))
-    plot_contacts({title: probabilities}, labels, stem.with_name(f"{stem.name}.png"))
 
 
 def pair_lines(probabilities: np.ndarray, sequence: str) -> str:

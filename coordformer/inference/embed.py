@@ -112,6 +112,7 @@ def embed(
         return {"file": f"shard-{part}.{file_format}"}
 
     settings = {
+        "verb": "embed",
         "checkpoint": Path(checkpoint).name,
         "weights": digest_weights(model.base_model),
         "without_coords": without_coords,

@@ -8,14 +8,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.collator import PROTOCOLS
-from ..data.files import write_atomically, write_json
+from ..data.files import write_json
 from ..data.records import counted
 from ..model.processing_coordformer import letter_ids
 from .checkpoints import coordinates_of, digest_weights, load_checkpoint
 from .figures import plot_recovery
 from .masked import count_chains, summarize_samples
 from .predict import Record
-from .runner import Inputs, check_file, parts_beside, run_parts
+from .runner import Inputs, check_file, parts_beside, run_parts, write_arrays
 
 
 def evaluate(
@@ -73,11 +73,11 @@ def evaluate(
                 )
                 for protocol in protocols
             }  # fmt: skip
-            write_atomically(folder / f"counts-{part}.npz", lambda path: _save(path, counts))
+            write_arrays(folder / f"counts-{part}.npz", **counts)
             clusters = [chain.get("cluster") if isinstance(chain, Mapping) else None for chain in chains]
             return {"file": f"counts-{part}.npz", "clusters": clusters}
 
-        settings = {**measured, "protocols": list(protocols), "window": window}
+        settings = {"verb": "evaluate", **measured, "protocols": list(protocols), "window": window}
         outcome = run_parts(given, folder, settings, work, progress)
         report: dict[str, Any] = measured | outcome.counts()
         if not outcome.complete:
@@ -96,11 +96,6 @@ def evaluate(
             recoveries = {protocol: report[protocol]["recovery_by_residue"] for protocol in protocols}
             plot_recovery(recoveries, output.with_suffix(".png"))
     return report
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:  # given a name, numpy would add .npz to it
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def describe(report: Mapping[str, Any]) -> str:

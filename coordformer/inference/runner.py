@@ -209,6 +209,7 @@ class Inputs:
         if isinstance(part, list):
             for source in part:
                 for name, data in read_contents(source, rejects):
+                    name = name.encode(errors="backslashreplace").decode()  # ids may be made of it
                     digest.update(json.dumps(name).encode() + (data if isinstance(data, bytes) else data.encode()))
                     yield name, data
             return
@@ -249,7 +250,8 @@ def _pieces(source: Source, entries_per_part: int) -> Iterator[tuple[Source, int
     """A FASTA file in pieces of so many sequences, each with its number of sequences."""
     try:
         with open(source.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            starts = [match.start() for match in re.finditer(rb"^>", content, re.MULTILINE)]
+            gzipped = content[:2] == b"\x1f\x8b"  # whatever its name says
+            starts = [] if gzipped else [match.start() for match in re.finditer(rb"^>", content, re.MULTILINE)]
     except (OSError, ValueError):  # what is empty or not to be read says so in its turn
         starts = []
     bounds = [0, *starts[entries_per_part::entries_per_part], source.size]
@@ -441,6 +443,16 @@ def file_stems(folder: Path, part: str, chains: Sequence[Record]) -> list[Path]:
             stem = f"{first}-{number}"
         stems[stem.casefold()] = stem
     return [folder / stem for stem in stems.values()][1:]
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays, atomically, into a compressed file of numpy, which has no date in it."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a name, numpy would add .npz to it
+            np.savez_compressed(file, **arrays)
+
+    write_atomically(path, write)
 
 
 def join_tables(paths: Iterable[Path], output: Path) -> None:

@@ -67,6 +67,8 @@ def score(
         mutants, measured, ids = read_mutants(mutants[0])
     for number, chain_id in enumerate(ids or ()):
         mutants_of.setdefault(chain_id, []).append(number)
+    if mutants is not None and len(mutants) == 0:
+        raise ValueError("There is nothing to score: the list of mutants is empty.")
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
     model, processor = load_checkpoint(checkpoint, dtype)
@@ -132,10 +134,10 @@ def score(
 
     settings = {"checkpoint": Path(checkpoint).name, "method": method, "offset": offset, "window": window}
     settings |= {"dtype": dtype}
-    guarded: dict[str, Any] = {"weights": digest_weights(model), "without_coords": without_coords, "mutants": None}
+    guarded: dict[str, Any] = {"verb": "score", "weights": digest_weights(model), "without_coords": without_coords}
     if mutants is not None:
         guarded["mutants"] = hash_json([list(mutants), ids, None if measured is None else measured.tolist()])
-    outcome = run_parts(given, output, settings | guarded, work, progress)
+    outcome = run_parts(given, output, {"mutants": None, **settings, **guarded}, work, progress)
     reports = [report for record in outcome.records for report in record.get("reports", ())]
     if outcome.complete:
         known = {report["chain"] for report in reports} | {chain for _, chain, _ in outcome.rejects}

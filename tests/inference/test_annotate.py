@@ -118,6 +118,11 @@ def test_what_is_left_out_lies_beside_the_table(classifier, tmp_path, caplog, en
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "terms.tsv"]
 
 
+def test_an_id_with_a_tab_is_one_cell():
+    terms = [{"term": "GO:1", "name": "binding", "probability": 0.5}]
+    assert describe({"a\tb\nc": terms}).splitlines()[1:] == ["a b c\tGO:1\tbinding\t0.5000"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -183,7 +183,7 @@ def test_a_sequence_is_a_structure_without_coordinates(checkpoint, tmp_path):
     np.testing.assert_array_equal(vectors, expected)
 
 
-def test_what_cannot_be_read_is_listed_and_costs_nothing_else(checkpoint, tmp_path, capsys):
+def test_what_cannot_be_read_is_listed_and_costs_nothing_else(checkpoint, tmp_path, capsys, caplog):
     inputs = tmp_path / "inputs"
     (inputs / "more").mkdir(parents=True)
     for name in ("1A8O.cif.gz", "1A8O.pdb.gz", "3jqh.bcif.gz", "1BD2.cif.gz"):
@@ -195,7 +195,7 @@ def test_what_cannot_be_read_is_listed_and_costs_nothing_else(checkpoint, tmp_pa
     assert main(command) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["chains"] == 7 and json.loads(printed.out)["rejected"] == 5
-    assert "5 files or chains were left out; the first: " in printed.err
+    assert "5 files or chains were left out; the first: " in caplog.text
     lines = [line.split("\t") for line in (tmp_path / "out" / "rejected.tsv").read_text().splitlines()]
     assert lines[0] == ["file", "chain", "reason"]
     reasons = {(name, chain): reason for name, chain, reason in lines[1:]}

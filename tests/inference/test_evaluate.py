@@ -29,11 +29,14 @@ def valid_rows():
     return rows.select(range(40))
 
 
-def test_counts_do_not_depend_on_batches(valid_rows):
+def test_counts_do_not_depend_on_batches(valid_rows, monkeypatch):
     model = make_model()
     options = {"num_mask_samples": 2, "progress": False}
     expected = count_chains(model, valid_rows, TOKENIZER, "paper", token_budget=300, **options)
+    monkeypatch.setattr("coordformer.inference.masked.CHAINS_AT_ONCE", 17)
     actual = count_chains(model, valid_rows, TOKENIZER, "paper", token_budget=5000, **options)
+    as_list = count_chains(model, fetch_rows(valid_rows, range(40)), TOKENIZER, "paper", token_budget=5000, **options)
+    np.testing.assert_array_equal(as_list, actual)
     np.testing.assert_allclose(actual, expected, atol=1e-3)
     assert expected.shape == (2, 40, 33, 3) and not np.array_equal(expected[0], expected[1])
 

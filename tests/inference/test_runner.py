@@ -3,8 +3,10 @@
 import csv
 import gzip
 import io
+import os
 import shutil
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from coordformer import CoordformerModel, CoordformerProcessor, read_chains
 from coordformer.data.pack import write_pack
 from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import annotate
+from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.contacts import contacts
 from coordformer.inference.embed import embed
 from coordformer.inference.embeddings import load_embeddings
@@ -151,9 +154,14 @@ def test_odd_fasta_files(tmp_path):
         ("d.fasta", b"\xff\xfe>\n"), ("e.fasta", b"\n\n"),
     ):  # fmt: skip
         (tmp_path / name).write_bytes(data)
+    (tmp_path / "f.fasta").write_bytes("\ufeff>bom1\nMK\n>bom2\nMKW\n".encode())
+    packed = gzip.compress(fasta([f"s{number}" for number in range(50)]), compresslevel=0)  # lines can be seen in it
+    (tmp_path / "g.fasta").write_bytes(packed)
     for entries in (1, 2, 1000):
         parts, rejects = read(Inputs(tmp_path, entries_per_part=entries))
-        assert "".join(chain.sequence for part in parts for chain in part).startswith("MKVMKW")
+        chains = [chain for part in parts for chain in part]
+        assert "".join(chain.sequence for chain in chains).startswith("MKVMKW")
+        assert [chain.id for chain in chains[-52:]] == ["bom1", "bom2", *(f"s{number}" for number in range(50))]
         assert {(name, chain) for name, chain, _ in rejects} >= {
             ("a.fasta", ""), ("b.fasta", ""), ("c.fasta", "z"), ("d.fasta", ""), ("e.fasta", "")
         }  # fmt: skip
@@ -281,13 +289,20 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """Each takes a second; that they are drawn is tested elsewhere."""
+def fast(monkeypatch):
+    """Pictures, a second each, and weights that are read again and again are tested elsewhere."""
     for place in ("score.plot_scan", "contacts.plot_contacts", "evaluate.plot_recovery"):
         monkeypatch.setattr(
             f"coordformer.inference.{place}",
             lambda *arguments: next(each for each in arguments if isinstance(each, Path)).write_text("a picture"),
         )
+    for verb in VERBS:
+        monkeypatch.setattr(f"coordformer.inference.{verb}.load_checkpoint", load_once)
+
+
+@cache
+def load_once(checkpoint: Path, dtype: str, any_head: bool = False):
+    return load_checkpoint(checkpoint, dtype, any_head)
 
 
 PARTS = 9  # of the mixture, with four entries each
@@ -452,6 +467,13 @@ def test_other_settings_are_refused(verb, mixture, checkpoints, whole, tmp_path,
     (parts_of(verb, tmp_path / "out").parent / "run.json").unlink()
     with pytest.raises(ValueError, match="holds results without a run.json"):
         run(verb, checkpoints, mixture, tmp_path / "out")
+
+
+def test_another_verb_in_the_same_folder_is_refused(mixture, checkpoints, tmp_path):
+    """Both have the same inputs, weights and options."""
+    run("score", checkpoints, mixture[:1], tmp_path)
+    with pytest.raises(ValueError, match="holds another run .*verb: 'score' -> 'contacts'.*; choose another output"):
+        run("contacts", checkpoints, mixture[:1], tmp_path)
 
 
 def test_jobs_with_other_settings_are_refused_before_a_part_is_done(mixture, checkpoints, tmp_path, monkeypatch):
@@ -625,6 +647,24 @@ def test_parts_without_a_chain(verb, checkpoints, tmp_path):
     else:
         assert [each.get("id", each.get("chain")) for each in result["chains"]] == ["b", "d"]
         assert (result["residues"], result["rejected"]) == (8, 4)
+
+
+def test_names_that_are_no_utf8(verb, checkpoints, tmp_path):
+    """Of a file that cannot be read, and of one whose name is that of its chain."""
+    folder = os.fsencode(tmp_path / "in")
+    os.mkdir(folder)
+    for name, data in ((b"a\xff.cif", b"data_broken\n"), (b"b\xff.pdb.gz", ubiquitin())):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(data)
+    run(verb, checkpoints, tmp_path / "in", tmp_path / "out")
+    assert "a\\udcff.cif\t" in contents(tmp_path / "out")[REJECTS.get(verb, "rejected.tsv")].decode()
+    if verb == "embed":
+        assert load_embeddings(tmp_path / "out")[0] == ["b\\udcff_A"]
+
+
+def ubiquitin() -> bytes:
+    """76 residues in a file that has no name for them."""
+    return (STRUCTURES / "pdb1ubi_ca.pdb.gz").read_bytes()
 
 
 def test_short_and_unknown_chains(verb, checkpoints, tmp_path):

@@ -174,8 +174,9 @@ def test_the_token_budget_changes_no_score(chain, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_chains_are_scored_together_as_alone(chain, method):
+def test_chains_are_scored_together_as_alone(chain, method, monkeypatch):
     """Of different lengths, some longer than the window, in batches in which they meet."""
+    monkeypatch.setattr(marginals, "MUTANTS_AT_ONCE", 2)
     model = make_model()
     asked = [
         (part(chain, 0, 12), ["M1A"]),
@@ -513,5 +514,9 @@ def test_bad_arguments_of_scoring_are_named(checkpoint, tmp_path, chain):
     ):
         with pytest.raises(ValueError, match="`method` is 'other'; choose one of wild_type_marginal, masked_marginal"):
             scoring()
-    with pytest.raises(ValueError, match="There is nothing to score: the list of mutants is empty"):
-        score_mutants(make_model(), PROCESSOR, chain, [])
+    for scoring in (
+        lambda: score_mutants(make_model(), PROCESSOR, chain, []),
+        lambda: quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path, mutants=[]),
+    ):
+        with pytest.raises(ValueError, match="There is nothing to score: the list of mutants is empty"):
+            scoring()
