@@ -365,10 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Ctrl-C. An unusable command line exits with 2.
     """
     # Ours alone: the libraries print their own.
-    logger = logging.getLogger("coordformer")
-    if not logger.handlers:
-        logger.addHandler(handler := logging.StreamHandler())
-        handler.setFormatter(logging.Formatter("coordformer: %(message)s"))
+    logging.getLogger("coordformer").handlers[:] = [handler := logging.StreamHandler()]
+    handler.setFormatter(logging.Formatter("coordformer: %(message)s"))
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
     options = vars(arguments)
@@ -389,6 +387,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(summary, indent=2) if as_json else module.describe(summary))
             if options.get("output") is not None and not as_json:
                 print(f"output: {options['output']}")
+            if summary.get("missing"):
+                print(
+                    f"coordformer: {summary['missing']} of {summary['parts']} parts are left to others", file=sys.stderr
+                )
         if name == "train":
             module.leave_processes()
     except (ValueError, OSError, ImportError) as error:

@@ -35,7 +35,7 @@ from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
 from .model.structure import read_chains, read_proteins
 from .training.conversion import from_esm, from_paper_state_dict
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 AutoConfig.register("coordformer", CoordformerConfig, exist_ok=True)
 AutoModel.register(CoordformerConfig, CoordformerModel, exist_ok=True)
