@@ -56,29 +56,29 @@ def round_up(lengths: np.ndarray) -> np.ndarray:
     return -(-lengths // BUCKET) * BUCKET
 
 
+def slot_sizes(lengths: np.ndarray, token_budget: int) -> np.ndarray:
+    return np.minimum(np.sort(round_up(lengths)), token_budget)  # rounding may exceed the budget
+
+
 def packed_slots(lengths: np.ndarray, token_budget: int, seed: int) -> list[np.ndarray]:
     """The slots of each batch, of chains that lie one after another."""
-    sizes = np.minimum(np.sort(round_up(lengths)), token_budget)  # rounding may exceed the budget
-    return fill_bins(sizes, token_budget, np.random.default_rng(seed))
+    return fill_bins(slot_sizes(lengths, token_budget), token_budget, np.random.default_rng(seed))
 
 
 def padded_slots(lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     """The slots of each batch, of chains of like length that are padded to the longest."""
-    sizes = np.minimum(np.sort(round_up(lengths)), token_budget)
-    batches, start = [], 0
+    sizes, batches, start = slot_sizes(lengths, token_budget), [], 0
     for end in range(1, len(sizes) + 1):
-        if end < len(sizes) and (end + 1 - start) * sizes[end] <= token_budget:
-            continue
-        batches.append(np.arange(start, end))
-        start = end
+        if end == len(sizes) or (end + 1 - start) * sizes[end] > token_budget:
+            batches.append(np.arange(start, end))
+            start = end
     return batches
 
 
 def fill_bins(sizes: np.ndarray, capacity: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Spread items of these sizes over bins: best fit in random order, so that a bin holds sizes of all kinds.
+    """The items of each bin, by number: best fit in random order, so that a bin holds sizes of all kinds.
 
-    Returns:
-        For each bin the numbers of its items; `capacity` is at least the largest size.
+    `capacity` is at least the largest size.
     """
     bins: list[list[int]] = []
     spaces: list[tuple[int, int]] = []  # what is left of each bin that is not full, and its number; sorted
@@ -97,14 +97,10 @@ def fill_bins(sizes: np.ndarray, capacity: int, rng: np.random.Generator) -> lis
 
 
 class EpochBatches(torch.utils.data.Dataset):
-    """A data set whose items are batches, others in every epoch.
+    """A data set whose items are batches, others in every epoch."""
 
-    Attributes:
-        chains, tokens: of an epoch; tokens without padding.
-    """
-
-    chains: int
-    tokens: int
+    chains: int  # of an epoch
+    tokens: int  # of an epoch, without padding
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -166,13 +162,9 @@ class ChainBatches(EpochBatches):
             raise ValueError("Give either `token_budget` or `chains_per_batch`.")
         if len(rows) == 0:
             raise ValueError("The data set has no rows.")
-        for name, value, least in (
-            ("token_budget", token_budget, 1),
-            ("chains_per_batch", chains_per_batch, 1),
-            ("max_length", max_length, 1),
-            ("seed", seed, 0),
-        ):
-            if value is not None and value < least:
+        counts = {"token_budget": token_budget, "chains_per_batch": chains_per_batch, "max_length": max_length}
+        for name, value in {**counts, "seed": seed}.items():
+            if value is not None and value < (least := int(name in counts)):
                 raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
         super().__init__(seed)
         self.rows, self.lengths = rows, token_lengths(read_lengths(rows), max_length)
@@ -181,12 +173,10 @@ class ChainBatches(EpochBatches):
         self.marks: dict[str, Any] = {"augment": augment}
         self._order: list[np.ndarray] = []
         self._ordered_epoch: int | None = None
-        if chains_per_batch is not None:
-            # Chains are interchangeable whatever their length.
-            self.buckets = np.zeros_like(self.buckets)
-            self.slots = np.split(np.arange(len(rows)), range(chains_per_batch, len(rows), chains_per_batch))
+        if token_budget is None:
+            self.buckets[:] = 0  # chains are interchangeable whatever their length
+            self.slots = np.split(np.arange(len(rows)), range(len(rows))[::chains_per_batch][1:])
             return
-        assert token_budget is not None
         check_budget(token_budget, self.lengths)
         if packing:
             self.marks["packed_length"] = token_budget if pad_to_budget else 0
@@ -216,7 +206,6 @@ class ChainBatches(EpochBatches):
 
     def padding_share(self) -> float:
         """Share of this epoch's tokens that is padding."""
-        packed = self.marks.get("packed_length")
-        if packed is None:
-            return 1 - self.tokens / sum(len(batch) * int(self.lengths[batch].max()) for batch in self.order())
-        return 1 - self.tokens / (packed * len(self) or self.tokens)
+        if "packed_length" in self.marks:
+            return 1 - self.tokens / (self.marks["packed_length"] * len(self) or self.tokens)
+        return 1 - self.tokens / sum(len(batch) * int(self.lengths[batch].max()) for batch in self.order())

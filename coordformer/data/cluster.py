@@ -42,11 +42,10 @@ def cluster_sequences(
 
     Args:
         sequences: amino acids in capital letters, at most `MAX_LENGTH` residues each.
-        identity: smallest share of identical residues in an alignment, above 0, at most 1.
-        coverage: smallest share of a member's residues that is aligned, above 0, at most 1.
+        identity, coverage: smallest shares of identical residues in an alignment, and of a member's residues that are
+            aligned; above 0, at most 1.
         threads: threads of mmseqs, by default as many as there are cores; the labels do not depend on it.
-        folder: where a temporary folder is made, by default where `tempfile` does; it needs room for many times the
-            sequences.
+        folder: where a temporary folder is made, with room for many times the sequences; by default as of `tempfile`.
 
     Returns:
         int64 `(n,)`: the index in `sequences` of the representative of each one's cluster. Of identical sequences the
@@ -88,11 +87,7 @@ def cluster_sequences(
 
 
 def find_mmseqs() -> str:
-    """Path of the program `mmseqs`.
-
-    Raises:
-        FileNotFoundError: it is not on the PATH.
-    """
+    """Path of the program `mmseqs`, or a FileNotFoundError where it is not on the PATH."""
     if binary := shutil.which("mmseqs"):
         return binary
     raise FileNotFoundError(
@@ -142,16 +137,14 @@ def assign_splits(labels: np.ndarray, names: Sequence[str], shares: Mapping[str,
         labels: integers `(n,)`, the index of the representative of each one's cluster, from `cluster_sequences`.
         names: n names; `names[label]` is the representative's. Take what stays when the data set is made again: the
             sequence itself or the chain's id, not a number in order.
-        shares: split names (letters, digits, `_`) and their shares, which are not negative and sum to 1; the order
-            counts.
+        shares: split names (letters, digits, `_`) and shares, not negative, with a sum of 1; their order counts.
         seed: another one gives another, independent assignment.
 
     Returns:
         The split of each of the n sequences.
 
     Raises:
-        ValueError: `shares` are wrong, there are not as many names as labels, or the labels are not indices of
-            representatives.
+        ValueError: `shares` are wrong, names are too few or many, or labels are no indices of representatives.
 
     Examples:
         >>> assign_splits(np.array([0, 0, 2]), ["1BD2_A", "1BD2_B", "1ORC_A"], {"train": 0.8, "valid": 0.2})
@@ -181,8 +174,7 @@ def assign_splits(labels: np.ndarray, names: Sequence[str], shares: Mapping[str,
             "index; give the labels of `cluster_sequences`, of all sequences in their order."
         )
     kept = [split for split, share in shares.items() if share > 0]
-    bounds = np.cumsum([shares[split] for split in kept])
-    bounds[-1] = 1  # the sum may lack up to 1e-6
+    bounds = np.cumsum([shares[split] for split in kept])[:-1]  # the sum may lack up to 1e-6
     splits = {}
     for label in np.unique(labels):
         digest = hashlib.sha256(f"{seed}:{names[label]}".encode()).digest()

@@ -50,11 +50,7 @@ def normal(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
 def rotations_from_normals(normals: torch.Tensor) -> torch.Tensor:
     """Turn standard normal matrices into rotations that are uniform on SO(n).
 
-    Args:
-        normals: independent standard normal numbers, (..., n, n).
-
-    Returns:
-        Rotation matrices (orthogonal, determinant 1), (..., n, n).
+    From (..., n, n), independent standard normal numbers, to (..., n, n), orthogonal with determinant 1.
 
     Reference: Mezzadri, "How to generate random matrices from the classical compact groups", 2007: the QR
     decomposition is made unique by a positive diagonal of R, which makes Q uniform on O(n); a column of those with
@@ -75,28 +71,25 @@ def rotations_from_normals(normals: torch.Tensor) -> torch.Tensor:
 class CoordformerDataCollator:
     """Masked-LM batches of chains with coordinates.
 
-    Takes rows as `coordformer.data.rows` makes them (`id`, `sequence`, `coords`, `atoms`), or lists of such rows, which
-    is what `ChainBatches` yields. A sequence is a string of letters or, where tokens are longer (chemical elements), a
-    list of tokens. A row with an `epoch` draws its random numbers from (seed, epoch, id); a row without one draws them
-    from torch's global generator, as the collators of Transformers do. A row with `augment` False is masked and
-    cropped, but has no rotation, no noise, and all of its coordinates. Rows with a `packed_length` become one row of
-    that many tokens, or if it is 0 of as many as they have.
+    Takes rows as `coordformer.data.rows` makes them (`id`, `sequence`, `coords`, `atoms`), or lists of such rows, as
+    `ChainBatches` yields them. A sequence is a string of letters or, where tokens are longer (chemical elements), a
+    list of tokens. A row with an `epoch` draws its random numbers from (seed, epoch, id), one without from torch's
+    global generator, as the collators of Transformers do. A row with `augment` False is masked and cropped, but has no
+    rotation, no noise, and all of its coordinates. Rows with a `packed_length` become one row of that many tokens, or
+    if it is 0 of as many as they have.
 
     Args:
         tokenizer: maps letters or tokens to ids.
-        atoms: the model's `config.coordinate_atoms`.
-        dim: the model's `config.coordinate_dim`.
+        atoms, dim: the model's `config.coordinate_atoms` and `config.coordinate_dim`.
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
-        mlm_probability: probability with which a residue is chosen; one is in any case, unless this is 0: then nothing
-            is masked, as for embedding chains.
+        mlm_probability: with which a residue is chosen; at least one is, unless this is 0: then nothing is masked.
         rotate: give a random rotation for each chain, by which the model rotates it about its center.
         noise: standard deviation in Å of Gaussian noise on each coordinate.
         drop_coords: probability with which a chain is without any coordinates.
         max_length: longer chains are cropped to this many contiguous residues, at random.
         seed: of all random numbers.
-        alphabet: the letters, or the list of tokens, that may be masked under `"masked15"` and that random replacements
-            are drawn from.
+        alphabet: letters or tokens that may be masked under `"masked15"` and that random replacements are drawn from.
 
     Returns, when called: `input_ids`, `labels` (batch, length) and `coords` (batch, length, D), or (batch, length,
     atoms, D) with several atoms, -100 and NaN where there is nothing; `rotations` (batch, chains of a row, D, D); of
@@ -140,9 +133,8 @@ class CoordformerDataCollator:
             raise ValueError(f"`max_length` is {self.max_length}; keep at least one residue.")
         if self.seed < 0:
             raise ValueError(f"`seed` is {self.seed}; it cannot be negative.")
-        self._special = {
-            name: getattr(self.tokenizer, f"{name}_token_id") for name in ("cls", "eos", "pad", "mask", "unk")
-        }
+        specials = ("cls", "eos", "pad", "mask", "unk")
+        self._special = {name: getattr(self.tokenizer, f"{name}_token_id") for name in specials}
         self._vocabulary = self.tokenizer.get_vocab()
         # A table from byte to token id is much faster than a tokenizer for letters.
         self._letter_ids = np.full(256, self._special["unk"], dtype=np.int64)
@@ -160,13 +152,12 @@ class CoordformerDataCollator:
             raise ValueError("There is nothing to collate: the batch has no rows.")
         keys = self._keys(rows)
         sequences, arrays = [], []
-        for key, row in zip(keys, rows, strict=True):
+        for row, crop in zip(rows, uniform(keys, CROP), strict=True):
             sequence, xyz = chain_arrays(row, self.atoms, self.dim)
-            if self.max_length is not None and len(sequence) > self.max_length:
-                start = int(uniform(key[None], CROP)[0] * (len(sequence) - self.max_length + 1))
-                sequence, xyz = sequence[start : start + self.max_length], xyz[start : start + self.max_length]
-            sequences.append(sequence)
-            arrays.append(xyz)
+            width = len(sequence) if self.max_length is None else min(self.max_length, len(sequence))
+            start = int(crop * (len(sequence) - width + 1))
+            sequences.append(sequence[start : start + width])
+            arrays.append(xyz[start : start + width])
 
         # All residues of the batch, one after another, with the row of each and its place in it.
         lengths = np.array([len(sequence) for sequence in sequences])
@@ -198,8 +189,7 @@ class CoordformerDataCollator:
         if self.drop_coords:
             coords[(augment & (uniform(keys, DROP) < self.drop_coords))[row_of]] = np.nan
 
-        layout, first = self._lay_out(lengths + SPECIAL_TOKENS, rows[0].get("packed_length"))
-        shape = layout.pop("shape")
+        layout, shape, first = self._lay_out(lengths + SPECIAL_TOKENS, rows[0].get("packed_length"))
         batch = {
             "input_ids": np.full(shape, self._special["pad"]),
             "labels": np.full(shape, IGNORED_LABEL),
@@ -230,26 +220,21 @@ class CoordformerDataCollator:
         unknown = self._special["unk"]
         return np.array([self._vocabulary.get(token, unknown) for sequence in sequences for token in sequence])
 
-    def _lay_out(self, lengths: np.ndarray, packed_length: int | None) -> tuple[dict[str, Any], np.ndarray]:
-        """Shape of the batch and what describes it to the model, and where each chain of `lengths` tokens begins."""
+    def _lay_out(self, lengths: np.ndarray, packed_length: int | None) -> tuple[dict[str, Any], tuple, np.ndarray]:
+        """What describes the batch to the model, its shape, and where each chain of `lengths` tokens begins."""
         if packed_length is None:
             width = int(lengths.max())
             mask = (np.arange(width) < lengths[:, None]).astype(np.int64)
-            return {"shape": mask.shape, "attention_mask": mask}, np.arange(len(lengths)) * width
+            return {"attention_mask": mask}, mask.shape, np.arange(len(lengths)) * width
         ends = lengths.cumsum()
         if packed_length and ends[-1] > packed_length:
             raise ValueError(f"{len(lengths)} chains with {ends[-1]} tokens do not fit in a row of {packed_length}.")
         # Padding at the end is one more segment, whose outputs nobody uses.
         sizes = lengths if packed_length in (0, ends[-1]) else np.append(lengths, packed_length - ends[-1])
-        bounds = torch.from_numpy(np.append(0, sizes.cumsum()).astype(np.int32))
-        return {
-            "shape": (1, int(sizes.sum())),
-            "sequence_id": np.repeat(np.arange(len(sizes)), sizes)[None],
-            "cu_seq_lens_q": bounds,
-            "cu_seq_lens_k": bounds,
-            "max_length_q": int(sizes.max()),
-            "max_length_k": int(sizes.max()),
-        }, ends - lengths
+        bounds, longest = torch.from_numpy(np.append(0, sizes.cumsum()).astype(np.int32)), int(sizes.max())
+        sequence_id = np.repeat(np.arange(len(sizes)), sizes)[None]
+        layout = {"sequence_id": sequence_id, "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        return layout | {"max_length_q": longest, "max_length_k": longest}, sequence_id.shape, ends - lengths
 
     def _keys(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The key of each row's random numbers, (rows,) uint64."""
@@ -269,9 +254,8 @@ class CoordformerDataCollator:
             scores = np.where(eligible, scores, 1.0)
         if self.mlm_probability == 0:
             return np.empty(0, dtype=np.int64)
-        lowest = np.minimum.reduceat(scores, starts)
         chosen = scores < self.mlm_probability
-        for start, score in zip(starts, lowest, strict=True):
+        for start, score in zip(starts, np.minimum.reduceat(scores, starts), strict=True):
             if self.mlm_probability <= score < 1.0:
                 chosen[start + int(np.argmax(scores[start:] == score))] = True
         return np.flatnonzero(chosen)

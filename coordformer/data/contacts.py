@@ -34,14 +34,12 @@ def contact_labels(coords: Any) -> torch.Tensor:
         >>> contact_labels([[0.0, 0, 0], *[[50.0 * i, 0, 0] for i in range(1, 6)], [0, 7.9, 0]])[0]
         tensor([-100, -100, -100, -100, -100, -100,    1], dtype=torch.int8)
     """
-    if not torch.is_tensor(coords):
-        coords = torch.tensor(np.asarray(coords, dtype=np.float32))
-    coords = coords.float()
+    coords = coords.float() if torch.is_tensor(coords) else torch.tensor(np.asarray(coords, dtype=np.float32))
     # Not by a matrix product, whose rounding would move pairs across the threshold.
     distances = torch.cdist(coords, coords, compute_mode="donot_use_mm_for_euclid_dist")
     place = torch.arange(coords.shape[-2], device=coords.device)
-    asked = ((place.unsqueeze(1) - place).abs() >= MIN_SEPARATION) & distances.isfinite()
-    return (distances < CONTACT).to(torch.int8).masked_fill(~asked, IGNORED_LABEL)
+    known = ((place.unsqueeze(1) - place).abs() >= MIN_SEPARATION) & distances.isfinite()
+    return (distances < CONTACT).to(torch.int8).masked_fill(~known, IGNORED_LABEL)
 
 
 def chain_labels(chain: Chain | Mapping[str, Any]) -> np.ndarray:
@@ -51,14 +49,11 @@ def chain_labels(chain: Chain | Mapping[str, Any]) -> np.ndarray:
 
 @dataclass
 class ContactCollator:
-    """Batches for `CoordformerForContactPrediction`: those of a collator, nothing masked, with contacts as labels.
+    """Batches for `CoordformerForContactPrediction`: those of `collator`, nothing masked, with contacts as labels.
 
     Takes what `CoordformerDataCollator` takes, padded, one chain in each row. `labels` (batch, residues, residues),
     int8, are the contacts of the rows as they are, whatever `collator` does to the coordinates: cropped with them, but
     without their noise, and also of rows whose coordinates it drops (`drop_coords=1.0`: of all rows).
-
-    Args:
-        collator: brings tokens and coordinates.
     """
 
     collator: CoordformerDataCollator

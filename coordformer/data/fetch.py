@@ -89,13 +89,12 @@ def _normalize(text: str) -> str | None:
 
 
 def _require_id(text: str, place: str = "") -> str:
-    name = _normalize(text)
-    if name is None:
-        raise ValueError(
-            f"{place}{text!r} is neither a PDB id (1ABC, pdb_00001abc) nor a UniProt accession (P12345)"
-            f"{'' if place else ' nor a file'}; correct it or leave it out."
-        )
-    return name
+    if name := _normalize(text):
+        return name
+    raise ValueError(
+        f"{place}{text!r} is neither a PDB id (1ABC, pdb_00001abc) nor a UniProt accession (P12345)"
+        f"{'' if place else ' nor a file'}; correct it or leave it out."
+    )
 
 
 def fetch(
@@ -115,13 +114,11 @@ def fetch(
 
     A file appears whole or not at all, and one that lies in the folder is not asked for again: called again after a
     stop, this fetches what is missing. PDB entries become `1ABC.cif.gz`, AlphaFold models keep their names,
-    `AF-P12345-F1-model_v6.cif`; of those that lie there the newest version counts. Where the AlphaFold Database
-    lists a protein in several fragments (F1, F2, ...), which overlap, all of them are fetched, or none. Isoforms are
-    left out.
+    `AF-P12345-F1-model_v6.cif`; of those that lie there the newest version counts. Of a protein in several fragments
+    (F1, F2, ...), which overlap, all are fetched, or none. Isoforms are left out.
 
     Connection errors, stalls, bodies that are cut off or no mmCIF, and the answers 429 and 5xx are tried again, as by
-    `urllib3.util.Retry`: at once, then after waits that double, or as long as the server asks for, but at most 120
-    seconds.
+    `urllib3.util.Retry`: at once, then after waits that double, or that the server sets, but at most 120 seconds.
 
     Args:
         ids: PDB ids and UniProt accessions, see `parse_ids`.
@@ -141,7 +138,7 @@ def fetch(
 
     Raises:
         ValueError: an argument is out of range, or an id is none.
-        OSError: a file cannot be written, for example because the disk is full; files fetched before stay.
+        OSError: a file cannot be written, as on a full disk; files fetched before stay.
     """
     for name, value, least in (("attempts", attempts, 1), ("connections", connections, 1), ("backoff", backoff, 0)):
         if not least <= value < math.inf:
@@ -178,27 +175,24 @@ def fetch(
 
 def _find_files(ids: Iterable[str], folder: Path) -> dict[str, list[Path]]:
     """What lies in the folder already."""
-    models: dict[str, list[tuple[int, int, Path]]] = {}
-    for path in folder.iterdir():
+    models: dict[str, dict[int, dict[int, Path]]] = {}
+    for path in sorted(folder.iterdir()):
         if match := _MODEL.fullmatch(path.name):
-            models.setdefault(match[1], []).append((int(match[3]), int(match[2]), path))
+            models.setdefault(match[1], {}).setdefault(int(match[3]), {})[int(match[2])] = path
     found = {}
     for name in ids:
-        if files := models.get(name):
-            newest = max(files)[0]
-            found[name] = list(
-                {fragment: path for number, fragment, path in sorted(files) if number == newest}.values()
-            )
+        if name in models:
+            newest = models[name][max(models[name])]
+            found[name] = [newest[fragment] for fragment in sorted(newest)]
         elif not _ACCESSION.fullmatch(name) and (path := folder / f"{name}.cif.gz").is_file():
             found[name] = [path]
     return found
 
 
 def _fetch_id(client: "_Client", folder: Path, rcsb_url: str, alphafold_url: str, name: str) -> list[Path]:
+    urls = [f"{rcsb_url}/{name}.cif.gz"]
     if _ACCESSION.fullmatch(name):
         urls = _model_urls(client.get(f"{alphafold_url}/{name}", _read_json), name)
-    else:
-        urls = [f"{rcsb_url}/{name}.cif.gz"]
     paths = [folder / url.rpartition("/")[2] for url in urls]
     temporaries = [path.with_name(f"{path.name}.tmp") for path in paths]
     try:
@@ -215,11 +209,8 @@ def _fetch_id(client: "_Client", folder: Path, rcsb_url: str, alphafold_url: str
 
 def _model_urls(entries: Any, accession: str) -> list[str]:
     """Addresses of a protein's fragments, out of the answer of the AlphaFold API."""
-    listed = [
-        str(entry.get("cifUrl"))
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict) and entry.get("uniprotAccession") == accession
-    ]
+    found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    listed = [str(entry.get("cifUrl")) for entry in found if entry.get("uniprotAccession") == accession]
     # The name of the file comes from outside: only one that this module finds again is let into the folder.
     matches = [match for url in listed if (match := _MODEL_URL.fullmatch(url)) and match[1] == accession]
     if not matches:

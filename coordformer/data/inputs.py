@@ -31,19 +31,12 @@ Reject = tuple[str, str, str]  # file, chain or "", reason
 
 @dataclass(frozen=True)
 class Source:
-    """A file, a member of a tar archive, or a compressed archive as a whole, which only can be read from its start.
+    """A file, a member of a tar archive, or a compressed archive as a whole, which only can be read from its start."""
 
-    Attributes:
-        name: path below the folder that all inputs have in common; of a member `archive/member`.
-        path: of the file or archive.
-        size: bytes, of a member those of the member.
-        offset: of a member, where its content begins in the archive.
-    """
-
-    name: str
-    path: str
-    size: int
-    offset: int | None = None
+    name: str  # path below the folder that all inputs have in common; of a member `archive/member`
+    path: str  # of the file or archive
+    size: int  # bytes, of a member those of the member
+    offset: int | None = None  # of a member, where its content begins in the archive
 
 
 def has_suffix(name: str, suffixes: Sequence[str]) -> bool:
@@ -70,19 +63,17 @@ def list_sources(
         StructureError: no file was found.
     """
     found: dict[Path, Path] = {}
+    endings = (*suffixes, *ARCHIVES)
     for path in map(Path, inputs):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        files = [path]
-        if path.is_dir():
-            endings = (*suffixes, *ARCHIVES)
-            files = [file for file in path.rglob("*") if has_suffix(file.name, endings) and file.is_file()]
-        for file in files:
-            found.setdefault(file.resolve(), file)
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            if file == path or (has_suffix(file.name, endings) and file.is_file()):
+                found.setdefault(file.resolve(), file)
     if not found:
         raise StructureError(
             f"{', '.join(map(str, inputs)) or 'no path given'}: no structure file found; give files, or folders with "
-            f"names that end in {' '.join((*suffixes, *ARCHIVES))} (.gz)"
+            f"names that end in {' '.join(endings)} (.gz)"
         )
     root = os.path.commonpath([file.parent for file in found])
     sources: list[Source] = []
@@ -109,8 +100,7 @@ def read_contents(
 
     Args:
         source: of `list_sources`.
-        rejects: gets what cannot be read of a compressed archive.
-        suffixes: endings of the members that are read of a compressed archive.
+        rejects, suffixes: of a compressed archive: gets what cannot be read; endings of the members that are read.
 
     Yields:
         Name and content, as it lies there (gzipped ones too), or as a string what is wrong with it.
@@ -141,7 +131,8 @@ def read_contents(
 def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
     """Write what was left out, a line for each file or chain, with the reason."""
     lines = [("file", "chain", "reason"), *rejects]
-    write_text(path, "".join("\t".join(" ".join(value.split()) for value in line) + "\n" for line in lines))
+    text = "".join("\t".join(" ".join(value.split()) for value in line) + "\n" for line in lines)
+    write_text(path, text.encode(errors="backslashreplace").decode())  # a file's name may be no UTF-8
 
 
 def _opener(path: Path) -> Any:
@@ -171,23 +162,17 @@ def _members(path: Path, name: str, suffixes: Sequence[str], rejects: list[Rejec
 
     Yields the headers, or of a compressed archive, which is read as a stream, pairs of a header and the bytes.
     """
-    opener = _opener(path)
-    limit = MAX_EXPANSION * path.stat().st_size
-    last = "its start"
+    opener, limit, last = _opener(path), MAX_EXPANSION * path.stat().st_size, "its start"
     try:
         with contextlib.ExitStack() as stack:
-            if opener is None:
-                archive = stack.enter_context(tarfile.open(path, "r:"))
-            else:
-                stream: Any = _Allowance(stack.enter_context(opener(path)))
-                archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+            stream: Any = None if opener is None else _Allowance(stack.enter_context(opener(path)))
+            archive: Any = stack.enter_context(tarfile.open(path, "r|" if stream else "r:", stream))
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # or it keeps the headers of millions
-                if opener is not None:
+                archive.members = []  # or it keeps the headers of millions
+                if stream is not None:
                     if member.offset_data + member.size > limit:
-                        rejects.append(
-                            (name, "", f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?")
-                        )
+                        reason = f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?"
+                        rejects.append((name, "", reason))
                         return
                     stream.left = member.size + MAX_HEADER
                 if not has_suffix(member.name, suffixes):
@@ -197,11 +182,7 @@ def _members(path: Path, name: str, suffixes: Sequence[str], rejects: list[Rejec
                     rejects.append((f"{name}/{member.name}", "", "a link or special file; only plain files are read"))
                 elif member.size > MAX_BYTES:
                     rejects.append((f"{name}/{member.name}", "", f"larger than {MAX_BYTES} bytes; split the file"))
-                elif opener is not None:
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    yield member, file.read()
                 else:
-                    yield member
+                    yield member if opener is None else (member, archive.extractfile(member).read())
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         rejects.append((name, "", f"broken or cut off after {last} ({error}); get the archive again"))

@@ -51,7 +51,7 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
     if path.suffix != ".safetensors":
         raise ValueError(f"The packed file is to be {path}; give a name that ends in .safetensors.")
     splits = list(rows["split"][:]) if "split" in rows.column_names else [None] * len(rows)
-    names_of_splits = sorted({split for split in splits if split is not None})
+    split_names = sorted({split for split in splits if split is not None})
     atoms: tuple[str, ...] | None = None
     tokens, coords, names = [], [], []
     for start in tqdm(range(0, len(rows), 1000), unit="k chains", disable=not progress):
@@ -60,10 +60,8 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
             if row["atoms"] != atoms:
                 raise ValueError(f"Chain {row['id']} has the atoms {row['atoms']}, the chains before it {atoms}.")
             sequence, xyz = chain_arrays(row, atoms)
-            if odd := set(sequence) - set(VOCABULARY):
-                raise ValueError(
-                    f"Chain {row['id']} has the letters {''.join(sorted(odd))}; write X for unknown residues."
-                )
+            if odd := "".join(sorted(set(sequence) - set(VOCABULARY))):
+                raise ValueError(f"Chain {row['id']} has the letters {odd}; write X for unknown residues.")
             observed = ~np.isnan(xyz).any(axis=-1)
             center = xyz[observed].mean(axis=0, dtype=np.float64) if observed.any() else 0.0
             units = np.where(observed[..., None], np.nan_to_num(np.rint((xyz - center) / UNIT)), -(2**31))
@@ -80,14 +78,10 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
         "offsets": np.cumsum([0, *map(len, tokens)], dtype=np.int64),
         "names": np.frombuffer(b"".join(names), dtype=np.uint8),
         "name_offsets": np.cumsum([0, *map(len, names)], dtype=np.int64),
-        "splits": np.array([255 if each is None else names_of_splits.index(each) for each in splits], dtype=np.uint8),
+        "splits": np.array([255 if each is None else split_names.index(each) for each in splits], dtype=np.uint8),
     }
-    metadata = {
-        "format": FORMAT,
-        "atoms": json.dumps(atoms),
-        "splits": json.dumps(names_of_splits),
-        "unit": f"{UNIT} angstrom",
-    }
+    metadata = {"format": FORMAT, "atoms": json.dumps(atoms), "splits": json.dumps(split_names)}
+    metadata["unit"] = f"{UNIT} angstrom"
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(temporary: Path) -> None:
@@ -103,12 +97,8 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
 class PackedChains:
     """The chains of a file that `write_pack` made; `len`, columns by name (`id`, `length`, `split`) and `fetch`.
 
-    Args:
-        path: the file.
-        split: only chains of this split.
-
-    Raises:
-        ValueError: the file is broken or holds no packed chains, or the split is empty.
+    With a `split` only its chains. A ValueError says that the file is broken or holds no packed chains, or that the
+    split is empty.
     """
 
     column_names = ("id", "length", "split")
@@ -124,9 +114,7 @@ class PackedChains:
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read ({error}); copy or make it again.") from error
         self.atoms = tuple(json.loads(metadata["atoms"]))
-        self._tokens, self._coords, self._names = arrays["tokens"], arrays["coords"], arrays["names"]
-        self._offsets, self._name_offsets = arrays["offsets"], arrays["name_offsets"]
-        self._splits = arrays["splits"]
+        self._tokens, self._coords, self._offsets, self._names, self._name_offsets, self._splits = arrays.values()
         if self._offsets[-1] != len(self._tokens) or len(self._coords) != len(self._tokens):
             raise ValueError(f"{path} is inconsistent: {len(self._tokens)} tokens for {self._offsets[-1]} residues.")
         self._split_names = dict(enumerate(json.loads(metadata["splits"])))
@@ -171,11 +159,7 @@ class PackedChains:
 
 
 def open_chains(path: str | Path, split: str | None = None) -> Any:
-    """A data set of chains: a folder made by `coordformer prepare`, a Parquet file, or a packed file (`.safetensors`).
-
-    Returns:
-        A `datasets.Dataset` with the columns of `rows.SCHEMA`, or `PackedChains`.
-    """
+    """A `datasets.Dataset`, as of `rows.load_rows`, or of a packed file (`.safetensors`) the `PackedChains`."""
     if Path(path).suffix == ".safetensors":
         return PackedChains(path, split)
     from .rows import load_rows  # a packed file is read without pyarrow and datasets

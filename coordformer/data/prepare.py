@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jinja2 import Environment
 from tqdm.auto import tqdm
 
 from ..model.chain import Chain
@@ -46,9 +47,7 @@ ROWS_AT_ONCE = 2000
 
 logger = logging.getLogger(__name__)
 READING, DATA, SHEET = "reading", "data", "datasheet.json"
-REJECTS_KEY = b"coordformer.rejects"
-
-LARGE = {pa.string(): pa.large_string()}
+REJECTS_KEY = b"coordformer.rejects"  # in the metadata of a part
 
 
 @dataclass
@@ -59,14 +58,12 @@ class PrepareSettings:
         atoms: the atoms to keep.
         min_plddt: residues of predicted structures below this confidence count as not observed.
         min_mean_plddt: chains of predicted structures with a lower mean confidence are rejected.
-        min_length: chains with fewer residues are rejected.
-        max_length: chains with more residues are rejected.
+        min_length, max_length: chains with fewer or more residues are rejected.
         min_observed: chains with a smaller share of observed residues are rejected.
         keep_duplicates: keep all chains of equal sequence; the default merges them into the best observed one.
         splits: shares of the sequence clusters by split, such as `{"train": 0.95, "valid": 0.05}`; no cluster is in two
             splits. The default is one split, `train`, without clustering.
-        identity, coverage: of the clusters, see `cluster.cluster_sequences`.
-        seed: of the splits.
+        identity, coverage, seed: as of `cluster.cluster_sequences` and `cluster.assign_splits`.
         chains_per_shard: rows of a shard.
 
     Raises:
@@ -126,13 +123,9 @@ class PrepareSettings:
 
 
 def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]]:
-    """List structure files, and the members of tar archives, in parts that are read one at a time.
+    """The parts, each read at once, of structure files, tar archives, and folders that are searched for both.
 
-    Args:
-        inputs: structure files, tar archives, and folders that are searched for both.
-
-    Returns:
-        The parts, and what cannot be read of the archives. A compressed archive is a part for itself.
+    A compressed archive is a part for itself. What cannot be read of the archives comes after the parts.
     """
     sources, rejects = list_sources(inputs)
     parts = [[source] for source in sources if is_archive(source)]
@@ -162,11 +155,7 @@ def _read_file(name: str, data: bytes | str, settings: PrepareSettings, rejects:
 
 
 def read_part(part: Sequence[Source], settings: PrepareSettings, path: str | Path) -> int:
-    """Read a part into a Parquet file, which appears whole or not at all, with the rejects in its metadata.
-
-    Returns:
-        The number of structure files.
-    """
+    """Read a part into a Parquet file, which appears whole or not at all; returns the number of structure files."""
     rejects: list[Reject] = []
     files = 0
 
@@ -194,39 +183,32 @@ def part_path(output: Path, number: int) -> Path:
 
 def _read_all(parts: list[list[Source]], settings: PrepareSettings, output: Path, workers: int, progress: bool) -> None:
     """Read the parts that are not there yet."""
-    left = []
-    for number, part in enumerate(parts):
-        path = part_path(output, number)
-        if path.exists():
-            read_footer(path)  # or raises
-        else:
-            left.append((part, settings, path))
-    done = sum(map(len, parts)) - sum(len(part) for part, *_ in left)
+    paths = [part_path(output, number) for number in range(len(parts))]
+    for path in filter(Path.exists, paths):
+        read_footer(path)  # or raises
+    left = [(part, settings, path) for part, path in zip(parts, paths, strict=True) if not path.exists()]
+    total = sum(map(len, parts))
+    done = total - sum(len(part) for part, *_ in left)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=sum(map(len, parts)), initial=done, unit="file", disable=not progress, smoothing=0)
-        )
+        bar = stack.enter_context(tqdm(total=total, initial=done, unit="file", disable=not progress, smoothing=0))
         if workers == 1 or len(left) < PARTS_WORTH_WORKERS:
             for arguments in left:
                 read_part(*arguments)
                 bar.update(len(arguments[0]))
             return
         # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang.
-        pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        stack.callback(pool.shutdown, cancel_futures=True)
         running = {pool.submit(read_part, *arguments): arguments for arguments in left}
         try:
             for future in as_completed(running):
                 future.result()
                 bar.update(len(running[future][0]))
         except BrokenProcessPool as error:
-            pool.shutdown(cancel_futures=True)
             raise OSError(
                 f"a worker of `prepare` was killed, perhaps for want of memory; {output} keeps what was read: run the "
                 f"same command again to go on, with fewer than {workers} --workers if it happens again"
             ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None]]:
@@ -246,17 +228,13 @@ def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None
 
 
 def assemble(
-    output: str | Path,
-    settings: PrepareSettings,
-    rejects: Sequence[Reject] = (),
-    threads: int | None = None,
+    output: str | Path, settings: PrepareSettings, rejects: Sequence[Reject] = (), threads: int | None = None
 ) -> dict[str, Any]:
     """Make the data set out of the parts in `output/reading`, which are removed at the end.
 
     Args:
         output: the folder of the data set.
-        settings: as of `read_part`.
-        rejects: of `plan`.
+        settings, rejects: as of `read_part`, and of `plan`.
         threads: of MMseqs2.
 
     Returns:
@@ -264,37 +242,32 @@ def assemble(
     """
     output, splits = Path(output), settings.splits
     parts = sorted((output / READING).glob("part-*.parquet"))
+    footers = [read_footer(part).metadata for part in parts]
+    all_rejects = [*rejects, *(tuple(reject) for footer in footers for reject in json.loads(footer[REJECTS_KEY]))]
     columns = ["id", "sequence", "length", "observed", "resolution", "method"]
-    tables, counts, all_rejects = [], Counter(chains_read=0, files=0), list(rejects)
-    for part in parts:
-        metadata = read_footer(part).metadata
-        all_rejects += [tuple(reject) for reject in json.loads(metadata[REJECTS_KEY])]
-        counts["files"] += int(metadata[b"files"])
-        tables.append(pq.read_table(part, columns=columns))
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(columns)
+    tables = [pq.read_table(part, columns=columns) for part in parts]
+    table = pa.concat_tables([SCHEMA.empty_table().select(columns), *tables])
     # More than 2^31 letters together do not fit in Arrow's plain strings.
-    table = table.cast(pa.schema([(each.name, LARGE.get(each.type, each.type)) for each in table.schema]))
-    counts["chains_read"] = len(table)
+    large = [each.with_type(pa.large_string()) if each.type == pa.string() else each for each in table.schema]
+    table = table.cast(pa.schema(large))
     kept = np.arange(len(table))
     aliases: list[list[str] | None] = [None] * len(table)
     if not settings.keep_duplicates:
         kept, aliases = merge_duplicates(table)
     summary = table.take(pa.array(kept))
     clusters: np.ndarray | None = None
-    names = ["train"] * len(kept)
+    names = np.full(len(kept), "train", dtype=object)
     if splits is not None and len(kept):
         # In an order of their own, so that clusters do not depend on the names of the files.
         order = np.array(pc.sort_indices(summary["sequence"]))
         sequences = summary["sequence"].take(pa.array(order)).to_pylist()
         labels = cluster_sequences(sequences, settings.identity, settings.coverage, threads, output / READING)
-        back = np.argsort(order)
-        sorted_names = assign_splits(labels, sequences, splits, settings.seed)
-        names = [sorted_names[place] for place in back]
-        clusters = np.unique(labels, return_inverse=True)[1][back]
+        names[order] = assign_splits(labels, sequences, splits, settings.seed)
+        clusters = np.unique(labels, return_inverse=True)[1][np.argsort(order)]
     extra = pa.table(
         {
-            "cluster": pa.array(clusters, pa.int32()) if clusters is not None else pa.nulls(len(kept), pa.int32()),
-            "split": pa.array(names) if splits is not None else pa.nulls(len(kept), pa.string()),
+            "cluster": pa.nulls(len(kept), pa.int32()) if clusters is None else pa.array(clusters, pa.int32()),
+            "split": pa.nulls(len(kept), pa.string()) if splits is None else pa.array(names, pa.string()),
             "aliases": pa.array(aliases, SCHEMA.field("aliases").type),
         }
     )
@@ -304,32 +277,28 @@ def assemble(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     writers = {
-        name: _ShardWriter(folder, name, names.count(name), settings.chains_per_shard)
+        name: _ShardWriter(folder, name, int((names == name).sum()), settings.chains_per_shard)
         for name in (splits or ("train",))
     }
-    ends = np.cumsum([len(each) for each in tables], dtype=np.int64)
-    for part, end, rows_of_part in zip(parts, ends, map(len, tables), strict=True):
-        inside = np.arange(*np.searchsorted(kept, [end - rows_of_part, end]))
-        rows = pq.read_table(part).take(pa.array(kept[inside] - (end - rows_of_part)))
+    bounds = np.cumsum([0, *map(len, tables)])
+    for part, start, end in zip(parts, bounds, bounds[1:], strict=False):
+        inside = np.arange(*np.searchsorted(kept, [start, end]))
+        rows = pq.read_table(part).take(pa.array(kept[inside] - start))
         more = extra.take(pa.array(inside))
         for column in extra.column_names:
             rows = rows.set_column(rows.column_names.index(column), SCHEMA.field(column), more[column])
         for name, writer in writers.items():
-            writer.add(rows.filter(pa.array([names[row] == name for row in inside], pa.bool_())))
+            writer.add(rows.filter(pa.array(names[inside] == name, pa.bool_())))
     for writer in writers.values():
-        writer.close()
+        writer.write()
     shutil.rmtree(output / DATA, ignore_errors=True)
     os.replace(folder, output / DATA)
 
     write_rejects(output / "rejected.tsv", all_rejects)
-    sheet = write_datasheet(
-        output,
-        summary.append_column("split", pa.array(names)),
-        clusters,
-        all_rejects,
-        counts={**counts, "duplicates_merged": len(table) - len(kept)},
-        settings=settings.decisive(),
-    )
+    files = sum(int(footer[b"files"]) for footer in footers)
+    counts = {"chains_read": len(table), "files": files, "duplicates_merged": len(table) - len(kept)}
+    chains = summary.append_column("split", pa.array(names, pa.string()))
+    sheet = write_datasheet(output, chains, clusters, all_rejects, counts, settings.decisive())
     shutil.rmtree(output / READING, ignore_errors=True)
     return sheet
 
@@ -346,17 +315,15 @@ class _ShardWriter:
     def add(self, rows: pa.Table) -> None:
         self.waiting = pa.concat_tables([self.waiting, rows.cast(SCHEMA)])
         while len(self.waiting) >= self.size:
-            self._write(self.waiting.slice(0, self.size))
-            self.waiting = self.waiting.slice(self.size)
+            self.write()
 
-    def close(self) -> None:
-        if len(self.waiting):
-            self._write(self.waiting)
-
-    def _write(self, rows: pa.Table) -> None:
-        path = self.folder / f"{self.split}-{self.written:05d}-of-{self.shards:05d}.parquet"
-        write_atomically(path, lambda temporary: pq.write_table(rows, temporary, compression="zstd"))
-        self.written += 1
+    def write(self) -> None:
+        """A shard of what waits, if there is anything."""
+        rows, self.waiting = self.waiting.slice(0, self.size), self.waiting.slice(self.size)
+        if len(rows):
+            path = self.folder / f"{self.split}-{self.written:05d}-of-{self.shards:05d}.parquet"
+            write_atomically(path, lambda temporary: pq.write_table(rows, temporary, compression="zstd"))
+            self.written += 1
 
 
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -401,55 +368,19 @@ def write_datasheet(
         "settings": dict(settings),
         "versions": {name: version(name) for name in ("coordformer", "gemmi", "pyarrow")},
         "shards": {
-            path.name: {
-                "rows": pq.read_metadata(path).num_rows,
-                "bytes": path.stat().st_size,
-                "sha256": hash_file(path),
-            }
+            path.name: {"rows": read_footer(path).num_rows, "bytes": path.stat().st_size, "sha256": hash_file(path)}
             for path in sorted((output / DATA).glob("*.parquet"))
         },
     }
-    write_text(output / "README.md", _readme(sheet))
+    template = Path(__file__).with_name("datasheet.md.jinja").read_text(encoding="utf-8")
+    environment = Environment(trim_blocks=True, keep_trailing_newline=True)
+    write_text(output / "README.md", environment.from_string(template).render(sheet, folder=DATA))
     write_json(output / SHEET, sheet)
     return _read_sheet(output)
 
 
 def _read_sheet(output: Path) -> dict[str, Any]:
     return dict(json.loads((output / SHEET).read_text(encoding="utf-8")))
-
-
-def _readme(sheet: Mapping[str, Any]) -> str:
-    counts = sheet["counts"]
-    lines = ["---", "tags:", "- protein", "- structure", "configs:", "- config_name: default", "  data_files:"]
-    for name in sheet["splits"]:
-        lines += [f"  - split: {name}", f"    path: {DATA}/{name}-*.parquet"]
-    lines += [
-        "---",
-        "# Protein chains with coordinates",
-        "",
-        f"{counts['chains']:,} chains with {counts['residues']:,} residues, {counts['observed_residues']:,} of them "
-        f"observed, read from {counts['files']:,} structure files by `coordformer prepare`. "
-        f"{counts['duplicates_merged']:,} chains with the sequence of another are merged into it (column `aliases`). "
-        f"{counts['rejected']:,} files or chains were left out; `rejected.tsv` says which and why.",
-        "",
-        "| split | chains | residues | sequence clusters |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, split in sheet["splits"].items():
-        clusters = "not made" if split["clusters"] is None else f"{split['clusters']:,}"
-        lines.append(f"| {name} | {split['chains']:,} | {split['residues']:,} | {clusters} |")
-    if counts["clusters"] is not None:
-        settings = sheet["settings"]
-        lines += [
-            "",
-            f"No cluster is in two splits (MMseqs2, {settings['identity']:.0%} identity over "
-            f"{settings['coverage']:.0%} of the shorter sequence).",
-        ]
-    lines += ["", "| | " + " | ".join(sheet["length"]) + " |", "| --- |" + " --- |" * len(sheet["length"])]
-    lines.append("| residues | " + " | ".join(f"{value:g}" for value in sheet["length"].values()) + " |")
-    lines.append("| observed | " + " | ".join(f"{value:.0%}" for value in sheet["observed_share"].values()) + " |")
-    lines += ["", "Settings, versions, reasons for rejection and the SHA-256 of every shard: `datasheet.json`.", ""]
-    return "\n".join(lines)
 
 
 def prepare(
@@ -495,13 +426,9 @@ def prepare(
 
 
 def begin(output: Path, settings: PrepareSettings, parts: Sequence[Sequence[Source]]) -> bool:
-    """Claim a folder for a run, or go on with it; see `records.begin_run`.
+    """Claim a folder for a run or go on with it, as of `records.begin_run`: whether there is anything left to do.
 
-    Returns:
-        Whether there is anything left to do.
-
-    Raises:
-        ValueError: the folder holds parts, or a data set, of other files or other settings.
+    A ValueError says that it holds parts, or a data set, of other files or other settings.
     """
     reading, sheet = output / READING, output / SHEET
     sources = [[source.name, source.size, source.offset] for part in parts for source in part]
@@ -552,14 +479,10 @@ def fetch_and_prepare(
     found: list[str | Path] = list(inputs)
     failed: list[tuple[str, str]] = []
     if fetch:
-        mirrors: dict[str, Any] = {"rcsb_url": rcsb_url, "alphafold_url": alphafold_url}
-        files, failed = fetch_files(
-            parse_ids(fetch),
-            Path(output) / "downloads",
-            requests_per_second=requests_per_second,
-            progress=progress,
-            **{name: url for name, url in mirrors.items() if url is not None},
-        )
+        mirrors = {"rcsb_url": rcsb_url, "alphafold_url": alphafold_url}
+        settings: dict[str, Any] = {name: url for name, url in mirrors.items() if url is not None}
+        settings |= {"requests_per_second": requests_per_second, "progress": progress}
+        files, failed = fetch_files(parse_ids(fetch), Path(output) / "downloads", **settings)
         found += files
         if failed and not (allow_missing and found):
             raise ValueError(

@@ -43,9 +43,8 @@ def begin_run(
     Raises:
         ValueError: the folder holds results of another run, or of one without `run.json`.
     """
-    folder = Path(folder)
+    folder, wanted = Path(folder), _as_json(settings)
     path = folder / RUN
-    wanted = _as_json(settings)
     if not holds_results:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
@@ -93,12 +92,8 @@ def hash_json(values: Any) -> str:
 
 
 def hash_data(path: str | Path) -> str:
-    """SHA-256 of a data set: of its file, or of the datasheet of a folder, which has those of its shards.
-
-    A folder without one has none: an empty string.
-    """
-    path = Path(path)
-    file = path / "datasheet.json" if path.is_dir() else path
+    """SHA-256 of a data set: of its file, or of a folder's datasheet, which has those of its shards; else empty."""
+    file = Path(path, "datasheet.json") if Path(path).is_dir() else Path(path)
     return hash_file(file) if file.is_file() else ""
 
 
@@ -114,16 +109,12 @@ def describe_command(verb: str, options: Sequence[str]) -> str:
 
 def current_commit() -> str:
     """Commit of the repository that the package runs from, `-dirty` where files differ; empty where it is installed."""
-    folder = Path(__file__).resolve().parents[1]
-    git = ["git", "-C", str(folder)]
+    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
+    questions = ("rev-parse HEAD", "ls-files __init__.py", "status --porcelain --untracked-files=no .")
     try:
         commit, inside, changed = (
-            subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
-            for arguments in (
-                ("rev-parse", "HEAD"),
-                ("ls-files", "__init__.py"),
-                ("status", "--porcelain", "--untracked-files=no", "."),
-            )
+            subprocess.run([*git, *words.split()], capture_output=True, text=True, check=True).stdout.strip()
+            for words in questions
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -5,7 +5,6 @@ order, NaN where unobserved: nested lists read 40 times slower.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +39,9 @@ SCHEMA = pa.schema(
 
 def chain_to_row(chain: Chain, source: str | None = None) -> dict[str, Any]:
     """The row of a chain; `processing_coordformer.chain_arrays` reads it back."""
-    return {
-        "id": chain.id,
-        "sequence": chain.sequence,
-        "length": len(chain),
-        "observed": int(chain.observed.any(axis=1).sum()),
-        "atoms": list(chain.atoms),
-        "coords": chain.coords.reshape(-1),
-        "b_factor": chain.b_factor,
-        "method": chain.method,
-        "resolution": chain.resolution,
-        "source": source,
-        "cluster": None,
-        "split": None,
-        "aliases": None,
-    }
+    sizes = {"length": len(chain), "observed": int(chain.observed.any(axis=1).sum())}
+    flat = {"atoms": list(chain.atoms), "coords": chain.coords.reshape(-1)}
+    return dict.fromkeys(SCHEMA.names) | vars(chain) | sizes | flat | {"source": source}
 
 
 def load_rows(path: str | Path, split: str | None = None) -> Dataset:
@@ -79,12 +66,10 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
         (400, ['CA'])
     """
     path = Path(path)
-    named: list[Path] = []
-    if path.is_dir():
-        named = sorted(path.glob(f"data/{split}-*.parquet")) if split else []
-        files = named or sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
-    else:
-        files = [path] if path.exists() else []
+    named = sorted(path.glob(f"data/{split}-*.parquet")) if split else []
+    files = named or sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
+    if path.is_file():
+        files = [path]
     if not files:
         raise FileNotFoundError(f"No Parquet file at {path}; give a folder made by `coordformer prepare` or a file.")
     files = [file for file in files if read_footer(file).num_rows]  # `datasets` cannot read an empty one
@@ -110,10 +95,8 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
         rows = rows.select(np.flatnonzero(values == split))
         if len(rows) == 0:
             found = ", ".join(sorted({str(value) for value in values if value is not None}))
-            raise ValueError(
-                f"No row of {path} is in split {split!r}; "
-                + (f"the file has: {found}." if found else "its column `split` is empty: leave the split out.")
-            )
+            fix = f"the file has: {found}." if found else "its column `split` is empty: leave the split out."
+            raise ValueError(f"No row of {path} is in split {split!r}; {fix}")
     return rows
 
 
@@ -147,25 +130,19 @@ def read_compact(path: str | Path) -> pa.Table:
     for name in ("ca_x", "ca_y", "ca_z"):
         column = table[name].combine_chunks()
         counts = np.asarray(column.value_lengths())
-        if not np.array_equal(counts, lengths):
-            row = int(np.flatnonzero(counts != lengths)[0])
-            raise ValueError(
-                f"{path}, chain {table['id'][row]}: {counts[row]} values in {name} for {lengths[row]} residues."
-            )
+        if (wrong := np.flatnonzero(counts != lengths)).size:
+            chain, count, residues = table["id"][int(wrong[0])], counts[wrong[0]], lengths[wrong[0]]
+            raise ValueError(f"{path}, chain {chain}: {count} values in {name} for {residues} residues.")
         planes.append(column.flatten().to_numpy())
     raw = np.stack(planes, axis=1)
     coords = np.where(raw == -32768, np.float32("nan"), raw.astype(np.float32) / np.float32(100))
-    ends = lengths.cumsum()
+    offsets = np.append(0, lengths.cumsum())
     seen = np.append(0, np.isfinite(coords).all(axis=1).cumsum())
-    observed = seen[ends] - seen[ends - lengths]
-    offsets = np.append(0, 3 * ends).astype(np.int32)
-
     made = {
-        "sequence": sequences,
         "length": pa.array(lengths, pa.int32()),
-        "observed": pa.array(observed, pa.int32()),
+        "observed": pa.array(np.diff(seen[offsets]), pa.int32()),
         "atoms": pa.array([["CA"]] * len(table), SCHEMA.field("atoms").type),
-        "coords": pa.ListArray.from_arrays(pa.array(offsets), pa.array(coords.reshape(-1))),
+        "coords": pa.ListArray.from_arrays(pa.array(3 * offsets, pa.int32()), pa.array(coords.reshape(-1))),
         "b_factor": pa.nulls(len(table), SCHEMA.field("b_factor").type),
     }
     for field in SCHEMA:
@@ -187,10 +164,9 @@ class ShardBatches(EpochBatches):
 
     Args:
         path: a folder made by `prepare.prepare`.
-        token_budget: tokens of a batch.
         split: only the shards of this split, by their names.
         open_shards: shards that are read side by side; a multiple of processes x workers.
-        pad_to_budget, max_length, seed: as in `ChainBatches`.
+        token_budget, pad_to_budget, max_length, seed: as of `ChainBatches`.
 
     Raises:
         FileNotFoundError: there is no shard of the split.
@@ -217,9 +193,8 @@ class ShardBatches(EpochBatches):
                 + (" with --splits." if split else ".")
             )
         super().__init__(seed)
-        self._batches = partial(
-            ChainBatches, token_budget=token_budget, pad_to_budget=pad_to_budget, max_length=max_length, seed=seed
-        )
+        self._options: dict[str, Any] = {"token_budget": token_budget, "pad_to_budget": pad_to_budget}
+        self._options |= {"max_length": max_length, "seed": seed}
         self._packed_length = token_budget if pad_to_budget else 0
         self.chains = self.tokens = 0
         self._counts = np.zeros(len(self.files), dtype=np.int64)
@@ -246,7 +221,7 @@ class ShardBatches(EpochBatches):
         if run not in self._open or self._open[run][0] != shard:
             self._open.pop(run, None)  # before the next one is read
             table = _read_table(self.files[shard], ["id", "sequence", "length", "atoms", "coords"])
-            self._open[run] = shard, self._batches(Dataset(table))
+            self._open[run] = shard, ChainBatches(Dataset(table), **self._options)
         batches = self._open[run][1]
         batches.set_epoch(self.epoch)
         return batches[batch]
