@@ -25,8 +25,7 @@ class Chain:
         atoms: names of the atoms, in the order of the second axis of `coords`.
         b_factor: float32 `(L,)`, square Angstrom, of the first of `atoms` that is observed in the residue, NaN where
             none is; predicted models carry their pLDDT (0 to 100) here.
-        method: experimental method, e.g. `X-RAY DIFFRACTION`; None if the file names none.
-        resolution: Angstrom; None if the file has none.
+        method, resolution: of the experiment, e.g. `X-RAY DIFFRACTION` and Angstrom; None if the file has none.
 
     Raises:
         ValueError: lengths or shapes that do not agree, an empty sequence, other letters, infinite coordinates, or an
@@ -50,14 +49,10 @@ class Chain:
             raise ValueError(f"chain {self.id}: the sequence is empty; leave the chain out")
         if odd := sorted(set(self.sequence) - set(AMINO_ACIDS + "X")):
             raise ValueError(f"chain {self.id}: letters {''.join(odd)!r} in the sequence; use {AMINO_ACIDS} and X")
-        for name, array, shape in (
-            ("coords", self.coords, (length, len(self.atoms), 3)),
-            ("b_factor", self.b_factor, (length,)),
-        ):
-            if array.shape != shape:
+        for name, shape in {"coords": (length, len(self.atoms), 3), "b_factor": (length,)}.items():
+            if (given := getattr(self, name).shape) != shape:
                 raise ValueError(
-                    f"chain {self.id}: {name} has shape {array.shape}; {length} residues with atoms {self.atoms} "
-                    f"need {shape}"
+                    f"chain {self.id}: {name} has shape {given}; {length} residues with atoms {self.atoms} need {shape}"
                 )
         if np.isinf(self.coords).any():
             raise ValueError(f"chain {self.id}: coords hold inf; unobserved atoms are NaN")

@@ -5,12 +5,13 @@ from huggingface_hub.dataclasses import strict
 from transformers import EsmConfig
 from transformers.activations import ACT2FN
 
-COORDINATE_EMBEDDINGS = ("linear", "quadratic", "local_frame", "none")
-COORDINATE_INITS = ("normal", "gaussian")
-POSITION_EMBEDDINGS = ("rotary", "absolute", "sinusoidal", "none")
-LM_HEADS = ("esm", "linear")
-CLASSIFIER_POOLINGS = ("cls", "mean")
-
+CHOICES = {
+    "coordinate_embedding": ("linear", "quadratic", "local_frame", "none"),
+    "coordinate_init": ("normal", "gaussian"),
+    "position_embedding_type": ("rotary", "absolute", "sinusoidal", "none"),
+    "lm_head": ("esm", "linear"),
+    "classifier_pooling": ("cls", "mean"),
+}
 # Where the classes are in a saved folder, for `trust_remote_code=True`: any head can be put on any checkpoint.
 AUTO_MAP = {
     "AutoConfig": "configuration_coordformer.CoordformerConfig",
@@ -25,60 +26,43 @@ AUTO_MAP = {
 class CoordformerConfig(EsmConfig):
     r"""An ESM encoder that also reads coordinates.
 
-    Every field of `transformers.EsmConfig` keeps its meaning; the defaults are those of ESM-2's vocabulary and
-    of the paper (no dropout). The fields below are added.
+    Every field of `transformers.EsmConfig` keeps its meaning; the defaults are those of ESM-2's vocabulary and of the
+    paper (no dropout). The fields below are added; their types and defaults are in the class.
 
     Args:
-        coordinate_embedding (`str`, defaults to `"linear"`):
-            What the coordinates are lifted to before the linear embedding: `"linear"` (x; the paper's, section 2),
-            `"quadratic"` (x and |x|^2), `"local_frame"` (those of the neighbors along the chain, in the backbone frame
-            of the residue; invariant) or `"none"` (no embedding; without `num_distance_bins` and `num_qk_points` the
-            model without structure).
-        coordinate_init (`str`, defaults to `"normal"`):
-            How a new model starts: `"normal"`, as every weight, or `"gaussian"`: each head of the first layer attends
-            with a Gaussian of distance from the start, of widths that spread over the heads; needs the `"quadratic"`
-            embedding.
-        num_distance_bins (`int`, defaults to 0):
-            Number of distances between which each head's additive attention bias, a function of |xi - xj| that is the
-            same in all layers, is linear; 0: no bias. Time and memory grow with the square of the length.
-        num_qk_points (`int`, defaults to 0):
-            Query and key points of each head in invariant point attention (AlphaFold, supplementary algorithm 22),
-            beside its queries and keys; 0: ordinary attention. Time grows with the square of the length, memory with
-            the length.
-        num_v_points (`int`, *optional*):
-            Value points of each head; the default is `num_qk_points`.
-        num_neighbors (`int`, defaults to 0):
-            k of the k-nearest-neighbor graph over which residues pass messages in every layer, beside invariant point
-            attention; 0: none. Time and memory grow with the number.
-        message_gating (`bool`, defaults to `False`):
-            Whether messages are as wide as the hidden states and multiplied by a gate of the sender and the edge
-            features, which then also hold the distances between the residues beside both along the chain; otherwise
-            they are half as wide, without a gate. More accurate, for up to six times the memory of messages in
-            training.
-        coordinate_atoms (`tuple[str, ...]`, defaults to `("CA",)`):
-            The atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis of `coords`.
-        coordinate_dim (`int`, defaults to 3):
-            Number of spatial dimensions.
-        coordinate_scale (`int | float`, defaults to 16):
-            Length in Å that becomes 1 inside the model.
-        position_embedding_type (`str`, defaults to `"rotary"`):
-            `"rotary"`, `"absolute"` (learned), `"sinusoidal"` (fixed) or `"none"`: without positions the encoder is
-            equivariant to permutations.
-        hidden_act (`str`, defaults to `"gelu"`):
-            Activation of the feed-forward layers, any name that Transformers knows. ESM-2 writes GELU out:
-            `"gelu_python"` is its formula, a fifth slower than `"gelu"`, which differs from it in the last bits.
-        contact_head (`bool`, defaults to `False`):
-            Whether the encoder carries a logistic regression of contacts on its attention maps; `from_esm` brings
-            ESM-2's, `CoordformerForContactPrediction` trains one.
-        lm_head (`str`, defaults to `"esm"`):
-            `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias (the
-            paper's).
-        classifier_pooling (`str`, defaults to `"cls"`):
-            What the head of `CoordformerForSequenceClassification` reads of a chain: `"cls"`, its first token (the
-            paper's, section 4), or `"mean"`, the mean over its residues.
-        sequence_encoder (`EsmConfig`, *optional*):
-            A frozen ESM-2 in front (the paper's section 5): the encoder reads its last hidden states, through a linear
-            connector, in place of token embeddings. Needs the linear head.
+        coordinate_embedding: what the coordinates are lifted to before the linear embedding: `"linear"` (x; the
+            paper's, section 2), `"quadratic"` (x and |x|^2), `"local_frame"` (those of the neighbors along the chain,
+            in the backbone frame of the residue; invariant) or `"none"` (no embedding; without `num_distance_bins` and
+            `num_qk_points` the model without structure).
+        coordinate_atoms: the atoms of a residue whose coordinates the model reads, in the order of the `atoms` axis.
+        coordinate_dim: number of spatial dimensions.
+        coordinate_scale: length in Å that becomes 1 inside the model.
+        coordinate_init: how a new model starts: `"normal"`, as every weight, or `"gaussian"`: each head of the first
+            layer attends with a Gaussian of distance, of widths that spread over the heads; needs `"quadratic"`.
+        num_distance_bins: number of distances between which each head's additive attention bias, a function of
+            |xi - xj| that is the same in all layers, is linear; 0: no bias. Time and memory grow with the square of the
+            length.
+        num_qk_points: query and key points of each head in invariant point attention (AlphaFold, supplementary
+            algorithm 22), beside its queries and keys; 0: ordinary attention. Time grows with the square of the length,
+            memory with the length.
+        num_v_points: value points of each head; None: as many as `num_qk_points`.
+        num_neighbors: k of the k-nearest-neighbor graph over which residues pass messages in every layer, beside
+            invariant point attention; 0: none. Time and memory grow with the number.
+        message_gating: whether messages are as wide as the hidden states and multiplied by a gate of the sender and the
+            edge features, which then also hold the distances between the residues beside both along the chain; else
+            half as wide, without a gate. More accurate, for up to six times the memory of messages in training.
+        position_embedding_type: `"rotary"`, `"absolute"` (learned), `"sinusoidal"` (fixed) or `"none"`: without
+            positions the encoder is equivariant to permutations.
+        hidden_act: activation of the feed-forward layers, any name that Transformers knows. `"gelu_python"` is ESM-2's
+            formula, a fifth slower than `"gelu"`, which differs from it in the last bits.
+        lm_head: `"esm"`: dense, GELU, LayerNorm, then the (tied) vocabulary; `"linear"`: one untied layer with a bias
+            (the paper's).
+        classifier_pooling: what the head of `CoordformerForSequenceClassification` reads of a chain: `"cls"`, its first
+            token (the paper's, section 4), or `"mean"`, the mean over its residues.
+        sequence_encoder: a frozen ESM-2 in front (the paper's section 5): the encoder reads its last hidden states,
+            through a linear connector, in place of token embeddings. Needs the linear head.
+        contact_head: whether the encoder carries a logistic regression of contacts on its attention maps; `from_esm`
+            brings ESM-2's, `CoordformerForContactPrediction` trains one.
 
     Example:
 
@@ -148,41 +132,31 @@ class CoordformerConfig(EsmConfig):
 
     def validate_architecture(self):
         """Part of `@strict` validation: called when a config is made."""
-        for name, allowed in (
-            ("coordinate_embedding", COORDINATE_EMBEDDINGS),
-            ("coordinate_init", COORDINATE_INITS),
-            ("position_embedding_type", POSITION_EMBEDDINGS),
-            ("lm_head", LM_HEADS),
-            ("classifier_pooling", CLASSIFIER_POOLINGS),
-        ):
+        for name, allowed in {**CHOICES, "hidden_act": sorted(ACT2FN)}.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` is {self.hidden_act!r}; choose one of {', '.join(sorted(ACT2FN))}.")
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        for name in (*sizes, "coordinate_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
-        if self.hidden_size % self.num_attention_heads:
+        heads, embedding = self.num_attention_heads, self.coordinate_embedding
+        if self.hidden_size % heads:
             raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads})."
+                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` ({heads})."
             )
-        if self.position_embedding_type == "rotary" and (self.hidden_size // self.num_attention_heads) % 2:
+        head_size, needed = self.hidden_size // heads, self.coordinate_dim + 1
+        if self.position_embedding_type == "rotary" and head_size % 2:
             raise ValueError(
-                f"Rotary positions need an even head size; `hidden_size / num_attention_heads` is "
-                f"{self.hidden_size // self.num_attention_heads}."
+                f"Rotary positions need an even head size; `hidden_size / num_attention_heads` is {head_size}."
             )
-        if self.coordinate_dim < 1:
-            raise ValueError(f"`coordinate_dim` is {self.coordinate_dim}; it must be at least 1.")
         if not self.coordinate_scale > 0:
             raise ValueError(f"`coordinate_scale` is {self.coordinate_scale}; it must be a positive length in Å.")
         if self.coordinate_init == "gaussian":
-            if self.coordinate_embedding != "quadratic":
+            if embedding != "quadratic":
                 raise ValueError(
                     '`coordinate_init="gaussian"` reads |x|^2 off the embedding: `coordinate_embedding` must be '
-                    f'"quadratic", not {self.coordinate_embedding!r}.'
+                    f'"quadratic", not {embedding!r}.'
                 )
-            head_size, needed = self.hidden_size // self.num_attention_heads, self.coordinate_dim + 1
             if head_size < needed:
                 raise ValueError(
                     f'`coordinate_init="gaussian"` needs heads of at least `coordinate_dim` + 1 = {needed} features; '
@@ -210,12 +184,12 @@ class CoordformerConfig(EsmConfig):
                 f"`num_neighbors` is {self.num_neighbors}, but messages are passed beside invariant point attention: "
                 "set `num_qk_points`, too."
             )
-        if (self.num_qk_points or self.coordinate_embedding == "local_frame") and self.coordinate_dim != 3:
+        if (self.num_qk_points or embedding == "local_frame") and self.coordinate_dim != 3:
             raise ValueError(
                 "Residues have backbone frames in three dimensions alone: with `num_qk_points` or "
                 f'`coordinate_embedding` "local_frame", `coordinate_dim` must be 3, not {self.coordinate_dim}.'
             )
-        if self.coordinate_embedding == "local_frame" and self.position_embedding_type == "none":
+        if embedding == "local_frame" and self.position_embedding_type == "none":
             raise ValueError(
                 '`coordinate_embedding="local_frame"` reads the neighbors along the chain, which '
                 '`position_embedding_type="none"` leaves without an order.'

@@ -5,10 +5,11 @@ No attention map is kept: memory grows with the square of the length, not with l
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -19,27 +20,14 @@ from .configuration_coordformer import CoordformerConfig
 
 
 def reduce_maps(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    residue_mask: torch.Tensor,
-    weights: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
-    """Weighted sum of a layer's attention maps, each made symmetric and corrected for its average product.
+    query: Tensor, key: Tensor, attention_mask: Tensor | None, residue_mask: Tensor, weights: Tensor, scaling: float
+) -> Tensor:
+    """Sum of a layer's attention maps by `weights` (heads,), each made symmetric and corrected for its average product.
 
     One head after the other, so that no more than one map is in memory. The correction is that of Dunn et al. 2008, as
-    ESM's contact head applies it (Rao et al. 2021).
-
-    Args:
-        query, key: (batch, heads, sequence, head), float32 or half.
-        attention_mask: additive or boolean, broadcastable to (batch, heads, sequence, sequence), or None.
-        residue_mask: which tokens are residues, (batch, sequence); the others do not take part.
-        weights: (heads,).
-        scaling: of the products.
-
-    Returns:
-        (batch, sequence, sequence), float32.
+    ESM's contact head applies it (Rao et al. 2021). `query` and `key` are (batch, heads, sequence, head), float32 or
+    half; `attention_mask` is additive or boolean, broadcastable to (batch, heads, sequence, sequence), or None; tokens
+    outside `residue_mask` (batch, sequence) do not take part. Returns (batch, sequence, sequence), float32.
     """
     pairs = residue_mask.unsqueeze(2) & residue_mask.unsqueeze(1)
     total = torch.zeros(pairs.shape, dtype=torch.float32, device=query.device)
@@ -63,8 +51,8 @@ class ContactHead(nn.Module):
     and an idle parameter stops DistributedDataParallel.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, config: CoordformerConfig, trained: bool = False):
         super().__init__()
@@ -78,40 +66,30 @@ class ContactHead(nn.Module):
 class ContactLogits:
     """Logits of contacts, summed over layers and heads while the encoder runs."""
 
-    def __init__(self, layers: Sequence[nn.Module], head: ContactHead, residue_mask: torch.Tensor):
+    def __init__(self, layers: Sequence[nn.Module], head: ContactHead, residue_mask: Tensor):
         self.weights = dict(zip(layers, head.weight.view(len(layers), -1), strict=True))
         self.residue_mask = residue_mask
         self.total: Any = 0.0
 
     def add(self, layer: nn.Module, query, key, attention_mask, scaling: float) -> None:
-        arguments = (query, key, attention_mask, self.residue_mask, self.weights[layer], scaling)
-        if torch.is_grad_enabled():
-            # Made again in the backward pass, of queries and keys, rather than kept.
-            self.total = self.total + checkpoint(reduce_maps, *arguments, use_reentrant=False)
-        else:
-            self.total = self.total + reduce_maps(*arguments)
+        # Made again in the backward pass, of queries and keys, rather than kept.
+        reduce = partial(checkpoint, reduce_maps, use_reentrant=False) if torch.is_grad_enabled() else reduce_maps
+        weights = self.weights[layer]
+        self.total = self.total + reduce(query, key, attention_mask, self.residue_mask, weights, scaling)
 
 
 def contact_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    contacts: ContactLogits | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    *, scaling: float | None = None, contacts: ContactLogits, **kwargs,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Attention by sdpa that also adds up `contacts`; used while contacts are predicted, whatever the model's own."""
-    assert contacts is not None
     contacts.add(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
 def contact_logits(
-    model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
-) -> tuple[torch.Tensor, torch.Tensor, BaseModelOutput]:
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+) -> tuple[Tensor, Tensor, BaseModelOutput]:
     """Logits of contacts by a `CoordformerModel` and its contact head (paper, section 6).
 
     Takes the model's inputs, one chain in each row, padded on the right; crops the first token and the last position.

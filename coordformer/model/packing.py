@@ -8,7 +8,7 @@ A segment is what attends to itself and shares a center: a chain or a complex. R
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -17,10 +17,10 @@ from transformers.masking_utils import sdpa_mask
 SEGMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # Transformers' names
 
 
-def segment_runs(sequence_id: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def segment_runs(sequence_id: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Number the runs of equal ids in each row from 0: (batch, sequence) -> (batch, sequence).
 
-    Padding is a run of its own, whatever its id: it attends to itself, so that no softmax is over nothing.
+    Padding is a run of its own: it attends to itself, so that no softmax is over nothing.
     """
     changes = sequence_id[:, 1:] != sequence_id[:, :-1]
     if attention_mask is not None:
@@ -28,12 +28,12 @@ def segment_runs(sequence_id: torch.Tensor, attention_mask: torch.Tensor | None)
     return nn.functional.pad(changes.long().cumsum(dim=1), (1, 0))
 
 
-def run_starts(runs: torch.Tensor) -> torch.Tensor:
+def run_starts(runs: Tensor) -> Tensor:
     """Whether a token is the first of its run, (batch, sequence)."""
     return nn.functional.pad(runs[:, 1:] != runs[:, :-1], (1, 0), value=True)
 
 
-def segment_numbers(runs: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def segment_numbers(runs: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Number the segments in each row from 0, padding left out: (batch, sequence). Padding has the number before it."""
     starts = run_starts(runs)
     if attention_mask is not None:
@@ -41,7 +41,7 @@ def segment_numbers(runs: torch.Tensor, attention_mask: torch.Tensor | None) -> 
     return (starts.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
-def sequence_id_of_bounds(bounds: torch.Tensor | None, shape: torch.Size) -> torch.Tensor | None:
+def sequence_id_of_bounds(bounds: Tensor | None, shape: torch.Size) -> Tensor | None:
     """`sequence_id` (batch, sequence) from `cu_seq_lens_q`, as the padding-free collators of Transformers give it."""
     if bounds is None:
         return None
@@ -49,18 +49,15 @@ def sequence_id_of_bounds(bounds: torch.Tensor | None, shape: torch.Size) -> tor
     return torch.searchsorted(bounds, tokens, right=True).view(shape)
 
 
-def segment_sum(values: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
-    """Sum over each segment: (batch, sequence, ...) -> the same rank, broadcastable to `values`.
-
-    Without `runs` the result has length 1 along the sequence.
-    """
+def segment_sum(values: Tensor, runs: Tensor | None) -> Tensor:
+    """Sum over each segment: (batch, sequence, ...) -> the same shape; without `runs` the sequence has length 1."""
     if runs is None:
         return values.sum(dim=1, keepdim=True)
     index = runs.reshape(*runs.shape, *[1] * (values.dim() - 2)).expand_as(values)
     return torch.zeros_like(values).scatter_add(1, index, values).gather(1, index)
 
 
-def segment_positions(runs: torch.Tensor | None, attention_mask: torch.Tensor | None, length: int, device):
+def segment_positions(runs: Tensor | None, attention_mask: Tensor | None, length: int, device):
     """Positions from 0 at the first token of each segment: (batch or 1, sequence)."""
     index = torch.arange(length, device=device).unsqueeze(0)
     if runs is not None:
@@ -71,11 +68,11 @@ def segment_positions(runs: torch.Tensor | None, attention_mask: torch.Tensor | 
     return (index - attention_mask.long().argmax(dim=1, keepdim=True)).clamp(min=0)
 
 
-def segment_bounds(runs: torch.Tensor) -> dict[str, torch.Tensor | int]:
+def segment_bounds(runs: Tensor) -> dict[str, Tensor | int]:
     """Where the segments of a packed batch begin and end, under the names of Transformers' flash attention.
 
-    `cu_seq_lens_q` and `cu_seq_lens_k` (segments + 1,), int32, count the tokens before each segment, rows one after
-    another; `max_length_q` and `max_length_k` are the tokens of the longest. The host has to wait for the device:
+    `cu_seq_lens_q` and `_k` (segments + 1,), int32, count the tokens before each segment, rows one after another;
+    `max_length_q` and `_k` are the tokens of the longest. The host has to wait for the device:
     `CoordformerDataCollator` brings the same numbers with the batch.
     """
     starts = run_starts(runs).flatten().nonzero().squeeze(1)
@@ -85,17 +82,9 @@ def segment_bounds(runs: torch.Tensor) -> dict[str, torch.Tensor | int]:
 
 
 def varlen_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+    scaling: float | None = None, cu_seq_lens_q: Tensor | None = None, max_length_q: int | None = None, **kwargs,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Attention within the segments of packed rows: `attn_implementation="varlen"`.
 
     On CUDA in half precision one kernel without a mask (`torch.nn.attention.varlen`), elsewhere sdpa on one segment
@@ -103,9 +92,7 @@ def varlen_attention(
     without segments go to sdpa with its mask.
     """
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     batch, _, length, head_size = query.shape
     # (batch, heads, length, head) -> (tokens of all rows, heads, head)
     query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
@@ -118,17 +105,16 @@ def varlen_attention(
         # The kernel takes heads of a multiple of eight, and divides by the root of their size; ESM has scaled its
         # queries already.
         query, key, value = (nn.functional.pad(states, (0, -head_size % 8)) for states in (query, key, value))
-        factor = query.shape[-1] ** 0.5 * (head_size**-0.5 if scaling is None else scaling)
+        query = query * (query.shape[-1] ** 0.5 * (head_size**-0.5 if scaling is None else scaling))
         longest = length if max_length_q is None else max_length_q
-        output: Any = varlen_attn(query * factor, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
-        output = output[..., :head_size]
+        output: Any = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
     else:
         output = _attend_one_by_one(query, key, value, cu_seq_lens_q, dropout, scaling)
-    return output.unflatten(0, (batch, length)), None
+    return output[..., :head_size].unflatten(0, (batch, length)), None
 
 
 @torch.compiler.disable
-def _attend_one_by_one(query, key, value, bounds, dropout, scaling) -> torch.Tensor:
+def _attend_one_by_one(query, key, value, bounds, dropout, scaling) -> Tensor:
     lengths = bounds.diff().tolist()
     parts = []
     for segment in zip(*(states.split(lengths) for states in (query, key, value)), strict=True):

@@ -11,19 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import BatchFeature
 from transformers.pipelines.base import ChunkPipeline
 
 from .chain import AMINO_ACIDS
 from .structure import read_proteins
-from .windows import SPECIAL_TOKENS, WindowMean, longest_window, window_around, window_starts, window_tokens
+from .windows import WindowMean, longest_window, window_around, window_starts, window_tokens
 
 # As config.json has it, for a folder that carries this file; `import coordformer` registers the same tasks.
 CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
-    "protein-fill-mask": {
-        "impl": "pipeline_coordformer.ProteinFillMaskPipeline",
-        "pt": ["AutoModelForMaskedLM"],
-    },
+    "protein-fill-mask": {"impl": "pipeline_coordformer.ProteinFillMaskPipeline", "pt": ["AutoModelForMaskedLM"]},
     "protein-feature-extraction": {
         "impl": "pipeline_coordformer.ProteinFeatureExtractionPipeline",
         "pt": ["AutoModel"],
@@ -38,18 +36,17 @@ CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
 class ProteinPipeline(ChunkPipeline):
     """What the pipelines of proteins have in common.
 
-    Called with one protein, or with a list of them: the path of a structure or FASTA file, plain or gzipped; a `Chain`;
-    or a dictionary with `sequence`, in which `<mask>` stands for a residue, and perhaps `coords`, as the processor
-    takes them, and `id`; a row of a data set is one. For each protein the result is a list with a dictionary for each
-    of its chains: `id` (None if there is none), `sequence`, and what the pipeline adds.
+    Called with a protein or a list of them: the path of a structure or FASTA file, plain or gzipped; a `Chain`; or a
+    dictionary with `sequence`, in which `<mask>` stands for a residue, and perhaps `coords`, as the processor takes
+    them, and `id`; a row of a data set is one. For each protein the result is a list with a dictionary for each of its
+    chains: `id` (None if there is none), `sequence`, and what the pipeline adds.
 
     Options, of a call or of the pipeline:
 
     - `chain_ids`: only these chains of each file.
     - `min_plddt`: residues of a predicted structure below this confidence count as not observed.
     - `without_coords`: give the model no coordinates.
-    - `window`: longer chains are read in windows of this many residues, 1024 if not given; each is a chain to the
-      model, with its own `<cls>`, `<eos>` and center.
+    - `window`: longer chains are read in windows of this many residues, 1024 if not given (see `model.windows`).
     - `batch_size`: rows that the model reads at once, of whichever chains; 1 if not given.
     """
 
@@ -66,29 +63,23 @@ class ProteinPipeline(ChunkPipeline):
         return options, {}, {}
 
     def preprocess(  # type: ignore[override]
-        self,
-        protein: Any,
-        chain_ids: str | Sequence[str] | None = None,
-        min_plddt: float | None = None,
-        without_coords: bool = False,
-        window: int = 1024,
-        **options,
-    ) -> Iterator[dict[str, Any]]:
+        self, protein: Any, chain_ids: str | Sequence[str] | None = None, min_plddt: float | None = None,
+        without_coords: bool = False, window: int = 1024, **options,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """The rows that the model reads, of every chain one for each window: inputs, and where they come from."""
         window = longest_window(self.model.config, window)
-        rows: list[tuple[BatchFeature, dict[str, Any]]] = []
+        rows: list[dict[str, Any]] = []
         for name, inputs in self._read(protein, chain_ids, min_plddt):
             if without_coords:
                 del inputs["coords"]
             residues = self.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, 1:-1])
             inside = min(window, len(residues))
-            chain = {"id": name, "sequence": "".join(residues)}
             for first, asked in self._cut(name, residues, inside, **options):
-                rows.append((inputs, {**chain, "window": (first, first + inside), "asked": asked}))
-        for number, (inputs, row) in enumerate(rows, 1):
-            first, end = row["window"]
-            tokens = window_tokens(first, end - first, len(inputs["input_ids"][0]) - SPECIAL_TOKENS)
-            yield row | {name: values[:, tokens] for name, values in inputs.items()} | {"is_last": number == len(rows)}
+                row = {"id": name, "sequence": "".join(residues), "window": (first, first + inside), "asked": asked}
+                tokens = window_tokens(first, inside, len(residues))
+                rows.append(row | {key: values[:, tokens] for key, values in inputs.items()})
+        for number, row in enumerate(rows, 1):
+            yield row | {"is_last": number == len(rows)}
 
     def _read(self, protein: Any, chain_ids, min_plddt) -> list[tuple[str | None, BatchFeature]]:
         """Ids of the chains of a protein, and of each a batch of one row."""
@@ -102,9 +93,9 @@ class ProteinPipeline(ChunkPipeline):
         if chain_ids is not None or min_plddt is not None:
             raise ValueError("`chain_ids` and `min_plddt` go with files; chains are chosen as they are read.")
         if isinstance(protein, Mapping) and "sequence" in protein:
-            if "atoms" in protein:  # a row of a data set, whose coordinates are flat
-                return [(protein.get("id"), self.processor(chains=[protein]))]
-            return [(protein.get("id"), self.processor([protein["sequence"]], coords=[protein.get("coords")]))]
+            # A row of a data set has its atoms, and coordinates that are flat.
+            one = {"sequences": [protein["sequence"]], "coords": [protein.get("coords")]}
+            return [(protein.get("id"), self.processor(**({"chains": [protein]} if "atoms" in protein else one)))]
         if not hasattr(protein, "sequence"):  # rather than its class: code from the Hub has a Chain of its own
             raise ValueError(
                 f"A protein cannot be read from {type(protein).__name__}; give the path of a structure or FASTA file, "
@@ -121,13 +112,11 @@ class ProteinPipeline(ChunkPipeline):
         return row | self._predict(inputs, row)
 
     def postprocess(self, rows: list[dict[str, Any]], **options) -> list[dict[str, Any]]:  # type: ignore[override]
-        chains = (list(group) for _, group in groupby(rows, key=lambda row: row["id"]))
-        return [
-            {"id": group[0]["id"], "sequence": group[0]["sequence"], **self._assemble(group, **options)}
-            for group in chains
-        ]
+        chains = [list(group) for _, group in groupby(rows, key=lambda row: row["id"])]
+        shared = ("id", "sequence")
+        return [{key: rows[0][key] for key in shared} | self._assemble(rows, **options) for rows in chains]
 
-    def _predict(self, inputs: dict[str, torch.Tensor], row: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _predict(self, inputs: dict[str, Tensor], row: dict[str, Any]) -> dict[str, Tensor]:
         """What is kept of the model's outputs for a batch of rows."""
         raise NotImplementedError
 
@@ -158,34 +147,30 @@ class ProteinFillMaskPipeline(ProteinPipeline):
     """
 
     def _sanitize_parameters(self, top_k=None, **options):
-        if top_k is None:
-            return options, {}, {}
-        if top_k < 1:
+        if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` is {top_k}; it must be at least 1.")
-        return options, {}, {"top_k": top_k}
+        return options, {}, {} if top_k is None else {"top_k": top_k}
 
     def _cut(self, name, residues, window, positions: Sequence[int] | None = None):  # type: ignore[override]
-        mask = self.processor.tokenizer.mask_token
+        mask, length = self.processor.tokenizer.mask_token, len(residues)
         masked = np.flatnonzero([residue == mask for residue in residues])
         if len(masked):
             if positions is not None:
                 raise ValueError(
                     f"`positions` is {positions}, but the sequence has {mask} in it; choose residues one way."
                 )
-            starts = window_around(masked, len(residues), window)
-            rows = [(first, masked[starts == first]) for first in np.unique(starts)]
-        else:
-            try:
-                alone = np.arange(len(residues)) if positions is None else np.asarray(positions, dtype=np.int64) - 1
-            except (TypeError, ValueError):
-                alone = np.zeros(0, dtype=np.int64)  # no numbers
-            if alone.ndim != 1 or not len(alone) or alone.min() < 0 or alone.max() >= len(residues):
-                raise ValueError(
-                    f"`positions` is {positions}; give a list of numbers from 1 to {len(residues)}, the residues of "
-                    f"chain {name or '?'}."
-                )
-            rows = list(zip(window_around(alone, len(residues), window), alone[:, None], strict=True))
-        return [(int(first), asked.tolist()) for first, asked in rows]
+            starts = window_around(masked, length, window)
+            return [(int(first), masked[starts == first].tolist()) for first in np.unique(starts)]
+        try:
+            alone = np.arange(length) if positions is None else np.asarray(positions, dtype=np.int64) - 1
+        except (TypeError, ValueError):
+            alone = np.zeros(0, dtype=np.int64)  # no numbers
+        if alone.ndim != 1 or not len(alone) or alone.min() < 0 or alone.max() >= length:
+            raise ValueError(
+                f"`positions` is {positions}; give a list of numbers from 1 to {length}, the residues of "
+                f"chain {name or '?'}."
+            )
+        return list(zip(window_around(alone, length, window).tolist(), alone[:, None].tolist(), strict=True))
 
     def preprocess(self, protein: Any, **options) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         for row in super().preprocess(protein, **options):
@@ -206,17 +191,15 @@ class ProteinFillMaskPipeline(ProteinPipeline):
             for number, index in enumerate(row["asked"]):  # in a batch there is padding after them
                 pairs = zip(best.indices[number].tolist(), best.values[number].tolist(), strict=True)
                 probabilities = {AMINO_ACIDS[letter]: probability for letter, probability in pairs}
-                prediction = {"position": index + 1, "residue": residues[index], "probabilities": probabilities}
-                predictions.append(prediction)
+                predictions.append({"position": index + 1, "residue": residues[index], "probabilities": probabilities})
         return {"predictions": predictions}
 
 
 class ProteinFeatureExtractionPipeline(ProteinPipeline):
-    """The last hidden states of the encoder.
+    """The last hidden states of the encoder; the options are those of `ProteinPipeline`.
 
     Adds to each chain `embedding` (hidden,), the mean over its residues, and `residue_embeddings` (residues, hidden),
-    float32 arrays without special tokens. Windows of long chains overlap by half, and what they give for a residue is
-    averaged. The options are those of `ProteinPipeline`.
+    float32 arrays without special tokens. Windows of long chains overlap by half, and are averaged.
     """
 
     def _predict(self, inputs, row):

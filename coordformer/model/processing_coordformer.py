@@ -1,6 +1,7 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
 """From sequences, coordinates, chains or structure files to a padded batch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,9 @@ def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
 
 
 def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3) -> tuple[Any, np.ndarray]:
-    """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row.
+    """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row; `atoms` picks the atoms.
 
-    `atoms` picks and orders the atoms; a row keeps its coordinates as one flat list. Its sequence is a string of
-    letters or a list of tokens.
+    A row keeps its coordinates as one flat list; its sequence is a string of letters or a list of tokens.
     """
     if isinstance(record, Mapping):
         if "sequence" not in record or "coords" not in record:
@@ -67,18 +67,18 @@ def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: i
     else:
         name, sequence, coords, available = record.id, record.sequence, record.coords, record.atoms
     coords = np.asarray(coords, dtype=np.float32)
-    flat = coords.ndim == 1 or coords.shape[:1] == (len(sequence),)
-    if not sequence or not flat or coords.size != len(sequence) * len(available) * dim:
+    shape = (len(sequence), len(available), dim)
+    flat = coords.ndim == 1 or coords.shape[:1] == shape[:1]
+    if not sequence or not flat or coords.size != math.prod(shape):
         raise ValueError(
-            f"Chain {name}: coordinates of shape {coords.shape} for {len(sequence)} residues with the atoms "
-            f"{', '.join(available)} in {dim} dimensions; a flat list of {len(sequence) * len(available) * dim} or an "
-            f"array of shape {(len(sequence), len(available), dim)} is needed."
+            f"Chain {name}: coordinates of shape {coords.shape} for {shape[0]} residues with the atoms "
+            f"{', '.join(available)} in {dim} dimensions; a flat list of {math.prod(shape)} or an "
+            f"array of shape {shape} is needed."
         )
-    coords = coords.reshape(len(sequence), len(available), dim)
+    coords = coords.reshape(shape)
     if tuple(atoms) == available:
         return sequence, coords
-    missing = [atom for atom in atoms if atom not in available]
-    if missing:
+    if missing := [atom for atom in atoms if atom not in available]:
         raise ValueError(
             f"Chain {name} holds the atoms {', '.join(available)}, but {', '.join(missing)} of `coordinate_atoms` "
             f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}."
@@ -89,16 +89,12 @@ def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: i
 def pad_batch(
     input_ids: Sequence[np.ndarray], coords: Sequence[np.ndarray], pad_token_id: int, pad_to_multiple_of: int = 1
 ) -> dict[str, np.ndarray]:
-    """Pad on the right: tokens (length,) and coordinates (length, ...) of each row to the longest of them.
-
-    Padding has no coordinates: NaN.
-    """
-    length = -(-max(map(len, input_ids)) // pad_to_multiple_of) * pad_to_multiple_of
-    rows = len(input_ids)
+    """Pad tokens (length,) and coordinates (length, ...), with NaN, on the right to the longest row."""
+    shape = len(input_ids), -(-max(map(len, input_ids)) // pad_to_multiple_of) * pad_to_multiple_of
     batch = {
-        "input_ids": np.full((rows, length), pad_token_id, dtype=np.int64),
-        "attention_mask": np.zeros((rows, length), dtype=np.int64),
-        "coords": np.full((rows, length, *coords[0].shape[1:]), np.nan, dtype=np.float32),
+        "input_ids": np.full(shape, pad_token_id, dtype=np.int64),
+        "attention_mask": np.zeros(shape, dtype=np.int64),
+        "coords": np.full((*shape, *coords[0].shape[1:]), np.nan, dtype=np.float32),
     }
     for row, (tokens, xyz) in enumerate(zip(input_ids, coords, strict=True)):
         batch["input_ids"][row, : len(tokens)] = tokens
@@ -140,17 +136,11 @@ class CoordformerProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "coords"]
 
     def __call__(
-        self,
-        sequences: str | Sequence[str] | None = None,
-        coords: Any = None,
-        *,
+        self, sequences: str | Sequence[str] | None = None, coords: Any = None, *,
         chains: Chain | Mapping[str, Any] | Sequence[Chain | Mapping[str, Any]] | None = None,
-        structures: str | Path | Sequence[str | Path] | None = None,
-        chain_ids: str | Sequence[str] | None = None,
-        min_plddt: float | None = None,
-        pad_to_multiple_of: int | None = None,
-        return_tensors: str = "pt",
-    ) -> BatchFeature:
+        structures: str | Path | Sequence[str | Path] | None = None, chain_ids: str | Sequence[str] | None = None,
+        min_plddt: float | None = None, pad_to_multiple_of: int | None = None, return_tensors: str = "pt",
+    ) -> BatchFeature:  # fmt: skip
         """Make one padded batch from sequences, or from chains, or from structure files.
 
         Args:
@@ -159,17 +149,12 @@ class CoordformerProcessor(ProcessorMixin):
                 not observed; None for a sequence without structure.
             chains: what `coordformer.model.structure.read_chains` returns, or rows of a prepared data set.
             structures: mmCIF or PDB files, plain or gzipped; every protein chain becomes a row, in file order.
-            chain_ids: only these chains of each structure file.
-            min_plddt: residues of a predicted structure below this confidence count as not observed.
+            chain_ids, min_plddt: of `structures`, as of `read_chains`.
             pad_to_multiple_of: round the padded length up to a multiple of this.
             return_tensors: `"pt"` or `"np"`.
 
-        Returns:
-            `input_ids` and `attention_mask` (batch, length), `coords` (batch, length, D), or (batch, length, atoms, D)
-            with several atoms.
-
-        Raises:
-            ValueError: an input is unusable; the message names the sequence, the value and the fix.
+        Returns `input_ids` and `attention_mask` (batch, length), `coords` (batch, length, D), or (batch, length, atoms,
+        D) with several atoms. Raises a ValueError that names the sequence, the value and the fix.
         """
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"`pad_to_multiple_of` is {pad_to_multiple_of}; it must be at least 1.")
@@ -179,11 +164,8 @@ class CoordformerProcessor(ProcessorMixin):
             if self.coordinate_dim != 3:
                 raise ValueError(f"`structures` are in 3 dimensions, but `coordinate_dim` is {self.coordinate_dim}.")
             paths = [structures] if isinstance(structures, (str, Path)) else structures
-            chains = [
-                chain
-                for path in paths
-                for chain in read_chains(path, atoms=self.coordinate_atoms, min_plddt=min_plddt, chain_ids=chain_ids)
-            ]
+            files = (read_chains(path, self.coordinate_atoms, min_plddt, chain_ids) for path in paths)
+            chains = [chain for file in files for chain in file]
         elif chain_ids is not None or min_plddt is not None:
             raise ValueError("`chain_ids` and `min_plddt` go with `structures`; chains are chosen as they are read.")
         if isinstance(chains, str) or not (sequences is None or isinstance(sequences, (str, Sequence))):
@@ -201,15 +183,11 @@ class CoordformerProcessor(ProcessorMixin):
         assert sequences is not None
         if len(sequences) == 0:
             raise ValueError("There is nothing to process: the list of sequences is empty.")
-        if coords is None:
-            coords = [None] * len(sequences)
+        coords = [None] * len(sequences) if coords is None else coords
         if len(coords) != len(sequences):
             raise ValueError(f"`coords` has {len(coords)} entries for {len(sequences)} sequences; give one for each.")
-
         tokens = [self._tokens(index, sequence) for index, sequence in enumerate(sequences)]
-        arrays = [
-            self._coords(index, len(ids), xyz) for index, (ids, xyz) in enumerate(zip(tokens, coords, strict=True))
-        ]
+        arrays = [self._coords(index, len(tokens[index]), xyz) for index, xyz in enumerate(coords)]
         batch = pad_batch(tokens, arrays, self.tokenizer.pad_token_id, pad_to_multiple_of or 1)
         return BatchFeature(batch, tensor_type=return_tensors)
 
@@ -226,18 +204,17 @@ class CoordformerProcessor(ProcessorMixin):
         if len(unknown):
             start, end = encoding["offset_mapping"][unknown[0]]
             letter = sequence[start:end]
+            fix = " and capitals for residues." if letter.isalpha() and letter.islower() else "."
             raise ValueError(
                 f"Sequence {index} has {letter!r} at position {unknown[0]}, which is not in the alphabet "
-                f"({AMINO_ACIDS}, X, B, U, Z, O); write X for an unknown residue"
-                + (" and capitals for residues." if letter.isalpha() and letter.islower() else ".")
+                f"({AMINO_ACIDS}, X, B, U, Z, O); write X for an unknown residue{fix}"
             )
         return ids
 
     def _coords(self, index: int, length: int, coords: Any) -> np.ndarray:
         """Coordinates of one row with NaN for the two special tokens: (length, D) or (length, atoms, D)."""
         atoms, dim = len(self.coordinate_atoms), self.coordinate_dim
-        shape = (length, dim) if atoms == 1 else (length, atoms, dim)
-        padded = np.full(shape, np.nan, dtype=np.float32)
+        padded = np.full((length, dim) if atoms == 1 else (length, atoms, dim), np.nan, dtype=np.float32)
         if coords is None:
             return padded
         if hasattr(coords, "detach"):  # a torch tensor, of any dtype, on any device

@@ -63,24 +63,18 @@ def read_chains(
         path: the file. The entry in the ids is `_entry.id` or that of HEADER, else the file's name without suffixes.
         atoms: names of the atoms to read.
         min_plddt: atoms of residues with a lower pLDDT (B-factor column) become unobserved. Only for predicted models:
-            a file that states neither an experimental method nor a resolution, and has no value above 100, counts as
-            one.
+            files without experimental method, resolution and values above 100.
         chain_ids: read only these: ids (`1A8O_A`) or author's chain names (`A`).
-        problems: if given, a chain that cannot be read is appended here as `(id, reason)` and the others are returned;
-            if None, the first such chain raises.
+        problems: if given, a chain that cannot be read is appended here as `(id, reason)` and the others are returned,
+            in the order of the file; if None, the first such chain raises.
         data: the content, where it comes from an archive; `path` then only names it.
 
-    Returns:
-        The chains, in the order of the file.
-
     Raises:
-        FileNotFoundError: no such file.
-        ImportError: gemmi is not installed.
+        FileNotFoundError, ImportError: no such file; gemmi is not installed.
         StructureError: the file is no structure, is broken, has no protein, lacks a chain of `chain_ids` or has an
             atom of `atoms` in no residue; or, if `problems` is None, a chain has a residue that differs from the
             deposited sequence, cannot be placed in it, or has two atoms in one place or coordinates that are no number.
-        ValueError: `atoms` is empty or repeats a name; `min_plddt` with an experimental structure or on another scale
-            than the file's.
+        ValueError: `atoms` is empty or repeats a name; `min_plddt` with an experiment or on another scale.
 
     Examples:
         >>> for chain in read_chains("tests/data/structures/1orc.pdb.gz"):
@@ -88,18 +82,10 @@ def read_chains(
         1ORC_A (71, 1, 3) 64
     """
     path = Path(path)
-    content = _decompressed(_read_bytes(path) if data is None else data, path)
-    return _chains_of(content, path, atoms, min_plddt, chain_ids, problems)
+    return _chains_of(_content(path, data), path, atoms, min_plddt, chain_ids, problems)
 
 
-def _chains_of(
-    content: bytes,
-    path: Path,
-    atoms: Sequence[str],
-    min_plddt: float | None,
-    chain_ids: str | Iterable[str] | None,
-    problems: list[tuple[str, str]] | None = None,
-) -> list[Chain]:
+def _chains_of(content: bytes, path: Path, atoms, min_plddt, chain_ids, problems) -> list[Chain]:
     """`read_chains` of a decompressed file."""
     if isinstance(atoms, str) or not atoms or len(set(atoms)) < len(atoms):
         raise ValueError(f"atoms={atoms!r}: give a tuple of different atom names, such as ('CA',)")
@@ -118,15 +104,10 @@ def _chains_of(
         )
     if not polymers:
         raise StructureError(f"{path}: no protein in the file; give one that has amino acid residues")
-    entry = model.entry or _stem(path)
-    polymers = _select(
-        polymers, lambda each: (each.name, f"{entry}_{each.name}"), chain_ids, f"{path}: no protein chain"
-    )
-
+    named = [(polymer.name, f"{model.entry or _stem(path)}_{polymer.name}", polymer) for polymer in polymers]
+    named = _select(named, lambda each: each[:2], chain_ids, f"{path}: no protein chain")
     chains: list[Chain] = []
-    failed = False
-    for polymer in polymers:
-        chain_id = f"{entry}_{polymer.name}"
+    for _, chain_id, polymer in named:
         try:
             chains.append(model.build(polymer, chain_id))
         except (ChainError, UnicodeDecodeError) as error:
@@ -134,9 +115,8 @@ def _chains_of(
             if problems is None:
                 raise StructureError(f"{path}: chain {chain_id}: {reason}") from error
             problems.append((chain_id, reason))
-            failed = True
     for index, atom in enumerate(atoms):
-        if not failed and not any(chain.observed[:, index].any() for chain in chains):
+        if len(chains) == len(named) and not any(chain.observed[:, index].any() for chain in chains):
             raise StructureError(
                 f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has "
                 "(some files hold only CA)"
@@ -145,10 +125,8 @@ def _chains_of(
         _hide_below(chains, min_plddt, path)
     kept = [chain for chain in chains if chain.observed.any()]
     if chains and not kept:
-        raise StructureError(
-            f"{path}: no residue is observed"
-            + ("" if min_plddt is None else f" that reaches min_plddt={min_plddt:g}; lower it, or leave it out")
-        )
+        fix = "" if min_plddt is None else f" that reaches min_plddt={min_plddt:g}; lower it, or leave it out"
+        raise StructureError(f"{path}: no residue is observed{fix}")
     return kept
 
 
@@ -165,21 +143,11 @@ def read_proteins(
 
     The sequences of a FASTA file become chains of which nothing is observed. The id is the header up to the first
     space. Small letters count as capitals and `*` at the end is left out; selenocysteine and pyrrolysine get the letter
-    of their parent, B, Z and J are X.
-
-    Args:
-        path, atoms, chain_ids, data: as of `read_chains`.
-        min_plddt: as of `read_chains`, of a structure file only.
-        problems: as of `read_chains`; so is a sequence that is empty, has another letter or the id of one before.
-
-    Raises:
-        FileNotFoundError: no such file.
-        StructureError: the file is no FASTA, lacks a sequence of `chain_ids`; or, if `problems` is None, a sequence
-            is unusable.
-        ValueError: `min_plddt` with a FASTA file, and what `read_chains` raises.
+    of their parent, B, Z and J are X. Arguments and errors are those of `read_chains`; a sequence that is empty, has
+    another letter or the id of one before is one of `problems`, and `min_plddt` with a FASTA file a ValueError.
     """
     path = Path(path)
-    content = _decompressed(_read_bytes(path) if data is None else data, path)
+    content = _content(path, data)
     if _BARE_SEQUENCE.fullmatch(content):
         raise StructureError(f"{path}: a sequence without a name; put a line >NAME above it")
     if not content.lstrip().startswith(b">"):
@@ -214,10 +182,7 @@ def _fasta_records(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _select(
-    items: list[Item],
-    keys: Callable[[Item], tuple[str, ...]],
-    chain_ids: str | Iterable[str] | None,
-    absent: str,
+    items: list[Item], keys: Callable[[Item], tuple[str, ...]], chain_ids: str | Iterable[str] | None, absent: str
 ) -> list[Item]:
     """Those of which a key is in `chain_ids`; if it is None, all."""
     if chain_ids is None:
@@ -233,29 +198,24 @@ def _select(
 def _hide_below(chains: list[Chain], min_plddt: float, path: Path) -> None:
     """Make residues with a lower pLDDT unobserved, in place."""
     highest = max((float(np.nanmax(chain.b_factor, initial=0.0)) for chain in chains), default=0.0)
-    fix = ""
-    if chains and (highest <= 1.0) != (min_plddt <= 1.0):
+    other_scale = chains and (highest <= 1.0) != (min_plddt <= 1.0)
+    if other_scale or highest > 100:
         fix = "; use the file's scale (0 to 100 or 0 to 1), or leave min_plddt out if it carries no pLDDT"
-    elif highest > 100:
-        fix = ", so these are B-factors and no pLDDT; leave min_plddt out"
-    if fix:
+        fix = fix if other_scale else ", so these are B-factors and no pLDDT; leave min_plddt out"
         raise ValueError(f"{path}: min_plddt={min_plddt}, but the highest value in the file is {highest:g}{fix}")
     for chain in chains:
         low = chain.b_factor < min_plddt
-        chain.coords[low] = np.nan
-        chain.b_factor[low] = np.nan
+        chain.coords[low], chain.b_factor[low] = np.nan, np.nan
 
 
-def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise StructureError(f"{path}: a folder; give its files one by one")
-    if path.stat().st_size > MAX_BYTES:
-        raise StructureError(f"{path}: larger than {MAX_BYTES} bytes; split the file")
-    return path.read_bytes()
-
-
-def _decompressed(data: bytes, path: Path) -> bytes:
-    """Content of a file, whatever its name says of gzip."""
+def _content(path: Path, data: bytes | None) -> bytes:
+    """Of a file, or of `data` in its place, decompressed, whatever the name says of gzip."""
+    if data is None:
+        if path.is_dir():
+            raise StructureError(f"{path}: a folder; give its files one by one")
+        if path.stat().st_size > MAX_BYTES:
+            raise StructureError(f"{path}: larger than {MAX_BYTES} bytes; split the file")
+        data = path.read_bytes()
     if data.startswith(b"\x1f\x8b"):
         data = _gunzip(data, path)
     elif path.suffix.lower() == ".gz":
@@ -267,8 +227,7 @@ def _decompressed(data: bytes, path: Path) -> bytes:
 
 def _gunzip(data: bytes, path: Path) -> bytes:
     """All members of a gzip file: in one call each, which is faster than `gzip`, and never more than MAX_BYTES."""
-    parts = []
-    left = MAX_BYTES
+    parts, left = [], MAX_BYTES
     while data:
         member = zlib.decompressobj(wbits=31)
         try:

@@ -1,8 +1,5 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
-"""Windows of chains that are longer than the model reads at once: the one place that cuts them.
-
-A window is a chain to the model, with its own `<cls>`, `<eos>` and center.
-"""
+"""Windows of long chains: the one place that cuts them. Each is a chain to the model, with `<cls>`, `<eos>`, center."""
 
 from typing import Any
 
@@ -57,10 +54,8 @@ def window_tokens(start: int, residues: int, chain_residues: int) -> list[int]:
 class WindowMean:
     """Mean, over the windows that hold a residue or pair of residues, of what the model gives for it there.
 
-    Args:
-        shape: of a chain's values: (residues, ...) of residues, (residues, residues) of pairs, (features,) of the
-            chain as a whole.
-        axes: how many of them are residues: 1, 2 or 0.
+    `shape` is that of a chain's values, of which the first `axes` are residues: (residues, ...) and 1, (residues,
+    residues) and 2, or, of the chain as a whole, (features,) and 0.
     """
 
     def __init__(self, shape: tuple[int, ...], axes: int):
