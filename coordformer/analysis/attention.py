@@ -5,6 +5,7 @@ From the sums of `attention_sums` to tables, figures and the folder of `coordfor
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ TABLES = ("heads", "distance", "separation", "residue_pairs", "motifs")
 def fit_gaussian(distance: np.ndarray, attention: np.ndarray) -> dict[str, Any]:
     """Fit amplitude * exp(-d^2 / (2 sigma^2)) by least squares, each bin alike (paper, section 3).
 
-    Args:
-        distance: (bins,), Å.
-        attention: (bins,), means.
+    Takes distances (bins,), Å, and mean attention (bins,).
 
     Returns:
         `amplitude`, `sigma` (Å), `r2` and `fit`, which is `"ok"`, or says why there is no such Gaussian: then the
@@ -89,18 +88,17 @@ def make_tables(total: AttentionSums) -> dict[str, list[dict[str, Any]]]:
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     names = CONDITIONS[:1] if conditions_coincide(total) else CONDITIONS
     layers, _, heads, _ = total.sums.shape
+    separations = [{"separation": int(each)} for each in SEPARATIONS]
+    kinds = [{"query": query, "key": other} for query in AMINO_ACIDS for other in AMINO_ACIDS]
     for layer, head, condition in np.ndindex(layers, heads, len(names)):
         place = (layer, condition, head)
         key = {"layer": layer + 1, "head": head + 1, "condition": names[condition]}
         tables["heads"].append(key | _where_attention_goes(total, place) | _fit_with_intervals(total, place))
         tables["distance"] += [key | row for row in _distance_profile(total, place)]
-        tables["motifs"] += [
-            key | _motif(total, place, name) for name in MOTIFS if total.pairs[ROWS[name]] >= MIN_PAIRS
-        ]
-        separations = [{"separation": int(each)} for each in SEPARATIONS]
+        motifs = [name for name in MOTIFS if total.pairs[ROWS[name]] >= MIN_PAIRS]
+        tables["motifs"] += [key | _motif(total, place, name) for name in motifs]
         tables["separation"] += [key | row for row in _means(total, place, "separation", separations)]
         if condition == 0:
-            kinds = [{"query": query, "key": other} for query in AMINO_ACIDS for other in AMINO_ACIDS]
             del key["condition"]
             tables["residue_pairs"] += [key | row for row in _means(total, place, "residues", kinds)]
     return tables
@@ -136,11 +134,9 @@ def _where_attention_goes(total: AttentionSums, place: tuple[int, int, int]) -> 
         row |= {near: float(share[condition])} | _interval(near, drawn[:, condition])
         row[f"{near}_uniform"] = float(uniform)
         gain = f"{near}_gain"
-        if condition == 0:
-            row |= dict.fromkeys((gain, f"{gain}_low", f"{gain}_high"))
-        else:
-            row[gain] = float(share[0] - share[condition])
-            row |= _interval(gain, drawn[:, 0] - drawn[:, condition])
+        row |= dict.fromkeys((gain, f"{gain}_low", f"{gain}_high"))
+        if condition > 0:
+            row |= {gain: float(share[0] - share[condition])} | _interval(gain, drawn[:, 0] - drawn[:, condition])
     return row
 
 
@@ -161,12 +157,11 @@ def _fit_with_intervals(total: AttentionSums, place: tuple[int, int, int]) -> di
     enough = total.pairs[ROWS["distance"]] >= MIN_PAIRS
     distance = total.distance[enough] / total.pairs[ROWS["distance"]][enough]
     row = fit_gaussian(distance, _profile(total.sums[place], total.pairs, enough))
-    names = ("amplitude", "sigma")
     if row["fit"] != "ok":
-        return row | {f"{name}_{end}": None for name in names for end in ("low", "high")}
+        return row | dict.fromkeys(("amplitude_low", "amplitude_high", "sigma_low", "sigma_high"))
     drawn = zip(total.drawn_sums[:, layer, condition, head], total.drawn_pairs, strict=True)
     fits = [fit_gaussian(distance, _profile(sums, pairs, enough)) for sums, pairs in drawn]
-    for name in names:
+    for name in ("amplitude", "sigma"):
         row |= _interval(name, np.array([fit[name] for fit in fits], dtype=float))
     return row
 
@@ -192,8 +187,7 @@ def _motif(total: AttentionSums, place: tuple[int, int, int], name: str) -> dict
     """Attention on a motif, against pairs of the same separations outside it, and in the other conditions."""
     layer, condition, head = place
     inside, outside = ROWS[name].start, ROWS[f"{name}_outside"].start
-    sums, drawn = total.sums[layer, :, head], total.drawn_sums[:, layer, :, head]
-    pairs = total.pairs[inside]
+    sums, drawn, pairs = total.sums[layer, :, head], total.drawn_sums[:, layer, :, head], total.pairs[inside]
     row = {"motif": name, "pairs": int(pairs)}
     row |= {"mean": float(sums[condition, inside] / pairs), "mean_outside": float(sums[condition, outside] / pairs)}
     row |= {"ratio": float(sums[condition, inside] / sums[condition, outside])}
@@ -210,12 +204,10 @@ def choose_heads(heads: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     Where there is no null, as in a model without coordinates, the one with the highest share.
     """
     null = [row for row in heads if row["condition"] == "shuffled"]
-    best: dict[int, Mapping[str, Any]] = {}
-    for row in null or heads:
-        value = "near_gain" if null else "near"
-        if row["layer"] not in best or row[value] > best[row["layer"]][value]:
-            best[row["layer"]] = row
-    return {layer: row["head"] for layer, row in sorted(best.items())}
+    rows, value = (null, "near_gain") if null else (heads, "near")
+    layers = sorted({row["layer"] for row in rows})
+    best = [max((row for row in rows if row["layer"] == layer), key=itemgetter(value)) for layer in layers]
+    return {row["layer"]: row["head"] for row in best}
 
 
 def write_tables(tables: Mapping[str, Sequence[Mapping[str, Any]]], output: str | Path) -> None:
@@ -225,43 +217,18 @@ def write_tables(tables: Mapping[str, Sequence[Mapping[str, Any]]], output: str 
             writer = csv.DictWriter(file, list(table[0]) if table else [], lineterminator="\n")
             writer.writeheader()
             for row in table:
-                writer.writerow(
-                    {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-                )
-
-
-def read_tables(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """What `write_tables` wrote."""
-
-    def parse(text: str) -> Any:
-        for kind in (int, float):
-            try:
-                return kind(text)
-            except ValueError:
-                pass
-        return text or None
-
-    tables = {}
-    for name in TABLES:
-        with open(Path(folder) / f"{name}.csv", newline="", encoding="utf-8") as file:
-            tables[name] = [{key: parse(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    return tables
+                writer.writerow({key: f"{cell:.6g}" if isinstance(cell, float) else cell for key, cell in row.items()})
 
 
 def read_structures(path: str | Path) -> dict[str, str]:
-    """DSSP letters by chain id from the column `ss8` of a Parquet file, or of the files of a folder.
-
-    Returns:
-        Empty where there is no such column: `annotate_sse` then takes its place.
-    """
+    """DSSP letters by chain id from the column `ss8` of a Parquet file, or of the files of a folder."""
     path = Path(path)
     files = [path] if path.is_file() else sorted([*path.glob("data/*.parquet"), *path.glob("*.parquet")])
-    structures = {}
+    structures: dict[str, str] = {}
     for file in files:
         if file.suffix == ".parquet" and "ss8" in pq.read_schema(file).names:
-            table = pq.read_table(file, columns=["id", "ss8"])
-            pairs = zip(table["id"].to_pylist(), table["ss8"].to_pylist(), strict=True)
-            structures.update({name: letters for name, letters in pairs if letters is not None})
+            rows = pq.read_table(file, columns=["id", "ss8"]).to_pylist()
+            structures |= {row["id"]: row["ss8"] for row in rows if row["ss8"] is not None}
     return structures
 
 
@@ -294,8 +261,7 @@ def analyze_attention(
     Raises:
         ValueError: an input is unusable.
     """
-    output = Path(output)
-    if output.is_file():
+    if (output := Path(output)).is_file():
         raise ValueError(f"`output` is {output}, which is a file; give a folder.")
     model, processor = load_checkpoint(checkpoint, any_head=True)
     given = Inputs(inputs, atoms=tuple(dict.fromkeys((*model.config.coordinate_atoms, "CA"))), **reading)

@@ -26,14 +26,11 @@ def plot_profiles(
         wanted = {"layer": layer, "head": head}
         fit = _select(tables["heads"], **wanted, condition="given")[0]
         bins = _select(tables["distance"], **wanted, condition="given")
-        boxes = [
-            {"whislo": row["q05"], "q1": row["q25"], "med": row["q50"], "q3": row["q75"], "whishi": row["q95"]}
-            for row in bins
-        ]
+        parts = {"whislo": "q05", "q1": "q25", "med": "q50", "q3": "q75", "whishi": "q95"}
+        boxes = [{part: row[name] for part, name in parts.items()} for row in bins]
         places = [row["distance"] for row in bins]
-        left.bxp(
-            boxes, positions=places, widths=0.35, showfliers=False, manage_ticks=False, medianprops={"color": "C0"}
-        )
+        style = {"widths": 0.35, "showfliers": False, "manage_ticks": False, "medianprops": {"color": "C0"}}
+        left.bxp(boxes, positions=places, **style)
         left.plot(places, [row["mean"] for row in bins], "o", color="C1", ms=3, label="mean")
         text = f"no Gaussian ({fit['fit']})"
         if fit["fit"] == "ok":
@@ -41,9 +38,8 @@ def plot_profiles(
             y = fit["amplitude"] * np.exp(-(x**2) / (2 * fit["sigma"] ** 2))
             left.plot(x, y, color="C3", label="Gaussian")
             text = f"amplitude {fit['amplitude']:.2g}, sigma {fit['sigma']:.1f} Å, R² {fit['r2']:.2f}"
-        left.set_ylim(0, 1.1 * max(max(row["q95"], row["mean"]) for row in bins))
+        left.set(ylim=(0, 1.1 * max(max(row["q95"], row["mean"]) for row in bins)), ylabel="attention")
         left.set_title(f"layer {layer}, head {head}: {text}", fontsize=9)
-        left.set_ylabel("attention")
         for condition in CONDITIONS:
             if points := _select(tables["separation"], **wanted, condition=condition):
                 right.plot(*zip(*((row["separation"], row["mean"]) for row in points), strict=True), label=condition)
@@ -76,8 +72,7 @@ def plot_atlas(heads: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         largest = max(abs(gain) for values in gains.values() for gain in values)
         maps |= {f"{title},\ngiven - {null}": (values, "RdBu_r", largest) for null, values in gains.items()}
     shape = (max(row["layer"] for row in given), max(row["head"] for row in given))
-    size = (len(maps) * (1.7 + 0.13 * shape[1]), 2.0 + 0.24 * shape[0])
-    if (figure := new_figure(size, path)) is None:
+    if (figure := new_figure((len(maps) * (1.7 + 0.13 * shape[1]), 2.0 + 0.24 * shape[0]), path)) is None:
         return
     panels = figure.subplots(1, len(maps), sharey=True)
     for axes, (title, (values, colors, bound)) in zip(panels, maps.items(), strict=True):
@@ -100,16 +95,14 @@ def plot_residue_pairs(pairs: Sequence[Mapping[str, Any]], path: str | Path) -> 
     The mean over the layer's heads, relative to the layer's mean over all kinds. Gray: fewer than 100 pairs.
     """
     layers = sorted({row["layer"] for row in pairs})
-    columns = min(len(layers), 3)
-    lines = -(-len(layers) // columns)
+    columns, lines = min(len(layers), 3), -(-len(layers) // 3)
     if (figure := new_figure((4.2 * columns, 3.6 * lines), path)) is None:
         return
     panels = figure.subplots(lines, columns, squeeze=False)
-    letters = {letter: place for place, letter in enumerate(AMINO_ACIDS)}
     for axes, layer in zip(panels.flat, layers, strict=False):
         sums, heads = np.zeros((20, 20)), np.zeros((20, 20))
         for row in _select(pairs, layer=layer):
-            place = letters[row["query"]], letters[row["key"]]
+            place = AMINO_ACIDS.index(row["query"]), AMINO_ACIDS.index(row["key"])
             sums[place] += row["mean"]
             heads[place] += 1
         means = np.divide(sums, heads, out=np.full_like(sums, np.nan), where=heads > 0)

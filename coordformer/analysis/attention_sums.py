@@ -5,6 +5,7 @@ attention map of each layer is multiplied. No map outlives its layer, and the su
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,21 +34,14 @@ WEIGHT_EDGES = np.logspace(-8, 0, 161)  # of the histograms that quantiles of at
 
 # The rows of a chain's matrix; those up to `distance` are resampled for intervals.
 _SIZES = {
-    "self": 1,
-    "unobserved": 1,
-    "others": 1,
-    "near": 1,
-    "others_long_range": 1,
-    "near_long_range": 1,
+    **dict.fromkeys(("self", "unobserved", "others", "near", "others_long_range", "near_long_range"), 1),
     **{name: 1 for motif in MOTIFS for name in (motif, f"{motif}_outside")},
     "distance": len(DISTANCE_EDGES) - 1,
     "separation": len(SEPARATIONS),
     "residues": len(AMINO_ACIDS) ** 2,
 }
-ROWS = {
-    name: slice(end - size, end)
-    for (name, size), end in zip(_SIZES.items(), np.cumsum([*_SIZES.values()]), strict=True)
-}
+_ENDS = np.cumsum([*_SIZES.values()])
+ROWS = {name: slice(end - size, end) for (name, size), end in zip(_SIZES.items(), _ENDS, strict=True)}
 _RESAMPLED = ROWS["distance"].stop
 
 
@@ -64,19 +58,15 @@ def motif_pairs(structure: str, distances: np.ndarray) -> dict[str, np.ndarray]:
         whose distance is below 6 Å and not above that from either to the sequence neighbors of the other. That finds
         most of the bridges that DSSP takes from hydrogen bonds, and hardly any other.
     """
-    letters = np.array(list(structure))
-    place = np.arange(len(letters))
+    letters, place = np.array(list(structure)), np.arange(len(structure))
     separation = np.abs(place[:, None] - place[None])
     observed = np.isfinite(distances)
-    helix = letters == "H"
+    helix, strand = letters == "H", letters == "E"
     # Residues of one helix have the same number of other residues before them.
     before = np.cumsum(~helix)
     one_helix = helix[:, None] & helix[None] & (before[:, None] == before[None]) & observed
     padded = np.pad(np.where(observed, distances, np.inf), 1, constant_values=np.inf)
-    beside = np.minimum(
-        np.minimum(padded[:-2, 1:-1], padded[2:, 1:-1]), np.minimum(padded[1:-1, :-2], padded[1:-1, 2:])
-    )
-    strand = letters == "E"
+    beside = np.min([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], axis=0)
     with np.errstate(invalid="ignore"):
         side_by_side = (distances < PARTNERS) & (distances <= beside)
     return {
@@ -112,13 +102,11 @@ def pair_sums(sequence: str, coords: np.ndarray, structure: str) -> tuple[csr_ar
         (sums, residues^2), float64, `ROWS` says which sum is where, pairs are (query, key) in C order; and distances
         (residues, residues), Å, NaN on the diagonal and where one of the pair is not observed.
     """
-    length = len(sequence)
     x = np.asarray(coords, dtype=np.float64)
     distances = np.sqrt(sum((x[:, None, axis] - x[None, :, axis]) ** 2 for axis in range(x.shape[1])))
     np.fill_diagonal(distances, np.nan)
     seen = np.asarray(np.isfinite(x).all(axis=1))
-    place = np.arange(length)
-    apart = ~np.eye(length, dtype=bool)
+    place = np.arange(len(sequence))
     separation = place[None] - place[:, None]
     letters = np.array([AMINO_ACIDS.find(letter) for letter in sequence])
     observed = np.isfinite(distances)
@@ -147,10 +135,10 @@ def pair_sums(sequence: str, coords: np.ndarray, structure: str) -> tuple[csr_ar
         add(f"{name}_outside", outside > 0, weights=outside)
     add("distance", distance_bin < len(DISTANCE_EDGES) - 1, distance_bin)
     add("separation", np.abs(separation) <= SEPARATIONS[-1], separation - SEPARATIONS[0])
-    known = letters >= 0
-    add("residues", known[:, None] & known[None] & apart, len(AMINO_ACIDS) * letters[:, None] + letters[None])
+    known = (letters[:, None] >= 0) & (letters[None] >= 0) & (separation != 0)
+    add("residues", known, len(AMINO_ACIDS) * letters[:, None] + letters[None])
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(pairs)))
-    return csr_array(entries, shape=(ROWS["residues"].stop, length * length)), distances
+    return csr_array(entries, shape=(ROWS["residues"].stop, len(sequence) ** 2)), distances
 
 
 class AttentionSums:
@@ -202,8 +190,7 @@ class AttentionSums:
             # Less than the lowest edge counts as the lowest.
             weight_bin = (scaled.clip(0) * (logs / np.log10(WEIGHT_EDGES[-1] / WEIGHT_EDGES[0]))).astype(np.int64)
             cell = self._bin * logs + weight_bin.clip(max=logs - 1)
-            for head, cells in enumerate(cell):
-                counts = self.counts[layer, condition, head]
+            for counts, cells in zip(self.counts[layer, condition], cell, strict=True):
                 counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
 
 
@@ -243,16 +230,13 @@ def sum_attention(
     layers: Any = model.base_model.esm.encoder.layer  # type: ignore[union-attr]
     total = AttentionSums(len(layers), config.num_attention_heads)
 
-    def hook(layer: int):
-        def reduce_map(module, inputs, outputs) -> None:
-            # <cls> and <eos> are no residues.
-            total.add(layer, outputs[1][..., 1:-1, 1:-1].float().cpu().numpy())
-
-        return reduce_map
+    def reduce_map(layer: int, module, inputs, outputs) -> None:
+        # <cls> and <eos> are no residues.
+        total.add(layer, outputs[1][..., 1:-1, 1:-1].float().cpu().numpy())
 
     implementation = config._attn_implementation
     model.eval().set_attn_implementation("eager")  # the one that makes a map
-    hooks = [layer.attention.self.register_forward_hook(hook(n)) for n, layer in enumerate(layers)]
+    hooks = [layer.attention.self.register_forward_hook(partial(reduce_map, n)) for n, layer in enumerate(layers)]
     try:
         for chain in tqdm(chains, unit="chain", disable=not progress):
             name, residues = id_of(chain), residues_of(chain)

@@ -50,33 +50,20 @@ def annotate_sse(coords: np.ndarray) -> str:
     strict_strand = within(d2i, 6.7, 0.6) & relaxed_strand & within(d4i, 12.4, 1.1)
     strict_strand |= within(ri, 124, 14) & ((ai <= -125) | (ai >= 145))
 
-    helix = _extend_region(_mask_consecutive(strict_helix, 5), relaxed_helix)
-    short_strand = _mask_regions_with_contacts(x, _mask_consecutive(strict_strand, 3))
-    strand = _extend_region(_mask_consecutive(strict_strand, 4) | short_strand, relaxed_strand)
+    distances = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    contacts = ((distances > 4.2) & (distances <= 5.2)).sum(axis=1)
+    helix = _extend_region(_keep_runs(strict_helix, strict_helix, 5), relaxed_helix)
+    short_strand = _keep_runs(_keep_runs(strict_strand, strict_strand, 3), contacts, 5)
+    strand = _extend_region(_keep_runs(strict_strand, strict_strand, 4) | short_strand, relaxed_strand)
     letters = np.where(strand, "E", np.where(helix, "H", "C"))
     return "".join(np.where(np.isnan(x).any(axis=-1), "C", letters))
 
 
-def _regions(mask: np.ndarray) -> np.ndarray:
-    """Where each run of True begins, and where what follows it begins: (runs, 2)."""
-    return np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])))).reshape(-1, 2)
-
-
-def _mask_consecutive(mask: np.ndarray, number: int) -> np.ndarray:
-    """The runs of at least `number` residues."""
+def _keep_runs(mask: np.ndarray, counts: np.ndarray, least: int) -> np.ndarray:
+    """The runs of True in `mask` (residues,) whose `counts` (residues,) sum to `least`; the mask counts residues."""
     kept = np.zeros_like(mask)
-    for start, stop in _regions(mask):
-        kept[start:stop] = stop - start >= number
-    return kept
-
-
-def _mask_regions_with_contacts(coords: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The runs whose residues have 5 contacts together."""
-    distances = np.linalg.norm(coords[:, None] - coords[None], axis=-1)
-    contacts = ((distances > 4.2) & (distances <= 5.2)).sum(axis=1)
-    kept = np.zeros_like(mask)
-    for start, stop in _regions(mask):
-        kept[start:stop] = contacts[start:stop].sum() >= 5
+    for start, stop in np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])))).reshape(-1, 2):
+        kept[start:stop] = counts[start:stop].sum() >= least
     return kept
 
 

@@ -8,14 +8,34 @@ Every folder in RESULTS with a summary.json is a run; RESULTS gets report.md, an
 """
 
 import argparse
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from coordformer.analysis.attention import CONDITIONS, draw_figures, read_tables
+from coordformer.analysis.attention import CONDITIONS, TABLES, draw_figures
 
 # Read off the published plots, one head of each layer: amplitude, sigma in Å (paper, section 3).
 PAPER = {1: (0.11, 4.7), 2: (0.44, 2.7), 3: (0.27, 3.5), 4: (0.15, 4.7), 5: (0.01, 18), 6: (0.03, 7)}
+
+
+def read_tables(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """The tables of a run: numbers, texts, and None for an empty cell."""
+
+    def parse(text: str) -> Any:
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+        return text or None
+
+    tables = {}
+    for name in TABLES:
+        with open(Path(folder) / f"{name}.csv", newline="", encoding="utf-8") as file:
+            tables[name] = [{key: parse(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    return tables
 
 
 def with_interval(row: dict, name: str, digits: int = 3, scale: float = 1.0) -> str:

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,6 @@ from coordformer.analysis.attention import (
     fit_gaussian,
     make_tables,
     read_structures,
-    read_tables,
     write_tables,
 )
 from coordformer.analysis.attention_sums import (
@@ -42,6 +43,9 @@ from coordformer.inference.masked import chain_generator
 from coordformer.inference.runner import Inputs
 from coordformer.model.processing_coordformer import chain_arrays
 from coordformer_command import main
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "attention"))
+from report import read_tables
 
 PROCESSOR = CoordformerProcessor()
 TOKENIZER = PROCESSOR.tokenizer
