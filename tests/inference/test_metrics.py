@@ -1,12 +1,13 @@
 """Perplexity, recovery and their intervals against hand-computed values."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from coordformer.inference.metrics import bootstrap, count_predictions, summarize
+from coordformer.inference.metrics import bootstrap, count_predictions, interval, ratio_interval, resample, summarize
 
 
 def test_counts_by_hand():
@@ -87,3 +88,30 @@ def test_bootstrap_is_paired():
         bootstrap({"model": silent})
     with pytest.raises(ValueError, match="did not predict the same residues"):
         bootstrap({"without": without, "with": with_[:50]})
+
+
+def test_chains_of_a_cluster_are_drawn_together():
+    """Sums over clusters that are drawn: as if each cluster were one chain, whatever names and order it has."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 2))
+    names = ["b", "a", "b", "c", "a", "b"]
+    sums = np.stack([values[[name == cluster for name in names]].sum(axis=0) for cluster in "abc"])
+    np.testing.assert_allclose(resample(values, clusters=names), resample(sums))
+    np.testing.assert_allclose(resample(values, clusters=range(6)), resample(values))
+    drawn = resample(values, samples=120, clusters=names)
+    assert drawn.shape == (120, 2) and resample(values[:, 0], samples=7).shape == (7,)
+    whole = {tuple(np.round(sums[list(which)].sum(axis=0), 6)) for which in itertools.product(range(3), repeat=3)}
+    assert {tuple(np.round(row, 6)) for row in drawn} <= whole
+    one = resample(values, clusters=[1] * 6)
+    np.testing.assert_allclose(one, np.broadcast_to(values.sum(axis=0), one.shape))
+    counts = make_counts(rng, 6, 2.5, rng.normal(size=6))
+    apart, together = (bootstrap({"model": counts}, clusters)["model"]["perplexity"] for clusters in (None, [0] * 6))
+    assert together[0] == pytest.approx(together[1]) and apart[0] < together[0] < apart[1]
+
+
+def test_intervals_of_a_ratio_of_sums():
+    numerator, denominator = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
+    assert ratio_interval(numerator, denominator) == pytest.approx([0.5, 0.5])
+    low, high = ratio_interval(np.array([0.0, 1.0]), np.ones(2))
+    assert (low, high) == (0, 1)
+    assert interval(np.arange(101.0)) == [2.5, 97.5]
