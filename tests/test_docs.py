@@ -105,6 +105,19 @@ def test_the_tree_names_every_module():
     assert sorted(names) == sorted([*modules, "coordformer_command.py"])
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/chain.md", "docs/glossary.md"])
+def test_places_in_the_code_are_there(page):
+    """What is written as `folder/file.py:name`, or as `file.py:name` where the folder is clear, is in that file."""
+    places = re.findall(r"`((?:\w+/)*\w+\.py)(?::(\w+))?`", (ROOT / page).read_text())
+    assert places
+    for path, name in places:
+        files = [file for file in (ROOT / path, ROOT / "coordformer" / path) if file.exists()]
+        files = files or list((ROOT / "coordformer").glob(f"*/{path}"))
+        assert files, path
+        defined = re.compile(rf"^ *(?:(?:def|class) {name}\b|{name}\b.*=)", re.MULTILINE)
+        assert not name or any(defined.search(file.read_text()) for file in files), f"{path}:{name}"
+
+
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
