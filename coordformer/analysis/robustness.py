@@ -30,16 +30,8 @@ NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0)  # Å
 MISSING = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 LENGTHS = (0, 50, 100, 150, 200, 300, 500, 1000)  # residues from which a bin begins
 # SCOP 1.75 and SCOPe 2; further letters stand for themselves.
-CLASSES = {
-    "a": "all α",
-    "b": "all β",
-    "c": "α/β",
-    "d": "α+β",
-    "e": "multi-domain",
-    "f": "membrane",
-    "g": "small",
-    "h": "coiled coil",
-}
+CLASSES = {"a": "all α", "b": "all β", "c": "α/β", "d": "α+β"}
+CLASSES |= {"e": "multi-domain", "f": "membrane", "g": "small", "h": "coiled coil"}
 LEAST_CHAINS = 10  # of a bin: the bootstrap over fewer chains says little
 BIN_WIDTH, BINS = 0.01, 200  # of the histogram of standard deviations, nats; what is above goes to the last bin
 
@@ -47,9 +39,7 @@ BIN_WIDTH, BINS = 0.01, 200  # of the histogram of standard deviations, nats; wh
 def frame_spread(frames: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """By how much predictions of the same residues differ between frames.
 
-    Args:
-        frames: log-probabilities of the candidates in each frame, (K, predictions, candidates).
-        truth: number of the true candidate, (predictions,).
+    Takes log-probabilities in each frame (K, predictions, candidates) and the true candidates' numbers (predictions,).
 
     Returns:
         (predictions, 3): the variance (of K - 1 degrees of freedom) of the true residue's log-probability, nats²; the
@@ -90,11 +80,8 @@ def count_frames(
         `spread`: the sums of `frame_spread` over each chain's predictions, (chains, 3); `histogram` of the standard
         deviations of the true residue's log-probability, (BINS,).
     """
-    for name, value, least in (
-        ("num_rotations", num_rotations, 2),
-        ("num_mask_samples", num_mask_samples, 1),
-        ("seed", seed, 0),
-    ):
+    numbers = {"num_rotations": num_rotations, "num_mask_samples": num_mask_samples, "seed": seed}
+    for least, (name, value) in zip((2, 1, 0), numbers.items(), strict=True):
         if value < least:
             raise ValueError(f"`{name}` is {value}; it must be at least {least}.")
     candidates = list(letter_ids(tokenizer).values())
@@ -110,8 +97,8 @@ def count_frames(
                 model, chains, tokenizer, sample=sample, num_rotations=num_rotations, seed=seed, bar=bar, **options
             ):
                 frames = logits.log_softmax(dim=-1)
-                averages = torch.logcumsumexp(frames, dim=0)  # but for a factor, which no prediction depends on
-                averages = averages[[size - 1 for size in sizes]]
+                # But for a factor, which no prediction depends on.
+                averages = torch.logcumsumexp(frames, dim=0)[[size - 1 for size in sizes]]
                 for counts, of in ((averaged[:, number], averages), (single, frames)):
                     counts += count_predictions(of, truth.expand(len(of), -1), candidates).sum(dim=1).numpy()
                 values = frame_spread(frames[..., candidates].log_softmax(dim=-1), place_of[truth]).numpy()
@@ -152,10 +139,8 @@ def class_bins(chains: Sequence[Record], labels: str | Path | None = None) -> di
         try:
             table = pq.read_table(labels, columns=["id", "scop_sccs"])
         except pa.ArrowException as error:
-            raise ValueError(
-                f"{labels} cannot be read ({' '.join(str(error).split())}); give a Parquet file with the columns id "
-                "and scop_sccs."
-            ) from error
+            fix = "give a Parquet file with the columns id and scop_sccs"
+            raise ValueError(f"{labels} cannot be read ({' '.join(str(error).split())}); {fix}.") from error
         known = dict(zip(table["id"].to_pylist(), table["scop_sccs"].to_pylist(), strict=True))
         sccs = [known.get(id_of(chain)) for chain in chains]
         if not any(sccs):
@@ -222,8 +207,7 @@ def measure_robustness(
         noise: standard deviations in Å.
         missing: shares of the residues that lose their coordinates.
         num_mask_samples, token_budget, window, progress: as of `count_chains`.
-        seed: of the frames.
-        dtype: of the weights.
+        seed, dtype: of the frames, and of the weights.
         reading: `split`, `chain_ids` and `min_plddt`, as of `runner.Inputs`.
 
     Returns:
@@ -253,8 +237,8 @@ def measure_robustness(
     bins = {"length": length_bins(lengths), "class": class_bins(chains, labels)}
     names = list(map(cluster_of, chains))
     clusters = None if None in names else np.array(names)
-    options: dict[str, Any] = {"num_mask_samples": num_mask_samples, "token_budget": token_budget, "window": window}
-    options["progress"] = progress
+    options: dict[str, Any] = {"num_mask_samples": num_mask_samples, "token_budget": token_budget}
+    options |= {"window": window, "progress": progress}
 
     def count(model: PreTrainedModel, **condition: Any) -> np.ndarray:
         return count_chains(model, chains, processor.tokenizer, **condition, **options).sum(axis=(0, 2))
@@ -264,16 +248,10 @@ def measure_robustness(
     plain = counts_of["checkpoint"]
     points: list[dict[str, Any]] = []
 
-    def add(
-        test: str, value: Any, counts: np.ndarray, reference: Any = None, name: str = "checkpoint", inside: Any = ...
-    ) -> None:
+    def add(test: str, value: Any, counts: np.ndarray, reference=None, name="checkpoint", inside: Any = ...) -> None:
         """A point, of the chains `inside`."""
-        point = describe_point(
-            counts[inside],
-            None if reference is None else reference[inside],
-            None if clusters is None else clusters[inside],
-        )
-        points.append({"test": test, "value": value, "model": name} | point)
+        of_chains: list[Any] = [None if each is None else each[inside] for each in (counts, reference, clusters)]
+        points.append({"test": test, "value": value, "model": name} | describe_point(*of_chains))
 
     for size, counts in frames["averaged"].items():
         add("frames", size, counts, None if size == 1 else frames["averaged"][1])
@@ -292,15 +270,15 @@ def measure_robustness(
                 add(test, bin_name, counts, counts_of.get("baseline") if name == "checkpoint" else None, name, inside)
     if baseline is not None:
         add("baseline", "", counts_of["baseline"], name="baseline")
+    paths: dict[str, Any] = {"checkpoint": checkpoint, "baseline": baseline}
     summary = {
         "models": {
             role: {
-                "checkpoint": Path(path).name,
-                "coordinates": coordinates_of(models[role]),
-                "parameters": models[role].num_parameters(),
+                "checkpoint": Path(paths[role]).name,
+                "coordinates": coordinates_of(each),
+                "parameters": each.num_parameters(),
             }
-            for role, path in (("checkpoint", checkpoint), ("baseline", baseline))
-            if path is not None
+            for role, each in models.items()
         },
         "data": ", ".join(given.names),
         "split": given.settings["split"],
@@ -348,10 +326,9 @@ TESTS = {
     "length": "residues of the chain",
     "class": "structural class (SCOP)",
 }
-COLUMNS = [
-    "test", "value", "model", "chains", "predictions",
-    *(f"{name}{end}" for name in ("perplexity", "recovery", "gain", "recovery_gain") for end in ("", "_low", "_high")),
-]  # fmt: skip
+MEASURES = ("perplexity", "recovery", "gain", "recovery_gain")
+COLUMNS = ["test", "value", "model", "chains", "predictions"]
+COLUMNS += [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
 
 
 def model_names(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -415,11 +392,8 @@ def plot_robustness(summary: Mapping[str, Any], path: str | Path) -> None:
     shares = 100 * np.array(spread["histogram"]) / spread["predictions"]
     shown = max(5, int(np.searchsorted(shares.cumsum(), 99.5)) + 1)
     axes.bar(spread["bin_width"] * np.arange(shown), shares[:shown], spread["bin_width"], align="edge")
-    axes.set(
-        title=f"One masked residue in {spread['frames']} frames",
-        xlabel="standard deviation of its log-probability (nats)",
-        ylabel="masked residues (%)",
-    )
+    axes.set(title=f"One masked residue in {spread['frames']} frames", ylabel="masked residues (%)")
+    axes.set_xlabel("standard deviation of its log-probability (nats)")
 
     for axes, test in zip(panels[1], ("noise", "missing"), strict=True):
         scale = 100 if test == "missing" else 1
@@ -443,19 +417,15 @@ def plot_robustness(summary: Mapping[str, Any], path: str | Path) -> None:
         for shift, model in zip((-0.1, 0.1), names, strict=False):
             values, perplexity = series(test, model, "perplexity")
             error = np.abs(perplexity[1:] - perplexity[0])
-            axes.errorbar(
-                np.arange(len(values)) + shift * (len(names) - 1), perplexity[0], error, fmt="o", capsize=3,
-                color=colors[model], label=names[model],
-            )  # fmt: skip
+            places = np.arange(len(values)) + shift * (len(names) - 1)
+            style = {"fmt": "o", "capsize": 3, "color": colors[model], "label": names[model]}
+            axes.errorbar(places, perplexity[0], error, **style)
         chosen = [point for point in points if (point["test"], point["model"]) == (test, "checkpoint")]
         ticks = [f"{label_of(test, point['value']).replace(' to ', '–')}\n({point['chains']:,})" for point in chosen]
         axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
         axes.set_xlim(-0.6, max(len(ticks), 1) - 0.4)
-        axes.set(
-            title={"length": "By length", "class": "By structural class"}[test],
-            xlabel=f"{TESTS[test]} (chains)",
-            ylabel="perplexity",
-        )
+        axes.set_title({"length": "By length", "class": "By structural class"}[test])
+        axes.set(xlabel=f"{TESTS[test]} (chains)", ylabel="perplexity")
         if not chosen:
             axes.text(0.5, 0.5, f"no class with {LEAST_CHAINS} chains", ha="center", transform=axes.transAxes)
     for axes in panels.flat:
