@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import EsmConfig, EsmModel, PreTrainedModel
@@ -74,9 +74,7 @@ register_checkpoint_conversion_mapping(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Encoder and base model
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Encoder and base model ---
 
 
 class FeedForwardInput(nn.Module):
@@ -87,7 +85,7 @@ class FeedForwardInput(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.activation(self.dense(hidden_states))
 
 
@@ -111,7 +109,7 @@ class CoordformerEncoder(EsmModel):
             init.constant_(module.missing, -1.0)
 
 
-def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
+def sinusoidal_positions(position_ids: Tensor, hidden_size: int) -> Tensor:
     """Fixed positions of Vaswani et al. 2017, section 3.5: (batch, sequence) -> (batch, sequence, hidden)."""
     # Rounded as in the authors' table: another order of these operations shows 1,000 residues on.
     pairs = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
@@ -127,10 +125,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["EsmLayer"]
     _keep_in_fp32_modules_strict = ["coordinate_embedding", "distance_bias", "rotary_embeddings"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -193,29 +188,19 @@ class CoordformerPreTrainedModel(PreTrainedModel):
             kwargs |= dict(zip(inspect.signature(self.forward).parameters, args, strict=False))
             args = ()
             for name in ("coords", "rotations"):
-                values = kwargs.get(name)
-                if values is not None and values.dtype != torch.uint32:
+                if (values := kwargs.get(name)) is not None and values.dtype != torch.uint32:
                     kwargs[name] = values.detach().to(torch.float32).contiguous().view(torch.uint32)
         return super().__call__(*args, **kwargs)
 
     def predict_contacts(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        coords: torch.Tensor | None = None,
-        coords_mask: torch.Tensor | None = None,
-        **kwargs,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, coords: Tensor | None = None,
+        coords_mask: Tensor | None = None, **kwargs,
+    ) -> Tensor:  # fmt: skip
         """Probability that two residues are in contact, from the attention maps of all layers (paper, section 6).
 
         Inputs as of `CoordformerModel`, one chain in each row. Memory grows with the square of the length, not with
-        layers and heads, and is the same for every `attn_implementation`.
-
-        Returns:
-            (batch, residues, residues), float32, without `<cls>` and `<eos>`; zero for padding.
-
-        Raises:
-            ValueError: the model has no contact head.
+        layers and heads, and is the same for every `attn_implementation`. Returns (batch, residues, residues), float32,
+        without `<cls>` and `<eos>`; zero for padding. Raises a ValueError if the model has no contact head.
         """
         inputs = {"coords": coords, "coords_mask": coords_mask} | kwargs
         logits, pairs, _ = contact_logits(self.base_model, input_ids, attention_mask, **inputs)
@@ -230,11 +215,10 @@ class CoordformerPreTrainedModel(PreTrainedModel):
             for tensor in (*module.parameters(), *module.buffers())
         }
 
-        def keep_float32(tensor: torch.Tensor) -> torch.Tensor:
+        def keep_float32(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
-            if id(tensor) in precise and applied.dtype != tensor.dtype:
-                return tensor.to(applied.device)
-            return applied
+            rounded = id(tensor) in precise and applied.dtype != tensor.dtype
+            return tensor.to(applied.device) if rounded else applied
 
         return super()._apply(keep_float32, recurse)
 
@@ -311,17 +295,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        coords: torch.Tensor | None = None,
-        coords_mask: torch.Tensor | None = None,
-        sequence_id: torch.Tensor | None = None,
-        rotations: torch.Tensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutput:
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None, coords: Tensor | None = None, coords_mask: Tensor | None = None,
+        sequence_id: Tensor | None = None, rotations: Tensor | None = None, **kwargs,
+    ) -> BaseModelOutput:  # fmt: skip
         coords, rotations = _restore_float32(coords), _restore_float32(rotations)
         shape, device = self._input_shape(input_ids, inputs_embeds, coords)
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "sequence_id": sequence_id}
@@ -331,7 +308,6 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 raise ValueError(
                     f"`{name}` has shape {tuple(value.shape)}; the input asks for (batch, sequence) = {tuple(shape)}."
                 )
-
         if sequence_id is None:
             sequence_id = sequence_id_of_bounds(kwargs.get("cu_seq_lens_q"), shape)
         runs = None if sequence_id is None else segment_runs(sequence_id, attention_mask)
@@ -344,7 +320,6 @@ class CoordformerModel(CoordformerPreTrainedModel):
             )
         if position_ids is None:
             position_ids = segment_positions(runs, attention_mask, shape[1], device)
-
         if self.sequence_encoder is None:
             embeddings = self._embed(input_ids, attention_mask, inputs_embeds, shape, runs)
         else:
@@ -367,7 +342,6 @@ class CoordformerModel(CoordformerPreTrainedModel):
             embeddings = self.esm.embeddings.layer_norm(embeddings)
         if attention_mask is not None:
             embeddings = (embeddings * attention_mask.unsqueeze(-1)).to(embeddings.dtype)
-
         if bias is not None:
             attention_mask = self._bias_attention(bias, attention_mask, runs)
             kwargs |= dict.fromkeys(SEGMENT_BOUNDS)
@@ -389,7 +363,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
             )
         return source.shape[:2], source.device
 
-    def residue_mask(self, input_ids, attention_mask, shape, device) -> torch.Tensor:
+    def residue_mask(self, input_ids, attention_mask, shape, device) -> Tensor:
         """Which tokens are residues, (batch, sequence): neither padding nor `<cls>` and `<eos>`."""
         mask = torch.ones(shape, dtype=torch.bool, device=device) if attention_mask is None else attention_mask.bool()
         if input_ids is not None:
@@ -397,7 +371,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 mask = mask & (input_ids != token_id)
         return mask
 
-    def _embed(self, input_ids, attention_mask, inputs_embeds, shape, runs) -> torch.Tensor:
+    def _embed(self, input_ids, attention_mask, inputs_embeds, shape, runs) -> Tensor:
         """Token embeddings with ESM's token dropout, counted per segment."""
         if inputs_embeds is not None:
             return inputs_embeds
@@ -405,19 +379,18 @@ class CoordformerModel(CoordformerPreTrainedModel):
         if input_ids is None:
             # Multiplied by zero rather than left out: an idle parameter stops DistributedDataParallel.
             return (table.weight[0] * 0).expand(*shape, -1)
-        embeddings = table(input_ids)
-        if self.config.token_dropout:
-            masked = input_ids == self.config.mask_token_id
-            embeddings = embeddings.masked_fill(masked.unsqueeze(-1), 0.0)
-            trained_ratio = 0.15 * 0.8  # as in all ESM-2 training
-            tokens = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
-            ratio = segment_sum(masked.long(), runs).float() / segment_sum(tokens, runs).clamp(min=1)
-            # Where every token is masked the scale has nothing to act upon; it only has to be finite.
-            kept = (1 - ratio).clamp(min=torch.finfo(torch.float32).eps)
-            embeddings = (embeddings * (1 - trained_ratio) / kept.unsqueeze(-1)).to(embeddings.dtype)
-        return embeddings
+        if not self.config.token_dropout:
+            return table(input_ids)
+        masked = input_ids == self.config.mask_token_id
+        embeddings = table(input_ids).masked_fill(masked.unsqueeze(-1), 0.0)
+        trained_ratio = 0.15 * 0.8  # as in all ESM-2 training
+        tokens = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+        ratio = segment_sum(masked.long(), runs).float() / segment_sum(tokens, runs).clamp(min=1)
+        # Where every token is masked the scale has nothing to act upon; it only has to be finite.
+        kept = (1 - ratio).clamp(min=torch.finfo(torch.float32).eps)
+        return (embeddings * (1 - trained_ratio) / kept.unsqueeze(-1)).to(embeddings.dtype)
 
-    def _encode_sequence(self, **inputs) -> torch.Tensor:
+    def _encode_sequence(self, **inputs) -> Tensor:
         """The last hidden states of the frozen sequence encoder, through the connector."""
         if inputs["input_ids"] is None and inputs["inputs_embeds"] is None:
             raise ValueError("A model with `config.sequence_encoder` needs `input_ids` or `inputs_embeds`.")
@@ -428,7 +401,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     def _structure(
         self, embeddings, placed, coords_mask, position_ids, runs, longest
-    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Embeddings with those of the coordinates, the distance bias, and arguments of `InvariantPointAttention`."""
         config, bias = self.config, None
         arguments: dict[str, Any] = {}
@@ -452,11 +425,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
             bias = self.distance_bias(placed, coords_mask).to(embeddings.dtype)
         return embeddings, bias, arguments
 
-    def _add_positions(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    def _add_positions(self, embeddings: Tensor, position_ids: Tensor) -> Tensor:
         if self.config.position_embedding_type == "absolute":
             # ESM's table keeps the rows up to the padding token's for padding.
-            offset = self.config.pad_token_id + 1
-            return embeddings + self.esm.embeddings.position_embeddings(position_ids + offset)
+            return embeddings + self.esm.embeddings.position_embeddings(position_ids + self.config.pad_token_id + 1)
         if self.config.position_embedding_type == "sinusoidal":
             return embeddings + sinusoidal_positions(position_ids, embeddings.shape[-1]).to(embeddings.dtype)
         return embeddings
@@ -466,12 +438,13 @@ class CoordformerModel(CoordformerPreTrainedModel):
         implementation = self.config._attn_implementation
         if implementation == "varlen" or "flash" in implementation:
             return None, {} if kwargs.get("cu_seq_lens_q") is not None else segment_bounds(runs)
-        same_segment = packed_sequence_mask_function(runs)
-        mask = create_bidirectional_mask(self.config, embeddings, None, and_mask_function=same_segment)
         # Bounds that came with the batch would only be in the way of the other kernels.
+        mask = create_bidirectional_mask(
+            self.config, embeddings, None, and_mask_function=packed_sequence_mask_function(runs)
+        )
         return mask, dict.fromkeys(SEGMENT_BOUNDS)
 
-    def _bias_attention(self, bias, attention_mask, runs) -> torch.Tensor:
+    def _bias_attention(self, bias, attention_mask, runs) -> Tensor:
         """The bias (batch, heads, sequence, sequence) as a mask that also keeps attention within the segments."""
         if self.config._attn_implementation not in ("sdpa", "eager", "contacts"):
             raise ValueError(
@@ -490,9 +463,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
 def _sequence_encoder_config(esm: EsmConfig) -> CoordformerConfig:
     """Of an ESM-2 as a Coordformer without coordinates, which knows segments; what is frozen has no dropout."""
     fields = {name: value for name, value in esm.to_dict().items() if value is not None and name != "model_type"}
-    fields |= {"coordinate_embedding": "none", "hidden_act": "gelu_python"}
-    fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return CoordformerConfig(**fields)
+    fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    return CoordformerConfig(**fields | {"coordinate_embedding": "none", "hidden_act": "gelu_python"})
 
 
 def freeze_sequence_encoder(model: nn.Module) -> None:
@@ -502,33 +474,27 @@ def freeze_sequence_encoder(model: nn.Module) -> None:
             module.sequence_encoder.requires_grad_(False)
 
 
-def _restore_float32(bits: torch.Tensor | None) -> torch.Tensor | None:
+def _restore_float32(bits: Tensor | None) -> Tensor | None:
     """Undo what `CoordformerPreTrainedModel.__call__` does to coordinates."""
     return bits.view(torch.float32) if bits is not None and bits.dtype == torch.uint32 else bits
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Heads
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Heads ---
 
 
-def mean_loss(losses: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+def mean_loss(losses: Tensor, labels: Tensor, num_items_in_batch=None) -> Tensor:
     """Sum the element-wise `losses` whose label counts and divide by their number.
 
     `Trainer` passes `num_items_in_batch`, the number of labels in all micro-batches and processes of one update, so
-    that the loss of an update does not depend on how its rows are spread over them. Without any label that counts
-    the loss is zero, not NaN.
+    that the loss of an update does not depend on how its rows are spread over them. Without any label it is zero.
     """
     counts = labels != IGNORED_LABEL
+    number = counts.sum() if num_items_in_batch is None else num_items_in_batch
     total = losses.masked_fill(~counts, 0.0).sum()
-    if num_items_in_batch is None:
-        return total / counts.sum().clamp(min=1)
-    if torch.is_tensor(num_items_in_batch):
-        return total / num_items_in_batch.to(total.device).clamp(min=1)
-    return total / max(num_items_in_batch, 1)
+    return total / (number.to(total.device).clamp(min=1) if torch.is_tensor(number) else max(number, 1))
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, num_items_in_batch=None) -> Tensor:
     """Mean cross-entropy in float32: logits (..., classes), labels (...)."""
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"`labels` has shape {tuple(labels.shape)}; the logits ask for {tuple(logits.shape[:-1])}.")
@@ -551,7 +517,7 @@ class CoordformerLMHead(nn.Module):
         self.activation = ACT2FN["gelu_python"]  # ESM's formula
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
 
 
@@ -568,11 +534,11 @@ class CoordformerModelWithHead(CoordformerPreTrainedModel):
         self.num_labels = config.num_labels
         self.coordformer = CoordformerModel(config)
 
-    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> torch.Tensor:
+    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> Tensor:
         """Logits from the last hidden states (batch, sequence, hidden) and the inputs."""
         raise NotImplementedError
 
-    def compute_loss(self, logits, labels, num_items_in_batch) -> torch.Tensor:
+    def compute_loss(self, logits, labels, num_items_in_batch) -> Tensor:
         return cross_entropy(logits, labels, num_items_in_batch)
 
     @can_return_tuple
@@ -588,12 +554,8 @@ class CoordformerModelWithHead(CoordformerPreTrainedModel):
         if sequence_id is None:
             sequence_id = sequence_id_of_bounds(kwargs.get("cu_seq_lens_q"), states.shape[:2])
         logits = self.compute_logits(states, input_ids, attention_mask, sequence_id)
-        return self.output_class(
-            loss=None if labels is None else self.compute_loss(logits, labels, num_items_in_batch),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        loss = None if labels is None else self.compute_loss(logits, labels, num_items_in_batch)
+        return self.output_class(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 class CoordformerForMaskedLM(CoordformerModelWithHead):
@@ -620,7 +582,7 @@ class CoordformerForMaskedLM(CoordformerModelWithHead):
         else:
             self.lm_head.decoder = new_embeddings
 
-    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> torch.Tensor:
+    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> Tensor:
         return self.lm_head(hidden_states)
 
 
@@ -640,7 +602,7 @@ class CoordformerForSequenceClassification(CoordformerModelWithHead):
         self.classifier = EsmClassificationHead(config)
         self.post_init()
 
-    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> torch.Tensor:
+    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> Tensor:
         runs = None if sequence_id is None else segment_runs(sequence_id, attention_mask)
         if self.config.classifier_pooling == "mean":
             shape, device = hidden_states.shape[:2], hidden_states.device
@@ -654,11 +616,10 @@ class CoordformerForSequenceClassification(CoordformerModelWithHead):
         elif attention_mask is None:
             pooled = hidden_states[:, 0]
         else:
-            first = attention_mask.long().argmax(dim=1)
-            pooled = hidden_states[torch.arange(len(first), device=first.device), first]
+            pooled = hidden_states.take_along_dim(attention_mask.long().argmax(dim=1)[:, None, None], dim=1).squeeze(1)
         return self.classifier(pooled.unsqueeze(1))  # ESM's head takes the first token
 
-    def compute_loss(self, logits, labels, num_items_in_batch) -> torch.Tensor:
+    def compute_loss(self, logits, labels, num_items_in_batch) -> Tensor:
         problem_type: str | None = self.config.problem_type
         if problem_type is None:
             several = labels.is_floating_point() or labels.dtype == torch.bool
@@ -674,11 +635,9 @@ class CoordformerForSequenceClassification(CoordformerModelWithHead):
         if labels.shape != logits.shape and not (self.num_labels == 1 and labels.numel() == logits.numel()):
             raise ValueError(f"`labels` has shape {tuple(labels.shape)}; {problem_type} needs {tuple(logits.shape)}.")
         labels = labels.to(logits.device, torch.float32).reshape(logits.shape)
-        if problem_type == "regression":
-            losses = nn.functional.mse_loss(logits.float(), labels, reduction="none")
-        else:
-            losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels, reduction="none")
-        return mean_loss(losses, labels, num_items_in_batch)
+        functional = nn.functional
+        loss = functional.mse_loss if problem_type == "regression" else functional.binary_cross_entropy_with_logits
+        return mean_loss(loss(logits.float(), labels, reduction="none"), labels, num_items_in_batch)
 
 
 class CoordformerForContactPrediction(CoordformerPreTrainedModel):
@@ -699,17 +658,10 @@ class CoordformerForContactPrediction(CoordformerPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        coords: torch.Tensor | None = None,
-        coords_mask: torch.Tensor | None = None,
-        rotations: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
-    ) -> TokenClassifierOutput:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        coords: Tensor | None = None, coords_mask: Tensor | None = None, rotations: Tensor | None = None,
+        labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **kwargs,
+    ) -> TokenClassifierOutput:  # fmt: skip
         kwargs |= {"position_ids": position_ids, "coords": coords, "coords_mask": coords_mask, "rotations": rotations}
         logits, pairs, outputs = contact_logits(self.coordformer, input_ids, attention_mask, **kwargs)
         loss = None
@@ -734,7 +686,7 @@ class CoordformerForTokenClassification(CoordformerModelWithHead):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
-    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> torch.Tensor:
+    def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> Tensor:
         return self.classifier(self.dropout(hidden_states))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.esm.modeling_esm import EsmSelfAttention, apply_rotary_pos_emb, eager_attention_forward
 from transformers.utils.generic import maybe_autocast
@@ -24,12 +24,10 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_coordformer import CoordformerConfig
 from .packing import segment_sum
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Coordinates
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Coordinates ---
 
 
-def check_coordinates(coords: torch.Tensor, shape: torch.Size, config: CoordformerConfig) -> torch.Tensor:
+def check_coordinates(coords: Tensor, shape: torch.Size, config: CoordformerConfig) -> Tensor:
     """Return `coords` as float32 (batch, sequence, atoms, D), or say what is wrong with it; `shape` is of tokens."""
     names, dim = config.coordinate_atoms, config.coordinate_dim
     expected = (*shape, len(names), dim)
@@ -50,12 +48,12 @@ def check_coordinates(coords: torch.Tensor, shape: torch.Size, config: Coordform
 
 
 def place_coordinates(
-    coords: torch.Tensor | None,
-    coords_mask: torch.Tensor | None,
-    residue_mask: torch.Tensor,
-    runs: torch.Tensor | None,
+    coords: Tensor | None,
+    coords_mask: Tensor | None,
+    residue_mask: Tensor,
+    runs: Tensor | None,
     config: CoordformerConfig,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Centered coordinates (batch, sequence, atoms, D), Å, and `coords_mask` (batch, sequence, atoms).
 
     Takes what a user gives, see `CoordformerModel`; `residue_mask` (batch, sequence) is False for special tokens and
@@ -64,7 +62,7 @@ def place_coordinates(
     shape, atoms = residue_mask.shape, len(config.coordinate_atoms)
     if coords is None:
         zeros = torch.zeros(*shape, atoms, config.coordinate_dim, device=residue_mask.device)
-        return zeros, torch.zeros_like(zeros[..., 0], dtype=torch.bool)
+        return zeros, zeros[..., 0].bool()
     coords = check_coordinates(coords, shape, config)
     observed = ~coords.isnan().any(dim=-1) & residue_mask.unsqueeze(-1)
     if coords_mask is not None:
@@ -77,7 +75,7 @@ def place_coordinates(
     return center_coordinates(coords, observed, runs), observed
 
 
-def center_coordinates(coords: torch.Tensor, coords_mask: torch.Tensor, runs: torch.Tensor | None) -> torch.Tensor:
+def center_coordinates(coords: Tensor, coords_mask: Tensor, runs: Tensor | None) -> Tensor:
     """Move each segment's observed atoms to the origin and set the others to zero; float32 Å, shape unchanged."""
     coords_mask = coords_mask.unsqueeze(-1)
     count = segment_sum(coords_mask.to(coords.dtype).sum(dim=2, keepdim=True), runs).clamp(min=1)
@@ -89,7 +87,7 @@ def center_coordinates(coords: torch.Tensor, coords_mask: torch.Tensor, runs: to
     return coords
 
 
-def check_rotations(rotations: torch.Tensor, shape: torch.Size, numbers: torch.Tensor | None, dim: int) -> None:
+def check_rotations(rotations: Tensor, shape: torch.Size, numbers: Tensor | None, dim: int) -> None:
     """Raise a ValueError unless `rotations` has a `dim` x `dim` matrix for each segment, see `rotate_coordinates`."""
     batch, segments, *matrix = rotations.shape if rotations.dim() == 4 else (None, 0)
     needed = 1
@@ -103,7 +101,7 @@ def check_rotations(rotations: torch.Tensor, shape: torch.Size, numbers: torch.T
         )
 
 
-def rotate_coordinates(coords: torch.Tensor, rotations: torch.Tensor, numbers: torch.Tensor | None) -> torch.Tensor:
+def rotate_coordinates(coords: Tensor, rotations: Tensor, numbers: Tensor | None) -> Tensor:
     """Turn each segment of (batch, sequence, atoms, D) by its matrix of (batch, segments, D, D), float32.
 
     `numbers` (batch, sequence) says which segment a token belongs to; without it a row is one.
@@ -114,9 +112,7 @@ def rotate_coordinates(coords: torch.Tensor, rotations: torch.Tensor, numbers: t
     return (rotations.to(coords.dtype).unsqueeze(2) * coords.unsqueeze(-2)).sum(dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Coordinate embedding
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Coordinate embedding ---
 
 # Along the chain, of a residue whose coordinates are embedded in local frames: two turns of a helix.
 CHAIN_OFFSETS = range(-4, 5)
@@ -136,7 +132,7 @@ class CoordinateEmbedding(nn.Linear):
         super().__init__(features, config.hidden_size, dtype=torch.float32)
         self.scale = float(config.coordinate_scale)
 
-    def forward(self, coords: torch.Tensor, coords_mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, coords: Tensor, coords_mask: Tensor) -> Tensor:  # type: ignore[override]
         """(batch, sequence, atoms, D), Å, zero where not observed, and its mask -> (batch, sequence, hidden)."""
         x = coords / self.scale
         if self.quadratic:
@@ -148,7 +144,7 @@ class CoordinateEmbedding(nn.Linear):
             return nn.functional.linear(features, self.weight.float(), self.bias.float())
 
 
-def gaussian_start(model: Any) -> dict[nn.Parameter, torch.Tensor]:
+def gaussian_start(model: Any) -> dict[nn.Parameter, Tensor]:
     """Weights with which a model's first layer attends with Gaussians of distance: `coordinate_init="gaussian"`.
 
     A softmax over j of (xi.xj - |xj|^2 / 2) / sigma^2 is one of -|xi - xj|^2 / (2 sigma^2), so that x and |x|^2 in
@@ -159,22 +155,16 @@ def gaussian_start(model: Any) -> dict[nn.Parameter, torch.Tensor]:
     Returns the parameters of the `CoordformerModel` with their new values.
     """
     dim, width, heads = model.config.coordinate_dim, model.config.hidden_size, model.config.num_attention_heads
-    head_size = width // heads
-    attention = model.esm.encoder.layer[0].attention.self
+    head_size, attention = width // heads, model.esm.encoder.layer[0].attention.self
     changing = (model.esm.embeddings.word_embeddings, model.coordinate_embedding, attention.query, attention.key)
-    changed = [parameter for module in changing for parameter in module.parameters()]
-    start = {parameter: parameter.detach().clone() for parameter in changed}
+    start = {parameter: parameter.detach().clone() for module in changing for parameter in module.parameters()}
     table, embed, offset, query, query_bias, key, key_bias = start.values()
-
     # Of the features beside the constant: the smaller, the nearer to a Gaussian, and the larger the weights.
     small = 0.25
-    table[:, : dim + 1] = 0
-    embed[: dim + 1] = 0
+    table[:, : dim + 1], embed[: dim + 1], offset[: dim + 1] = 0, 0, 0
     embed[: dim + 1, : dim + 1] = small * torch.eye(dim + 1)
     embed[dim, dim + 1] = small * 16.0  # not observed: as far as four scales, so that few attend to it
-    offset[: dim + 1] = 0
     offset[dim + 1 :] = 1 - 2 * (torch.arange(width - dim - 1) % 2)
-
     sigma = 0.25 * 8 ** torch.linspace(0, 1, heads)  # in units of the scale
     strength = head_size**0.25 / sigma  # ESM divides queries by the root of the head size
     pairs = torch.arange(head_size // 2 - 1, -1, -1)
@@ -189,9 +179,7 @@ def gaussian_start(model: Any) -> dict[nn.Parameter, torch.Tensor]:
     return start
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Backbone frames
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Backbone frames ---
 
 
 class Frames:
@@ -206,10 +194,10 @@ class Frames:
         coords_mask: (batch, sequence), where the translation is observed.
     """
 
-    def __init__(self, rotations: torch.Tensor, translations: torch.Tensor, coords_mask: torch.Tensor):
+    def __init__(self, rotations: Tensor, translations: Tensor, coords_mask: Tensor):
         self.rotations, self.translations, self.coords_mask = rotations, translations, coords_mask
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[Tensor]:
         return iter((self.rotations, self.translations, self.coords_mask))
 
     def scale_translations(self, scale: float) -> "Frames":
@@ -218,8 +206,8 @@ class Frames:
 
 
 def shift_residues(
-    values: torch.Tensor, mask: torch.Tensor, offset: int, position_ids: torch.Tensor, runs: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    values: Tensor, mask: Tensor, offset: int, position_ids: Tensor, runs: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """`values` (batch, sequence, ...) and `mask` of the residue `offset` further along the chain; False if none is."""
     positions = position_ids.expand(values.shape[:2])
     exists = positions.roll(-offset, 1) - positions == offset
@@ -229,11 +217,7 @@ def shift_residues(
 
 
 def backbone_frames(
-    coords: torch.Tensor,
-    coords_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    runs: torch.Tensor | None,
-    atoms: Sequence[str],
+    coords: Tensor, coords_mask: Tensor, position_ids: Tensor, runs: Tensor | None, atoms: Sequence[str]
 ) -> Frames:
     """Frames of residues from N, CA and C, or else from CA and those of the residues beside it.
 
@@ -259,12 +243,8 @@ def backbone_frames(
 
 
 def local_frame_coordinates(
-    coords: torch.Tensor,
-    coords_mask: torch.Tensor,
-    frames: Frames,
-    position_ids: torch.Tensor,
-    runs: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    coords: Tensor, coords_mask: Tensor, frames: Frames, position_ids: Tensor, runs: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The atoms of the residues `CHAIN_OFFSETS` away, in each residue's backbone frame: invariant to rotations.
 
     Returns coordinates (batch, sequence, offsets x atoms, 3) and their mask, without the last axis.
@@ -280,31 +260,22 @@ def local_frame_coordinates(
     return torch.cat(local, dim=2), torch.cat(known, dim=2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# k-nearest-neighbor graph: edge features and message passing
-# ---------------------------------------------------------------------------------------------------------------------
+# --- k-nearest-neighbor graph: edge features and message passing ---
 
 
 def k_nearest_neighbors(
-    translations: torch.Tensor,
-    coords_mask: torch.Tensor,
-    runs: torch.Tensor | None,
+    translations: Tensor,
+    coords_mask: Tensor,
+    runs: Tensor | None,
     k: int,
     longest: int | None = None,
     pairs: int = 2**24,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The k observed residues of the same segment that are nearest in space, without the residue itself.
 
-    Args:
-        translations: (batch, sequence, 3).
-        coords_mask: which are observed, (batch, sequence).
-        runs: segments, see `segment_runs`.
-        k: how many.
-        longest: tokens of the longest segment, beyond which none is looked for; default: of the row.
-        pairs: distances that are in memory at the same time.
-
-    Returns:
-        Their places in the row, and which of them exist: both (batch, sequence, k).
+    Of `translations` (batch, sequence, 3) and `coords_mask` (batch, sequence); `longest` are the tokens of the longest
+    segment, beyond which none is looked for (default: of the row), `pairs` the distances in memory at the same time.
+    Returns their places in the row, and which of them exist: both (batch, sequence, k).
     """
     batch, length = coords_mask.shape
     longest = min(longest or length, length)
@@ -317,18 +288,18 @@ def k_nearest_neighbors(
         first, last = max(0, start - longest), min(length, end + longest)
         # Not by a matrix product, whose rounding would put neighbors in another order.
         squares = (translations[:, start:end, None] - translations[:, None, first:last]).square().sum(dim=-1)
-        apart = ~(coords_mask[:, start:end, None] & coords_mask[:, None, first:last])
-        apart = apart | (index[start:end, None] == index[first:last])
+        allowed = coords_mask[:, start:end, None] & coords_mask[:, None, first:last]
+        allowed = allowed & (index[start:end, None] != index[first:last])
         if runs is not None:
-            apart = apart | (runs[:, start:end, None] != runs[:, None, first:last])
-        found = squares.masked_fill(apart, torch.inf).topk(min(k, last - first), largest=False)
+            allowed = allowed & (runs[:, start:end, None] == runs[:, None, first:last])
+        found = squares.masked_fill(~allowed, torch.inf).topk(min(k, last - first), largest=False)
         missing = k - found.indices.shape[-1]
         places.append(nn.functional.pad(found.indices + first, (0, missing)))
         exist.append(nn.functional.pad(found.values.isfinite(), (0, missing)))
     return torch.cat(places, dim=1), torch.cat(exist, dim=1)
 
 
-def radial_basis_functions(distances: torch.Tensor, num_rbf: int, max_distance: float) -> torch.Tensor:
+def radial_basis_functions(distances: Tensor, num_rbf: int, max_distance: float) -> Tensor:
     """Gaussians whose centers spread evenly from 0 to `max_distance`, as wide as apart: (...) Å -> (..., num_rbf)."""
     centers = torch.arange(num_rbf, device=distances.device) * (max_distance / (num_rbf - 1))
     return (-((distances.unsqueeze(-1) - centers) * ((num_rbf - 1) / max_distance)).square()).exp()
@@ -358,8 +329,8 @@ class EdgeFeatures(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(
-        self, frames: Frames, position_ids: torch.Tensor, runs: torch.Tensor | None, longest: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, frames: Frames, position_ids: Tensor, runs: Tensor | None, longest: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`.
 
         Returns the neighbors' places in the flattened batch (batch x sequence x k,), which of them exist (batch,
@@ -378,22 +349,20 @@ class EdgeFeatures(nn.Module):
             directions = (direction * receiver).sum(dim=-2), (direction * sender).sum(dim=-2)
             rbf = self._distances(translations, coords_mask, position_ids, runs, rows, places)
             features = torch.cat((*directions, rotation, rbf), dim=-1)
-            positions = position_ids.expand(batch, length)
-            limit = self.max_separation
+            positions, limit = position_ids.expand(batch, length), self.max_separation
             separation = (positions[rows, places] - positions.unsqueeze(2)).clamp(-limit, limit) + limit
         summed = self.geometry(features.to(self.geometry.weight.dtype)) + self.separation(separation)
         edges = MessagePassing.gain * self.norm(nn.functional.gelu(self.gain * summed))
         return (places + length * rows).flatten(), exist, edges
 
-    def _distances(self, translations, coords_mask, position_ids, runs, rows, places) -> torch.Tensor:
+    def _distances(self, translations, coords_mask, position_ids, runs, rows, places) -> Tensor:
         """Radial basis functions between the residues `offsets` from both of an edge, zero where one is missing."""
         shifted = [shift_residues(translations, coords_mask, each, position_ids, runs) for each in self.offsets]
         points, known = (torch.stack(each, dim=2) for each in zip(*shifted, strict=True))
         # (batch, sequence, k, offsets, offsets, 3), and which of these pairs exist
         apart = points[:, :, None, :, None] - points[rows, places].unsqueeze(3)
         both = known[:, :, None, :, None] & known[rows, places].unsqueeze(3)
-        distances = (apart.square().sum(dim=-1) + 1e-6).sqrt()
-        rbf = radial_basis_functions(distances, self.num_rbf, self.max_distance)
+        rbf = radial_basis_functions((apart.square().sum(dim=-1) + 1e-6).sqrt(), self.num_rbf, self.max_distance)
         return (rbf * both.unsqueeze(-1)).flatten(-3)
 
 
@@ -413,8 +382,7 @@ class MessagePassing(nn.Module):
         super().__init__()
         hidden, edges = config.hidden_size, config.hidden_size // 2
         width = hidden if config.message_gating else edges
-        self.receiver = nn.Linear(hidden, width)
-        self.sender = nn.Linear(hidden, width, bias=False)
+        self.receiver, self.sender = nn.Linear(hidden, width), nn.Linear(hidden, width, bias=False)
         self.edge = nn.Linear(edges, width, bias=False)
         self.gate_sender = nn.Linear(hidden, width, bias=False) if config.message_gating else None
         self.gate_edge = nn.Linear(edges, width, bias=False) if config.message_gating else None
@@ -424,13 +392,11 @@ class MessagePassing(nn.Module):
         """Set the output to zero, so that a trained model to which messages are added predicts what it did."""
         nn.init.zeros_(self.output.weight)
 
-    def forward(
-        self, hidden_states: torch.Tensor, graph: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor, graph: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
         places, exist, edges = graph
 
-        def of_edges(sender: nn.Linear, edge: nn.Linear) -> torch.Tensor:
+        def of_edges(sender: nn.Linear, edge: nn.Linear) -> Tensor:
             sent = (self.gain * sender(hidden_states)).flatten(0, 1).index_select(0, places).view(*exist.shape, -1)
             return edge(edges.to(sent.dtype)).add_(sent)
 
@@ -442,9 +408,7 @@ class MessagePassing(nn.Module):
         return self.output((weights @ messages).squeeze(-2))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Attention
-# ---------------------------------------------------------------------------------------------------------------------
+# --- Attention ---
 
 
 class InvariantPointAttention(EsmSelfAttention):
@@ -474,26 +438,21 @@ class InvariantPointAttention(EsmSelfAttention):
         self.missing = nn.Parameter(torch.empty(heads))
         self.message_passing = MessagePassing(config) if config.num_neighbors else None
 
-    def log_sigmas(self, first: float, last: float) -> torch.Tensor:
+    def log_sigmas(self, first: float, last: float) -> Tensor:
         """Values of `log_sigma` for widths from `first` to `last`, Å, over the heads."""
         sigmas = torch.logspace(math.log10(first), math.log10(last), self.num_attention_heads)
         return (sigmas / self.config.coordinate_scale).log() / self.gain
 
     def forward(  # type: ignore[override]
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        *,
-        frames: Frames,
-        graph: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None, *,
+        frames: Frames, graph: tuple[Tensor, Tensor, Tensor] | None = None, **kwargs,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As ESM's; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
         shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
-        query = self.query(hidden_states).view(shape).transpose(1, 2) * self.attention_head_size**-0.5
-        key = self.key(hidden_states).view(shape).transpose(1, 2)
-        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        projections = (self.query, self.key, self.value)
+        query, key, value = (layer(hidden_states).view(shape).transpose(1, 2) for layer in projections)
+        query = query * self.attention_head_size**-0.5
         if position_embeddings is not None and self.position_embedding_type == "rotary":
             query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         # Squares of coordinates cancel in the product: 16 bits would leave nothing of near distances.
@@ -508,8 +467,7 @@ class InvariantPointAttention(EsmSelfAttention):
             )
             value, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
             points = self._output_features(points, frames)
-        value = value.flatten(2).to(hidden_states.dtype)
-        output = value + self.output_points(points.to(hidden_states.dtype))
+        output = value.flatten(2).to(hidden_states.dtype) + self.output_points(points.to(hidden_states.dtype))
         if self.message_passing is not None:
             assert graph is not None
             output = output + self.message_passing(hidden_states, graph)
@@ -521,19 +479,18 @@ class InvariantPointAttention(EsmSelfAttention):
         batch, length, _ = hidden_states.shape
         observed = coords_mask[:, None, :, None]
 
-        def global_points(layer: nn.Linear) -> torch.Tensor:
+        def global_points(layer: nn.Linear) -> Tensor:
             points = layer(hidden_states).float().view(batch, length, -1, 3)
             points = points @ rotations.transpose(-1, -2) + translations.unsqueeze(2)
             return points.view(batch, length, self.num_attention_heads, -1).transpose(1, 2) * observed
 
         strength = (-2 * self.gain * self.log_sigma.float()).exp().view(-1, 1, 1) / self.num_qk_points
-        query_points, key_points = global_points(self.query_points), global_points(self.key_points)
-        of_query = -0.5 * strength * query_points.square().sum(dim=-1, keepdim=True)
-        of_key = -0.5 * strength * key_points.square().sum(dim=-1, keepdim=True)
+        points = global_points(self.query_points), global_points(self.key_points)
+        of_query, of_key = (-0.5 * strength * each.square().sum(dim=-1, keepdim=True) for each in points)
         of_key = torch.where(observed, of_key, self.missing.float().view(-1, 1, 1))
         ones = observed.to(query.dtype).expand_as(of_key)
-        query = torch.cat((query, strength * query_points, ones, of_query), dim=-1)
-        key = torch.cat((key, key_points, of_key, ones), dim=-1)
+        query = torch.cat((query, strength * points[0], ones, of_query), dim=-1)
+        key = torch.cat((key, points[1], of_key, ones), dim=-1)
         value = torch.cat((value, global_points(self.value_points), ones), dim=-1)
         # Kernels take values as wide as keys, and CUDA's that keep no pair a multiple of four.
         width = 4 * math.ceil(max(query.shape[-1], value.shape[-1]) / 4)
@@ -547,8 +504,8 @@ class InvariantPointAttention(EsmSelfAttention):
         points = points.reshape(batch, length, heads * self.num_v_points, 3)
         points = points - (share * translations.unsqueeze(2)).repeat_interleave(self.num_v_points, dim=2)
         norms = (points.square().sum(dim=-1) + 1e-6).sqrt()
-        local = (points @ rotations).flatten(2)
-        return torch.cat((local, norms, share.flatten(2)), dim=-1) * coords_mask.unsqueeze(-1)
+        features = ((points @ rotations).flatten(2), norms, share.flatten(2))
+        return torch.cat(features, dim=-1) * coords_mask.unsqueeze(-1)
 
 
 class DistanceBias(nn.Linear):
@@ -570,7 +527,7 @@ class DistanceBias(nn.Linear):
         self.num_bins = config.num_distance_bins
         self.spacing = 2 * float(config.coordinate_scale) / (self.num_bins - 1)
 
-    def forward(self, coords: torch.Tensor, coords_mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(self, coords: Tensor, coords_mask: Tensor) -> Tensor:  # type: ignore[override]
         """(batch, sequence, atoms, D), Å, and (batch, sequence, atoms) -> (batch, heads, sequence, sequence)."""
         with maybe_autocast(coords.device.type, enabled=False):
             atoms, observed = coords.transpose(1, 2), coords_mask.transpose(1, 2)
@@ -582,8 +539,7 @@ class DistanceBias(nn.Linear):
             missing = ~(observed.unsqueeze(-1) & observed.unsqueeze(-2))
             # The rows of each atom: its values in the order of the distances, then the one of missing pairs.
             rows = torch.arange(atoms.shape[1], device=coords.device).view(-1, 1, 1) * (self.num_bins + 1)
-            first = torch.where(missing, self.num_bins, lower.long()) + rows
-            second = torch.where(missing, self.num_bins, lower.long() + 1) + rows
-            table = self.gain * self.weight.float().T
-            bias = torch.lerp(nn.functional.embedding(first, table), nn.functional.embedding(second, table), share)
-            return bias.sum(dim=1).movedim(-1, 1)
+            table, lower = self.gain * self.weight.float().T, lower.long()
+            ends = (torch.where(missing, self.num_bins, each) + rows for each in (lower, lower + 1))
+            first, second = (nn.functional.embedding(each, table) for each in ends)
+            return torch.lerp(first, second, share).sum(dim=1).movedim(-1, 1)

@@ -1,7 +1,4 @@
-"""Structure files as gemmi reads them, and which residue is which of the deposited sequence.
-
-This is the only module that needs gemmi.
-"""
+"""Structure files as gemmi reads them, and which residue is which of the deposited sequence; only this needs gemmi."""
 
 from __future__ import annotations
 
@@ -29,13 +26,8 @@ LINKED = 4.5
 # Selenocysteine and pyrrolysine have letters of their own but are not among the 20; these are their parents in the CCD.
 STANDARD_PARENTS = {"U": "C", "O": "K"}
 # Names that simulation programs give to protonation states; no dictionary of the PDB holds them.
-_FORCE_FIELD_PARENTS = {
-    **dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H"),
-    **dict.fromkeys(("CYX", "CYM"), "C"),
-    "ASH": "D",
-    "GLH": "E",
-    "LYN": "K",
-}
+_FORCE_FIELD_PARENTS = dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H")
+_FORCE_FIELD_PARENTS |= {"CYX": "C", "CYM": "C", "ASH": "D", "GLH": "E", "LYN": "K"}
 
 _MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*data_", re.IGNORECASE)
 _PDB_ATOM = re.compile(rb"^(?:ATOM  |HETATM)", re.MULTILINE)
@@ -59,16 +51,9 @@ class Polymer:
 
 
 class StructureModel:
-    """First model of a structure file: its residues as `rows`, the atoms asked for as arrays.
+    """First model of a structure file (`data`, decompressed): its residues as `rows`, the `atoms` as arrays.
 
-    Args:
-        data: the file's content, decompressed.
-        path: only named in errors.
-        atoms: names of the atoms to read.
-
-    Raises:
-        ImportError: gemmi is not installed.
-        StructureError: the content is no structure, is broken, or has no atoms.
+    Raises an ImportError without gemmi and a StructureError, which names `path`, of what is broken or has no atoms.
     """
 
     def __init__(self, data: bytes, path: Path, atoms: tuple[str, ...]) -> None:
@@ -87,14 +72,10 @@ class StructureModel:
         self.method = (info["_exptl.method"].strip("?. ") if "_exptl.method" in info else "") or None
         self.resolution = structure.resolution or None
 
-        self.residues: list[Any] = []
-        self.chain_names: list[str] = []
-        for chain in structure[0]:
-            residues = list(chain)
-            self.residues += residues
-            self.chain_names += [chain.name] * len(residues)
+        placed = [(chain.name, residue) for chain in structure[0] for residue in chain]
+        self.chain_names: list[str] = [name for name, _ in placed]
+        self.residues: list[Any] = [residue for _, residue in placed]
         self.names: list[str] = [residue.name for residue in self.residues]
-
         try:
             flat: Any = gemmi.FlatStructure(structure)
         except RuntimeError as error:  # names of 8 letters and more
@@ -109,8 +90,8 @@ class StructureModel:
         for slot, atom in enumerate(atoms):
             slots[_atoms_named(atom, names, elements)] = slot
         wanted = np.flatnonzero(slots >= 0)
-        self.row, self.slot, self.xyz = rows[wanted], slots[wanted], positions[wanted]
-        self.altloc, self.occupancy = flat.altlocs[wanted], flat.occ[wanted]
+        columns = (rows, slots, positions, flat.altlocs, flat.occ)
+        self.row, self.slot, self.xyz, self.altloc, self.occupancy = (column[wanted] for column in columns)
         self.b_iso = flat.b_iso[wanted] if has_b_iso else np.full(len(wanted), np.nan, dtype=np.float32)
 
     def polymers(self) -> Iterator[Polymer]:
@@ -151,7 +132,6 @@ class StructureModel:
         place_of_row = np.full(len(self.residues), -1)
         place_of_row[polymer.rows] = places
         names = dict(zip(reversed(places), (self.names[row] for row in reversed(polymer.rows)), strict=True))
-
         mine = np.flatnonzero(place_of_row[self.row] >= 0)
         mine = mine[np.argsort(place_of_row[self.row[mine]], kind="stable")]
         place = place_of_row[self.row[mine]]
@@ -170,7 +150,6 @@ class StructureModel:
         if len(np.unique(cell)) < len(cell):
             order = np.argsort(cell, kind="stable")
             self._raise_double(int(atoms[order[1:][np.diff(cell[order]) == 0][0]]))
-
         with np.errstate(over="ignore"):
             xyz = self.xyz[atoms].astype(np.float32)
         if not np.isfinite(xyz).all():
@@ -184,10 +163,8 @@ class StructureModel:
         b_factor = np.full(length, np.nan, dtype=np.float32)
         for index in reversed(range(len(self.atoms))):  # the first listed atom is written last
             b_factor[place[slot == index]] = self.b_iso[atoms[slot == index]]
-        sequence = [monomer.split(",")[0] for monomer in polymer.deposited] or [""] * length
-        for each, name in names.items():
-            sequence[each] = name
-        letters = "".join(self._letter(name) or "X" for name in sequence)
+        names = {index: monomer.split(",")[0] for index, monomer in enumerate(polymer.deposited)} | names
+        letters = "".join(self._letter(names.get(index, "")) or "X" for index in range(length))
         return Chain(chain_id, letters, coords, self.atoms, b_factor, self.method, self.resolution)
 
     def _letter(self, name: str) -> str | None:
@@ -220,13 +197,12 @@ class StructureModel:
             in_chain = bool(polymer) or residue.het_flag == "A" or name in named
             if self._letter(name) is not None or (unknown and in_chain):
                 kept.append(row)
-        if not polymer:  # without TER, a free amino acid may follow; the polymer's own are bonded
-            while kept and self.residues[kept[-1]].het_flag == "H":
-                if len(kept) > 1 and self._distance(kept[-2], kept[-1]) <= LINKED:
-                    break
-                if len(kept) == 1 and deposited:
-                    break
-                kept.pop()
+        # Without TER, a free amino acid may follow; the polymer's own are bonded.
+        while not polymer and kept and self.residues[kept[-1]].het_flag == "H":
+            bonded = self._distance(kept[-2], kept[-1]) <= LINKED if len(kept) > 1 else bool(deposited)
+            if bonded:
+                break
+            kept.pop()
         return kept
 
     def _distance(self, row: int, other: int) -> float:
@@ -245,22 +221,20 @@ class StructureModel:
         for key, row in zip(keys, polymer.rows, strict=True):
             groups.setdefault(key, []).append(row)
         for rows in groups.values():
-            if len({self.names[row] for row in rows}) > 1:
-                for row in rows:
-                    if all(atom.altloc == "\0" for atom in self.residues[row]):
-                        raise ChainError(
-                            f"{self._label(rows[0])} and {self._label(rows[1])} have one place and no altloc labels; "
-                            "number each residue or, if these are two molecules, give each its own chain name"
-                        )
+            several = len({self.names[row] for row in rows}) > 1
+            if several and any(all(atom.altloc == "\0" for atom in self.residues[row]) for row in rows):
+                raise ChainError(
+                    f"{self._label(rows[0])} and {self._label(rows[1])} have one place and no altloc labels; "
+                    "number each residue or, if these are two molecules, give each its own chain name"
+                )
         order = list(groups) if polymer.numbers is None else sorted(groups)
+        places = list(range(len(order)))
         if polymer.deposited and polymer.numbers is not None:
-            for number in order:
-                self._check(groups[number], number - 1, polymer.deposited)
             places = [number - 1 for number in order]
+            for number, place in zip(order, places, strict=True):
+                self._check(groups[number], place, polymer.deposited)
         elif polymer.deposited:
             places = self._aligned([groups[key] for key in order], polymer.deposited)
-        else:
-            places = list(range(len(order)))
         index = dict(zip(order, places, strict=True))
         return [index[key] for key in keys]
 
@@ -351,16 +325,9 @@ def _place_runs(
     """Place residues in a sequence so that each meets its own kind.
 
     Residues that are bonded and numbered in a row stay adjacent; between others the sequence may have a gap. Of all
-    such placements the one is taken whose gaps agree best with the bonds and the numbers.
-
-    Args:
-        options: codes that each observed residue may have.
-        target: codes of the sequence.
-        numbers: the author's numbers of the observed residues.
-        bonded: whether residues i and i + 1 are.
-
-    Returns:
-        How many placements are equally good (0: there is none), and the places of one of them.
+    such placements the one is taken whose gaps agree best with the bonds and the numbers. `options` are codes that each
+    observed residue may have, `target` those of the sequence; `numbers` are the author's; `bonded` says whether
+    residues i and i + 1 are. Returns how many placements are equally good (0: there is none), and the places of one.
     """
     breaks = [i + 1 for i, bond in enumerate(bonded) if not bond or numbers[i + 1] - numbers[i] not in (0, 1)]
     runs = list(zip([0, *breaks], [*breaks, len(options)], strict=True))
@@ -382,27 +349,24 @@ def _place_runs(
                 gap = start - before - length
                 if gap < 0:
                     continue
-                if bonded[first - 1]:
-                    cost += 0 if gap == 0 else 2 if gap == expected else 4
-                else:
-                    cost += 0 if gap == expected else 2 if gap > 0 else 4
-                best = table.get(start)
-                if best is None or cost < best[0]:
+                best, second = (gap == 0, gap == expected) if bonded[first - 1] else (gap == expected, gap > 0)
+                cost += 0 if best else 2 if second else 4
+                least, others, previous = table.get(start, (cost + 1, 0, -1))
+                if cost < least:
                     table[start] = (cost, ways, before)
-                elif cost == best[0]:
-                    table[start] = (cost, best[1] + ways, best[2])
+                elif cost == least:
+                    table[start] = (cost, others + ways, previous)
         if not table:
             return 0, []
         tables.append(table)
     cost = min(entry[0] for entry in tables[-1].values())
     ends = [start for start, entry in tables[-1].items() if entry[0] == cost]
-    solutions = sum(tables[-1][start][1] for start in ends)
     start = ends[0]
     places: list[int] = []
     for (first, last), table in zip(reversed(runs), reversed(tables), strict=True):
         places += range(start + last - first - 1, start - 1, -1)
         start = table[start][2]
-    return solutions, places[::-1]
+    return sum(tables[-1][end][1] for end in ends), places[::-1]
 
 
 @cache
@@ -421,9 +385,7 @@ def _tabulated(name: str) -> tuple[str | None, bool]:
 def _atoms_named(name: str, names: np.ndarray, elements: np.ndarray) -> np.ndarray:
     """Indices of the atoms with this name: CA is C-alpha, and not calcium, whose symbol it also is."""
     found = np.flatnonzero(names == name.encode())
-    if len(name) > 1:
-        found = found[np.char.upper(elements[found]) != name.encode()]
-    return found
+    return found[np.char.upper(elements[found]) != name.encode()] if len(name) > 1 else found
 
 
 def _parent_letters(structure: Any, modified: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -480,11 +442,10 @@ def _parse_mmcif(data: bytes) -> _Parsed | None:
 
 
 def _parse_pdb(data: bytes) -> _Parsed:
-    texts = ([text.decode("latin-1").strip() for text in found] for found in _PDB_MODIFIED.findall(data))
-    modified = [(name, parent) for name, parent in texts]
+    found = _PDB_MODIFIED.findall(data)
+    modified = [(name.decode("latin-1").strip(), parent.decode("latin-1").strip()) for name, parent in found]
     try:
-        structure = gemmi.read_pdb_string(data)
+        return gemmi.read_pdb_string(data), modified, True
     except (ValueError, RuntimeError):
         # Until 1996 columns 73 to 80 held the entry and the line's number, where element and charge are now.
-        structure = gemmi.read_pdb_string(data, max_line_length=72)
-    return structure, modified, True
+        return gemmi.read_pdb_string(data, max_line_length=72), modified, True
