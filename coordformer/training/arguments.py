@@ -55,12 +55,9 @@ class ModelArguments:
     )
     hidden_dropout_prob: float | None = _option(None, "Dropout after each layer; default: that of --init_from, or 0.")
     attn_implementation: str | None = _option(
-        None,
-        "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa.",
+        None, "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa."
     )
-    compile_layers: bool = _option(
-        False, "torch.compile each layer; packed rows are then filled up to the token budget."
-    )
+    compile_layers: bool = _option(False, "torch.compile each layer; packed rows are filled up to the token budget.")
     muon: bool = _option(False, "Muon for the hidden matrices, AdamW for all else, with one learning rate.")
     max_shard_size: str | None = _option(None, "Largest file of the final weights, such as 15MB; default: one file.")
 
@@ -79,8 +76,7 @@ class DataArguments:
         "longest, as in the paper.",
     )
     packing: bool = _option(
-        True,
-        "With a token budget: pack the chains into one row, without padding; False: pad chains of like length.",
+        True, "With a token budget: pack the chains into one row, without padding; False: pad chains of like length."
     )
     streaming: bool = _option(False, "Read a few shards at a time: for a folder that is too large for memory.")
     open_shards: int = _option(16, "Shards that --streaming reads side by side; a multiple of processes x workers.")
@@ -88,9 +84,7 @@ class DataArguments:
     mlm_probability: float = _option(0.15, "Share of the residues to predict.")
     rotate: bool = _option(True, "Turn each chain at random, anew in each epoch.")
     coordinate_noise: float = _option(0.0, "Standard deviation of noise on coordinates, Å.")
-    drop_coords: float = _option(
-        0.0, "Share of the chains that come without coordinates, for one model with and without."
-    )
+    drop_coords: float = _option(0.0, "Share of chains that come without coordinates, for one model with and without.")
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -99,16 +93,14 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     Raises:
         ValueError: the preset is no mapping or has a key that is no option, or an option is unusable.
     """
-    kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
     parser = HfArgumentParser(
-        kinds,
+        (ModelArguments, DataArguments, TrainingArguments),  # type: ignore[arg-type]
         prog="coordformer train",
         description="Train a masked language model: coordformer train [PRESET.yaml] [OPTION ...]. Options override "
         "those of the preset. Run it again to go on after a stop. As all verbs it also takes --json and --quiet.",
     )
-    tensorboard = importlib.util.find_spec("tensorboard") is not None
     defaults: dict[str, Any] = {
-        "report_to": "tensorboard" if tensorboard else "none",
+        "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
         "per_device_eval_batch_size": 32,
         "logging_steps": 50,
         "logging_nan_inf_filter": False,  # to look at every loss the host would wait for the device

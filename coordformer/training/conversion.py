@@ -49,11 +49,6 @@ FAIR_ESM_PARTS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# ESM-2
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: Any) -> CoordformerForMaskedLM:
     """Make a Coordformer of an ESM-2 checkpoint: same weights, coordinate embedding at zero.
 
@@ -90,11 +85,8 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     # ESM's configs may leave special tokens open; its tokenizer opens a chain with <cls>, and so does the default.
     fields = {name: value for name, value in fields.items() if value is not None}
     # ESM computes GELU by its own formula, which differs from torch's in the last bit of every layer.
-    fields["hidden_act"] = "gelu_python"
-    fields["attn_implementation"] = source.config._attn_implementation
-    fields["contact_head"] = True
-    model = CoordformerForMaskedLM(CoordformerConfig(**{**fields, **overrides}))
-
+    fields |= {"hidden_act": "gelu_python", "attn_implementation": source.config._attn_implementation}
+    model = CoordformerForMaskedLM(CoordformerConfig(**fields | {"contact_head": True} | overrides))
     weights = {}
     for name, tensor in source.state_dict().items():
         if "pooler." in name or ("contact_head." in name and not model.config.contact_head):
@@ -105,34 +97,28 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
             weights[name.replace("lm_head.bias", "lm_head.decoder.bias")] = tensor
         else:
             weights["coordformer.esm." + name.removeprefix("esm.")] = tensor
+    misfit = f"The overrides {overrides} do not fit the weights of {type(source).__name__}"
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise ValueError(
-            f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {error}"
-        ) from error
+        raise ValueError(f"{misfit}: {error}") from error
     new = r"coordinate_embedding\.|distance_bias\.|edge_features\.|attention\.self\.(?!(query|key|value)\.)"
     if not any(name.startswith("lm_head.") for name in weights):
         new += r"|^lm_head\."
-    lost = unexpected + [name for name in missing if not re.search(new, name)]
-    if lost:
-        raise ValueError(
-            f"The overrides {overrides} do not fit the weights of {type(source).__name__}: {', '.join(lost)}."
-        )
-    if model.coordformer.coordinate_embedding is not None:
-        for parameter in model.coordformer.coordinate_embedding.parameters():
-            torch.nn.init.zeros_(parameter)
+    if lost := unexpected + [name for name in missing if not re.search(new, name)]:
+        raise ValueError(f"{misfit}: {', '.join(lost)}.")
+    embedding = model.coordformer.coordinate_embedding
+    zeros = [] if embedding is None else list(embedding.parameters())
     for module in (each for each in model.modules() if isinstance(each, InvariantPointAttention)):
         # Points that attend to all residues alike, and whose output is zero.
-        torch.nn.init.zeros_(module.output_points.weight)
-        torch.nn.init.zeros_(module.output_points.bias)
-        torch.nn.init.zeros_(module.missing)
+        zeros += [*module.output_points.parameters(), module.missing]
         with torch.no_grad():
             module.log_sigma.copy_(module.log_sigmas(1e4, 1e4))
         if module.message_passing is not None:
             module.message_passing.zero_init()
-    model.to(dtype=source.dtype)  # type: ignore[call-arg]
-    return model.eval()
+    for parameter in zeros:
+        nn.init.zeros_(parameter)
+    return model.to(dtype=source.dtype).eval()  # type: ignore[call-arg]
 
 
 def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fields: Any) -> CoordformerForMaskedLM:
@@ -154,13 +140,11 @@ def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fi
         raise ValueError(f"{name_or_path} lacks {', '.join(missing[:3])}; give a whole ESM-2 checkpoint.")
     # Of the checkpoint's config what is of the model, so that the same checkpoint elsewhere makes an equal config.
     kept = {name: value for name, value in esm.config.to_dict().items() if name not in _PROVENANCE}
-    config = CoordformerConfig(
-        **{"vocab_size": esm.config.vocab_size, "lm_head": "linear", **fields}, sequence_encoder=EsmConfig(**kept)
-    )
+    fields = {"vocab_size": esm.config.vocab_size, "lm_head": "linear", **fields, "sequence_encoder": EsmConfig(**kept)}
+    config = CoordformerConfig(**fields)
     model = CoordformerForMaskedLM._from_config(config, attn_implementation=attn_implementation)
     weights = {name: tensor for name, tensor in esm.state_dict().items() if not name.startswith("contact_head.")}
-    front: Any = model.coordformer.sequence_encoder
-    front.esm.load_state_dict(weights)
+    model.coordformer.sequence_encoder.esm.load_state_dict(weights)  # type: ignore[union-attr]
     return model.eval()
 
 
@@ -178,11 +162,6 @@ def _check_fields(overrides: Iterable[str]) -> None:
     known = {field.name for field in dataclasses.fields(CoordformerConfig)}
     if unknown := sorted(set(overrides) - known):
         raise ValueError(f"{', '.join(unknown)}: no field of CoordformerConfig; it has {', '.join(sorted(known))}.")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The paper's own weights
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
@@ -278,10 +257,10 @@ def _pretrained(state_dict: Mapping[str, torch.Tensor], overrides: dict[str, Any
     weights["lm_head.weight"] = state_dict["generator.weight"][rows].masked_fill(lacking.unsqueeze(1), 0.0)
     weights["lm_head.bias"] = state_dict["generator.bias"][rows].masked_fill(lacking, NO_LOGIT)
     if model.coordformer.coordinate_embedding is not None:
+        weights |= _take(state_dict, {"coords_embed": "coordformer.coordinate_embedding"})
         # The paper divides the missing flag by 16 with the coordinates.
-        flag = torch.tensor([1.0, 1.0, 1.0, 1 / 16])
-        weights["coordformer.coordinate_embedding.weight"] = state_dict["coords_embed.weight"] * flag
-        weights["coordformer.coordinate_embedding.bias"] = state_dict["coords_embed.bias"]
+        name = "coordformer.coordinate_embedding.weight"
+        weights[name] = weights[name] * torch.tensor([1.0, 1.0, 1.0, 1 / 16])
     return model, weights
 
 
@@ -342,10 +321,10 @@ def _esm_conditioned(state_dict: Mapping[str, torch.Tensor], overrides: dict[str
     kept = {"esm_model.embed_tokens": f"{front}embeddings.word_embeddings", "connector": "coordformer.connector"}
     weights |= _take(state_dict, kept | {"generator": "lm_head"})
     if model.coordformer.coordinate_embedding is not None:
+        weights |= _take(state_dict, {"coords_embed": "coordformer.coordinate_embedding"})
         # This model has no missing flag: what is missing lies at the origin.
-        padded = nn.functional.pad(state_dict["coords_embed.weight"], (0, 1))
-        weights["coordformer.coordinate_embedding.weight"] = padded
-        weights["coordformer.coordinate_embedding.bias"] = state_dict["coords_embed.bias"]
+        name = "coordformer.coordinate_embedding.weight"
+        weights[name] = nn.functional.pad(weights[name], (0, 1))
     return model, weights
 
 
@@ -373,7 +352,6 @@ def _torch_encoder(width: int, intermediate_size: int, layers: int) -> nn.Transf
 
 
 def _check_layout(state_dict: Mapping[str, torch.Tensor], layout: dict[str, nn.Module]) -> None:
-    """Say which weights do not fit the published modules."""
     expected = {name: tuple(tensor.shape) for name, tensor in nn.ModuleDict(layout).state_dict().items()}
     faults = [f"{name} is missing" for name in expected if name not in state_dict]
     faults += [f"{name} is unexpected" for name in state_dict if name not in expected]
@@ -426,27 +404,18 @@ def _fair_esm(width: int, intermediate_size: int, layers: int, heads: int, lette
     def layer() -> nn.ModuleDict:
         attention = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("k", "v", "q", "out")})
         attention["rot_emb"] = nn.ParameterDict({"inv_freq": torch.empty(width // heads // 2)})
-        return nn.ModuleDict(
-            {
-                "self_attn": attention,
-                "self_attn_layer_norm": nn.LayerNorm(width),
-                "fc1": nn.Linear(width, intermediate_size),
-                "fc2": nn.Linear(intermediate_size, width),
-                "final_layer_norm": nn.LayerNorm(width),
-            }
-        )
+        modules = nn.ModuleDict({"self_attn": attention, "self_attn_layer_norm": nn.LayerNorm(width)})
+        modules["fc1"], modules["fc2"] = nn.Linear(width, intermediate_size), nn.Linear(intermediate_size, width)
+        modules["final_layer_norm"] = nn.LayerNorm(width)
+        return modules
 
-    lm_head = nn.Linear(width, letters)
+    stack = nn.ModuleDict({"embed_tokens": nn.Embedding(letters, width)})
+    stack["layers"] = nn.ModuleList(layer() for _ in range(layers))
+    stack["contact_head"] = nn.ModuleDict({"regression": nn.Linear(layers * heads, 1)})
+    stack["emb_layer_norm_after"] = nn.LayerNorm(width)
+    stack["lm_head"] = lm_head = nn.Linear(width, letters)
     lm_head.dense, lm_head.layer_norm = nn.Linear(width, width), nn.LayerNorm(width)
-    return nn.ModuleDict(
-        {
-            "embed_tokens": nn.Embedding(letters, width),
-            "layers": nn.ModuleList(layer() for _ in range(layers)),
-            "contact_head": nn.ModuleDict({"regression": nn.Linear(layers * heads, 1)}),
-            "emb_layer_norm_after": nn.LayerNorm(width),
-            "lm_head": lm_head,
-        }
-    )
+    return stack
 
 
 def _fair_esm_weights(
@@ -483,9 +452,8 @@ def convert(
             f"{output} {'is a file' if output.is_file() else 'holds a model'}; give another folder, or delete it."
         )
     overrides = {"coordinate_embedding": "none"} if without_coords else {}
-    model: Any
     if kind == "esm":
-        model = from_esm(source, **overrides)
+        model: Any = from_esm(source, **overrides)
     else:
         model = from_paper_state_dict(read_state_dict(source), kind, **overrides)
     model.save_pretrained(output)

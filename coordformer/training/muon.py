@@ -21,11 +21,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         and module is not output
         and not name.endswith(("coordinate_embedding", "distance_bias"))
     }
-    groups: list[dict[str, Any]] = [
-        {"params": [], "weight_decay": weight_decay},
-        {"params": [], "weight_decay": weight_decay},
-        {"params": [], "weight_decay": 0.0},
-    ]
+    groups: list[Any] = [{"params": [], "weight_decay": decay} for decay in (weight_decay, weight_decay, 0.0)]
     for parameter in model.parameters():
         if parameter.requires_grad:
             groups[0 if id(parameter) in hidden else 1 if parameter.dim() > 1 else 2]["params"].append(parameter)
@@ -38,8 +34,7 @@ def orthogonalize(
     """Nearly orthogonal matrices from (count, rows, columns), in bfloat16: Jordan's (2024) iteration."""
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16()
-    x = x.mT if tall else x
+    x = (matrices.mT if tall else matrices).bfloat16()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
@@ -53,10 +48,9 @@ class _Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            parameters: list[Any] = []
-            gradients: list[Any] = []
-            buffers: list[Any] = []
-            self._init_group(group, parameters, gradients, buffers)
+            lists: tuple[list[Any], ...] = ([], [], [])
+            self._init_group(group, *lists)
+            parameters, gradients, buffers = lists
             if not parameters:
                 continue
             torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])

@@ -28,8 +28,7 @@ class PointCloudAttention(nn.Module):
     def __init__(self, config: CoordformerConfig, head_size: int):
         super().__init__()
         self.encoder = CoordformerModel(config)  # ends with the LayerNorm that stands before q and k
-        self.query = nn.Linear(config.hidden_size, head_size)
-        self.key = nn.Linear(config.hidden_size, head_size)
+        self.query, self.key = (nn.Linear(config.hidden_size, head_size) for _ in range(2))
         self.bias = None
         if config.num_distance_bins:  # a head like the others
             one_head = CoordformerConfig(**{**config.to_dict(), "hidden_size": head_size, "num_attention_heads": 1})

@@ -136,21 +136,18 @@ def earlier_training(checkpoint: str | Path) -> dict[str, Any] | None:
                 record = json.loads(path.read_text(encoding="utf-8"))
                 return record if name == "train.json" else {"steps": record["global_step"]}
             except (ValueError, KeyError) as error:
-                raise ValueError(
-                    f"{path} cannot be read ({error}); move it away to start from these weights without what it says."
-                ) from error
+                fix = "move it away to start from these weights without what it says"
+                raise ValueError(f"{path} cannot be read ({error}); {fix}.") from error
     return None
 
 
 def write_log(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write the numbers of `trainer.state.log_history` as CSV: step, metric, value."""
-    lines = [
-        f"{entry['step']},{name},{value!r}"
-        for entry in history
-        for name, value in entry.items()
-        if name != "step" and isinstance(value, int | float)
-    ]
-    write_text(Path(path), "\n".join(["step,metric,value", *lines]) + "\n")
+    lines = ["step,metric,value"]
+    for entry in history:
+        numbers = {name: value for name, value in entry.items() if name != "step" and isinstance(value, int | float)}
+        lines += [f"{entry['step']},{name},{value!r}" for name, value in numbers.items()]
+    write_text(Path(path), "\n".join(lines) + "\n")
 
 
 def _begin_run(output: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -227,11 +224,8 @@ def train(
     _check_arguments(model_args, data_args, args)
     output = Path(str(args.output_dir))
     # Of the code that is running: at the end another may lie there.
-    record: dict[str, Any] = {
-        "command": describe_command("train", options),
-        "commit": current_commit(),
-        "data_sha256": hash_data(str(data_args.data)),
-    }
+    record: dict[str, Any] = {"command": describe_command("train", options), "commit": current_commit()}
+    record["data_sha256"] = hash_data(str(data_args.data))
     if model_args.init_from is not None:
         record["started_from"] = earlier_training(model_args.init_from)
     batches, rows = _open_batches(model_args, data_args, args)
@@ -244,45 +238,31 @@ def train(
     if model_args.compile_layers:
         for layer in model.coordformer.esm.encoder.layer:
             layer.compile()
+    processor = CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms)
     if model_args.init_from is not None and Path(model_args.init_from, "processor_config.json").exists():
         processor = CoordformerProcessor.from_pretrained(model_args.init_from)
-    else:
-        processor = CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms)
     chain_arrays(batches[0][0], model.config.coordinate_atoms)  # has the data the atoms of the model?
     if args.should_save:
-        of_model = {name: getattr(model_args, name) for name in ("init_from", "sequence_encoder", "muon")}
-        settings = {
-            "model": model.config.to_dict(),
-            "data": {**asdict(data_args), "chains": batches.chains, "residues": batches.residues},
-            "training": {name: getattr(args, name) for name in SETTINGS} | of_model,
-        }
-        _begin_run(output, settings)
+        data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
+        training = {name: getattr(args, name) for name in SETTINGS}
+        training |= {name: getattr(model_args, name) for name in ("init_from", "sequence_encoder", "muon")}
+        _begin_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
 
     # An item of the data set is a whole batch already, in an order of its own.
-    args.per_device_train_batch_size = 1
-    args.train_sampling_strategy = "sequential"
+    args.per_device_train_batch_size, args.train_sampling_strategy = 1, "sequential"
     args.remove_unused_columns = False
     letters = letter_ids(processor.tokenizer)
     optimizer = None
     if model_args.muon:
-        optimizer = MuonAdamW(
-            parameter_groups(model, args.weight_decay),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-        )
+        options_of_adam: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        optimizer = MuonAdamW(parameter_groups(model, args.weight_decay), args.learning_rate, **options_of_adam)
     trainer = Trainer(
         model=model,
         args=args,
         data_collator=CoordformerDataCollator(
-            processor.tokenizer,
-            atoms=model.config.coordinate_atoms,
-            mlm_probability=data_args.mlm_probability,
-            rotate=data_args.rotate,
-            noise=data_args.coordinate_noise,
-            drop_coords=data_args.drop_coords,
-            max_length=data_args.max_length,
-            seed=args.seed,
+            processor.tokenizer, atoms=model.config.coordinate_atoms, mlm_probability=data_args.mlm_probability,
+            rotate=data_args.rotate, noise=data_args.coordinate_noise, drop_coords=data_args.drop_coords,
+            max_length=data_args.max_length, seed=args.seed,
         ),
         train_dataset=batches,
         eval_dataset=None if valid_rows is None else _EvaluationRows(valid_rows),
@@ -291,14 +271,15 @@ def train(
         preprocess_logits_for_metrics=count_predictions,
         callbacks=[waiting := _WaitingTime()],
         optimizers=(optimizer, None),
-    )
+    )  # fmt: skip
 
     checkpoint = args.resume_from_checkpoint or last_whole_checkpoint(output)
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").exists():
-        raise ValueError(
-            f"--resume_from_checkpoint is {checkpoint}, which is no checkpoint; leave it out to go on from the newest."
-        )
-    state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    state = None
+    if checkpoint is not None:
+        if not (path := Path(checkpoint, "trainer_state.json")).exists():
+            fix = "leave it out to go on from the newest"
+            raise ValueError(f"--resume_from_checkpoint is {checkpoint}, which is no checkpoint; {fix}.")
+        state = TrainerState.load_from_json(str(path))
     if state is not None and 0 < args.max_steps <= state.global_step:
         # `Trainer` would add a step to what is finished.
         logger.warning("%s is %d updates old, and %d were asked for.", checkpoint, state.global_step, args.max_steps)
@@ -314,12 +295,8 @@ def train(
         _run(trainer, checkpoint, output)
     _save(trainer, output, model_args.max_shard_size)
 
-    summary: dict[str, Any] = {
-        "steps": trainer.state.global_step,
-        "residues_per_epoch": batches.residues,
-        "padding_share": round(batches.padding_share(), 4),
-        **record,
-    }
+    summary: dict[str, Any] = {"steps": trainer.state.global_step, "residues_per_epoch": batches.residues}
+    summary |= {"padding_share": round(batches.padding_share(), 4), **record}
     if waiting.waited:
         summary["waiting_share"] = round(waiting.share(), 4)
     if valid_rows is not None:
@@ -333,31 +310,26 @@ def train(
 
 def _check_arguments(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
     """Refuse what would fail later, or silently."""
-    if data_args.data is None:
-        raise ValueError("--data is missing: a folder made by `coordformer prepare`, or a Parquet file.")
+    size, dropout, masked = model_args.max_shard_size, model_args.hidden_dropout_prob, data_args.mlm_probability
+    muon_of_parts = model_args.muon and (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"))
+    refused = {
+        "--data is missing: a folder made by `coordformer prepare`, or a Parquet file.": data_args.data is None,
+        "--save_only_model leaves nothing to go on from after a stop; leave it out.": args.save_only_model,
+        f"This process sees {args.n_gpu} GPUs; start one for each by `accelerate launch --multi_gpu -m coordformer "
+        "train ...`, or show it one by CUDA_VISIBLE_DEVICES=0.": args.n_gpu > 1,
+        "--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.": muon_of_parts,
+        f"--mlm_probability is {masked}; it is a share above 0.": not 0 < masked <= 1,
+        f"--hidden_dropout_prob is {dropout}; it is a share below 1.": not 0 <= (dropout or 0) < 1,
+    }
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}; it is at least 1.")
-    if args.save_only_model:
-        raise ValueError("--save_only_model leaves nothing to go on from after a stop; leave it out.")
-    if model_args.max_shard_size is not None:
-        try:
-            split_torch_state_dict_into_shards({}, max_shard_size=model_args.max_shard_size)
-        except ValueError as error:
-            raise ValueError(
-                f"--max_shard_size is {model_args.max_shard_size}; give a size as 15MB, in KB, MB, GB or TB."
-            ) from error
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"This process sees {args.n_gpu} GPUs; start one for each by `accelerate launch --multi_gpu -m coordformer "
-            "train ...`, or show it one by CUDA_VISIBLE_DEVICES=0."
-        )
-    if model_args.muon and (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")):
-        raise ValueError("--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.")
-    if not 0 < data_args.mlm_probability <= 1:
-        raise ValueError(f"--mlm_probability is {data_args.mlm_probability}; it is a share above 0.")
-    if not 0 <= (model_args.hidden_dropout_prob or 0) < 1:
-        raise ValueError(f"--hidden_dropout_prob is {model_args.hidden_dropout_prob}; it is a share below 1.")
+        refused[f"--{name} is {getattr(args, name)}; it is at least 1."] = getattr(args, name) < 1
+    for message, holds in refused.items():
+        if holds:
+            raise ValueError(message)
+    try:
+        split_torch_state_dict_into_shards({}, max_shard_size="5GB" if size is None else size)
+    except ValueError as error:
+        raise ValueError(f"--max_shard_size is {size}; give a size as 15MB, in KB, MB, GB or TB.") from error
 
 
 def _packs(model_args: ModelArguments, data_args: DataArguments) -> bool:
@@ -368,12 +340,8 @@ def _packs(model_args: ModelArguments, data_args: DataArguments) -> bool:
 def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> tuple[Any, Any]:
     """The batches to train on, and their rows unless they are streamed."""
     assert data_args.data is not None
-    shared: dict[str, Any] = {
-        "token_budget": data_args.token_budget,
-        "pad_to_budget": model_args.compile_layers,
-        "max_length": data_args.max_length,
-        "seed": args.seed,
-    }
+    shared: dict[str, Any] = {"token_budget": data_args.token_budget, "pad_to_budget": model_args.compile_layers}
+    shared |= {"max_length": data_args.max_length, "seed": args.seed}
     if not data_args.streaming:
         rows = open_chains(data_args.data, data_args.train_split)
         chains = args.per_device_train_batch_size if data_args.token_budget is None else None
@@ -385,15 +353,12 @@ def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: Tr
             f"--streaming reads the shards of a folder made by `coordformer prepare`, not {data_args.data}."
         )
     if not _packs(model_args, data_args):
-        raise ValueError(
-            "--streaming reads packed batches; set --token_budget, and leave out --packing and --num_distance_bins."
-        )
+        fix = "set --token_budget, and leave out --packing and --num_distance_bins"
+        raise ValueError(f"--streaming reads packed batches; {fix}.")
     readers = args.world_size * max(args.dataloader_num_workers, 1)
     if data_args.open_shards % readers:
-        logger.warning(
-            "--open_shards is %d, no multiple of %d processes x workers: each of them reads all shards.",
-            data_args.open_shards, readers,
-        )  # fmt: skip
+        text = "--open_shards is %d, no multiple of %d processes x workers: each of them reads all shards."
+        logger.warning(text, data_args.open_shards, readers)
     return ShardBatches(data_args.data, split=data_args.train_split, open_shards=data_args.open_shards, **shared), None
 
 
@@ -406,15 +371,11 @@ def _open_held_out(data_args: DataArguments, args: TrainingArguments, rows: Any)
     valid_rows = open_chains(data_args.valid_data or str(data_args.data), data_args.valid_split)
     # Of a stream nobody knows the ids.
     if rows is None and data_args.valid_data is None and data_args.train_split in (None, data_args.valid_split):
-        raise ValueError(
-            f"With --streaming and --valid_split {data_args.valid_split}, set --train_split to another split, or the "
-            "chains to evaluate on are trained on, too."
-        )
+        what = f"With --streaming and --valid_split {data_args.valid_split}, set --train_split to another split"
+        raise ValueError(f"{what}, or the chains to evaluate on are trained on, too.")
     if rows is not None and (shared := set(rows["id"][:]) & set(valid_rows["id"][:])):
-        raise ValueError(
-            f"{len(shared)} chains, such as {min(shared)}, are both to train and to evaluate on; set them apart by "
-            "--train_split, --valid_split or --valid_data."
-        )
+        what = f"{len(shared)} chains, such as {min(shared)}, are both to train and to evaluate on"
+        raise ValueError(f"{what}; set them apart by --train_split, --valid_split or --valid_data.")
     return valid_rows
 
 
@@ -439,8 +400,7 @@ def _run(trainer: Trainer, checkpoint: str | None, output: Path) -> None:
 
 def _save(trainer: Trainer, output: Path, max_shard_size: str | None) -> None:
     """Write the final model and processor, its weights in one file or in shards, and the state."""
-    writes = trainer.args.should_save
-    if writes:
+    if writes := trainer.args.should_save:
         (output / SAFE_WEIGHTS_INDEX_NAME).unlink(missing_ok=True)  # of shards that go now, if it was trained before
     trainer.save_model()
     if max_shard_size is not None:
@@ -472,7 +432,7 @@ def leave_processes() -> None:
     """End a training as one of several processes."""
     if dist.is_initialized() and dist.get_backend() == "gloo":
         # A thread of gloo that asks for the interpreter's lock while the interpreter ends aborts the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(0)
     PartialState().destroy_process_group()
