@@ -20,8 +20,7 @@ PIPELINE_TAGS = {
     "CoordformerForSequenceClassification": "text-classification",
     "CoordformerForTokenClassification": "token-classification",
 }
-# `coordformer evaluate`'s names, and the Hub's for what they are.
-METRICS = {"perplexity": "perplexity", "recovery": "accuracy"}
+METRICS = {"perplexity": "perplexity", "recovery": "accuracy"}  # of `coordformer evaluate`, and as the Hub calls them
 # Of an evaluation.
 SETTINGS = {"checkpoint", "weights", "data", "split", "coordinates", "dtype", "num_rotations", "num_mask_samples",
             "chains"}  # fmt: skip
@@ -44,10 +43,8 @@ def read_evaluation(path: str | Path, checkpoint: str | Path) -> dict[str, Any]:
     if not whole:
         raise ValueError(f"{path} is no report of perplexity and recovery; give one that `coordformer evaluate` wrote.")
     if report["weights"] != digest_weights(load_checkpoint(checkpoint, report["dtype"], any_head=True)[0]):
-        raise ValueError(
-            f"{path} was measured on {report['checkpoint']!r} with other weights than those of {checkpoint}; evaluate "
-            "what is exported."
-        )
+        others = f"{report['checkpoint']!r} with other weights than those of {checkpoint}"
+        raise ValueError(f"{path} was measured on {others}; evaluate what is exported.")
     return report
 
 
@@ -59,9 +56,8 @@ def _with_todays_names(report: dict[str, Any]) -> dict[str, Any]:
     settings = {"num_mask_samples" if name == "draws" else name: value for name, value in report.items()}
     settings["coordinates"] = re.sub("[a-z]+", lambda word: words.get(word[0], word[0]), report["coordinates"])
     for protocol in settings.keys() & set(PROTOCOLS):
-        settings[protocol] = {
-            name.replace("_by_draw", "_by_mask_sample"): value for name, value in settings[protocol].items()
-        }
+        measured = settings[protocol].items()
+        settings[protocol] = {name.replace("_by_draw", "_by_mask_sample"): value for name, value in measured}
     return settings
 
 
@@ -76,12 +72,8 @@ def eval_results(report: Mapping[str, Any], task: str) -> list[EvalResult]:
             metric_type=METRICS[metric],
             metric_name=f"{metric}, protocol {protocol}, coordinates {report['coordinates']}",
             metric_value=report[protocol][metric],
-            metric_args={
-                "interval": report[protocol][f"{metric}_interval"],
-                "chains": report["chains"],
-                "dtype": report["dtype"],
-                "num_rotations": report["num_rotations"],
-            },
+            metric_args={"interval": report[protocol][f"{metric}_interval"]}
+            | {name: report[name] for name in ("chains", "dtype", "num_rotations")},
         )
         for protocol in PROTOCOLS
         if protocol in report
@@ -104,8 +96,7 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
             facts |= _settings(settings["data"], settings["training"])
         if result.exists():
             summary = json.loads(result.read_text(encoding="utf-8"))
-            facts["updates"] = f"{summary['steps']:,}"
-            facts["SHA-256 of the data"] = summary.get("data_sha256")
+            facts |= {"updates": f"{summary['steps']:,}", "SHA-256 of the data": summary.get("data_sha256")}
             facts["command"] = summary.get("command") and f"`{summary['command']}`"
             facts["commit of the code"] = summary.get("commit")
             if before := "; before that ".join(_earlier_stages(summary)):
@@ -116,10 +107,8 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
             facts["updates"] = f"{progress['global_step']:,}"
             facts["last training loss"] = f"{losses[-1]:.3f}" if losses else None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{run}, {result.name} or {state.name} cannot be read ({type(error).__name__}: {error}); move them away to "
-            "export without what they say."
-        ) from error
+        what = f"{run}, {result.name} or {state.name} cannot be read ({type(error).__name__}: {error})"
+        raise ValueError(f"{what}; move them away to export without what they say.") from error
     return {name: value for name, value in facts.items() if value}
 
 
@@ -190,7 +179,7 @@ def make_card(
         metrics=list(METRICS.values()) if evaluations else None,
         eval_results=[result for report in evaluations for result in eval_results(report, task)] or None,
     )
-    classifies = architecture in ("CoordformerForSequenceClassification", "CoordformerForTokenClassification")
+    classifies = task.endswith("classification")
     return ModelCard.from_template(
         data,
         template_path=str(find_template()),

@@ -98,22 +98,11 @@ def export(
     model, processor = load_checkpoint(checkpoint, dtype or "auto", any_head=True)
     model.cpu().eval()
     card = make_card(
-        model,
-        name or output.resolve().name,
-        evaluations=reports,
-        training=training_facts(checkpoint),
-        log=TRAINING_LOG if log.exists() else None,
-        license=license,
-        datasets=datasets,
-        base_model=base_model,
-    )
-    summary = {
-        "output": str(output),
-        "model": type(model).__name__,
-        "parameters": model.num_parameters(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-    }
-
+        model, name or output.resolve().name, evaluations=reports, training=training_facts(checkpoint),
+        log=TRAINING_LOG if log.exists() else None, license=license, datasets=datasets, base_model=base_model,
+    )  # fmt: skip
+    summary: dict[str, Any] = {"output": str(output), "model": type(model).__name__}
+    summary |= {"parameters": model.num_parameters(), "dtype": str(model.dtype).removeprefix("torch.")}
     temporary = output.with_name(f"{output.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -123,21 +112,17 @@ def export(
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         # Only here: with `custom_pipelines` in its config a folder needs `trust_remote_code` for every pipeline.
         config["custom_pipelines"] = pipeline_coordformer.CUSTOM_PIPELINES
-        texts = {
-            "config.json": json.dumps(config, indent=2) + "\n",
-            "LICENSE": read_license(),
-            "requirements.txt": requirements(),
-            "README.md": f"{card}\n",
-        }
+        texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": f"{card}\n"}
+        texts |= {"LICENSE": read_license(), "requirements.txt": requirements()}
         for file, text in texts.items():
             (temporary / file).write_text(text, encoding="utf-8")
         code = str(pipeline_coordformer.__file__)
         files = {path: Path(path).name for path in (code, *get_relative_import_files(code))} | records
         for source, file in files.items():
             shutil.copy(source, temporary / file)
+        if check and progress:
+            print("Loading the folder in a fresh process without the package ...", file=sys.stderr)
         if check:
-            if progress:
-                print("Loading the folder in a fresh process without the package ...", file=sys.stderr)
             check_reload(temporary, model, processor)
         summary["files"] = sorted(path.name for path in temporary.iterdir())
         summary["checked"] = list(reload_check.AUTO_MODELS) if check else []
@@ -177,10 +162,8 @@ def check_reload(folder: str | Path, model: PreTrainedModel, processor: Coordfor
         try:
             torch.testing.assert_close(loaded.get(name), values, equal_nan=True)
         except AssertionError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"Loaded without the package, {name} differs ({reason}); check=False keeps the folder."
-            ) from error
+            what = f"Loaded without the package, {name} differs ({' '.join(str(error).split())})"
+            raise ValueError(f"{what}; check=False keeps the folder.") from error
 
 
 def describe(summary: Mapping[str, Any]) -> str:
@@ -195,9 +178,8 @@ def _reload_elsewhere(folder: str | Path, chain: Mapping[str, Any]) -> dict[str,
         outputs = Path(scratch) / "outputs.safetensors"
         command = [sys.executable, "-P", reload_check.__file__, str(Path(folder).resolve()), str(outputs)]
         environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
-        process = subprocess.run(
-            command, input=json.dumps(chain), capture_output=True, text=True, cwd=scratch, env=environment
-        )
+        options: dict[str, Any] = {"capture_output": True, "text": True, "cwd": scratch, "env": environment}
+        process = subprocess.run(command, input=json.dumps(chain), **options)
         if process.returncode:
             reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
             raise ValueError(f"The folder does not load without the package ({reason}); check=False keeps it.")

@@ -7,14 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, get_token, utils
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    validate_repo_id,
-)
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
@@ -45,8 +39,7 @@ def check_folder(folder: str | Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"`folder` is {folder}, which is no folder; {fix}.")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    strangers = [name for name in files if not name.endswith(PUBLISHED)]
-    if strangers:
+    if strangers := [name for name in files if not name.endswith(PUBLISHED)]:
         raise ValueError(f"{folder} holds {', '.join(strangers[:3])}, which is no part of a published model; {fix}.")
     for name, path in files.items():
         if not name.endswith(".safetensors") and path.stat().st_size > MAX_BYTES:
@@ -132,7 +125,7 @@ def push(
         OSError: the Hub cannot be reached, refuses, or the transfer broke off; called again, it is taken up.
     """
     check_folder(folder)
-    validate_repo_id(repo_id)
+    utils.validate_repo_id(repo_id)
     if create_pr and revision is not None:
         raise ValueError(f"`revision` is {revision!r}, but a pull request goes to main; leave out one or `create_pr`.")
     api = HfApi()
@@ -140,9 +133,9 @@ def push(
         raise ValueError(f"There is no token for {api.endpoint}; {_LOG_IN}.")
     what = f"Pushing {folder} to {repo_id} at {api.endpoint}"
     with contextlib.ExitStack() as stack:
-        if not progress and not are_progress_bars_disabled():
-            disable_progress_bars()
-            stack.callback(enable_progress_bars)
+        if not progress and not utils.are_progress_bars_disabled():
+            utils.disable_progress_bars()
+            stack.callback(utils.enable_progress_bars)
         with _explaining(what):
             # Not `private=False`: an organization may have decided that its repositories are private.
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
@@ -153,22 +146,14 @@ def push(
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             before = api.model_info(repo_id, revision=revision).sha
+            # Weights in another number of files would stay, and be loaded in place of these.
+            stale = ["model*.safetensors", "model.safetensors.index.json"]
             commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message,
-                create_pr=create_pr,
-                # Weights in another number of files would stay, and be loaded in place of these.
-                delete_patterns=["model*.safetensors", "model.safetensors.index.json"],
-            )
-    return {
-        "repo_id": repo_id,
-        "revision": commit.pr_revision or revision or "main",
-        "commit": commit.oid,
-        "changed": commit.oid != before,
-        "url": commit.pr_url or str(commit.repo_url),
-    }
+                repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message,
+                create_pr=create_pr, delete_patterns=stale,
+            )  # fmt: skip
+    result = {"repo_id": repo_id, "revision": commit.pr_revision or revision or "main", "commit": commit.oid}
+    return result | {"changed": commit.oid != before, "url": commit.pr_url or str(commit.repo_url)}
 
 
 def describe(summary: Mapping[str, Any]) -> str:

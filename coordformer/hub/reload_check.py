@@ -12,12 +12,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-AUTO_MODELS = (
-    "AutoModel",
-    "AutoModelForMaskedLM",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-)
+AUTO_MODELS = ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
+               "AutoModelForTokenClassification")  # fmt: skip
 
 
 @torch.no_grad()
@@ -43,8 +39,8 @@ def reload(folder: str, sequence: str, coords) -> dict[str, torch.Tensor]:
     loaded["AutoTokenizer.input_ids"] = tokenizer(sequence, return_tensors="pt")["input_ids"]
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     for name in AUTO_MODELS:
-        auto_class = getattr(transformers, name)
-        model = auto_class.from_pretrained(folder, config=config, trust_remote_code=True, dtype=torch.float32).eval()
+        load = getattr(transformers, name).from_pretrained
+        model = load(folder, config=config, trust_remote_code=True, dtype=torch.float32).eval()
         loaded |= {f"{name}.{output}": values for output, values in predict(model, batch).items()}
     return loaded
 
