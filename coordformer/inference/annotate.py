@@ -21,25 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def predict_terms(
-    model: PreTrainedModel,
-    chains: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    without_coords: bool = False,
-    token_budget: int = 8192,
-    window: int = 1024,
-    bar: tqdm | None = None,
-) -> np.ndarray:
+    model: PreTrainedModel, chains: Sequence[Record], tokenizer: PreTrainedTokenizerBase, *,
+    without_coords: bool = False, token_budget: int = 8192, window: int = 1024, bar: tqdm | None = None,
+) -> np.ndarray:  # fmt: skip
     """Probability of each term for each chain, (chains, terms), float32; of a long chain the mean over its windows.
 
     Args:
         model: a `CoordformerForSequenceClassification` with several labels at once.
-        chains: what `read_proteins` returns, or rows of a data set.
-        tokenizer: of the model.
-        without_coords: give the model no coordinates.
-        token_budget: tokens of a batch; the longest chain, or window of it, fits in any case.
-        window: longer chains are cut into windows of this many residues that overlap by half.
-        bar: is moved on by the chains that are done.
+        chains, tokenizer, without_coords, window: as of `window_rows`.
+        token_budget, bar: as of `predict`.
 
     Raises:
         ValueError: the window or the budget is too small, or a chain has not the atoms of the model.
@@ -47,27 +37,17 @@ def predict_terms(
     config: Any = model.config
     means = [WindowMean((config.num_labels,), 0) for _ in chains]
     rows = window_rows(model, tokenizer, chains, window=window, without_coords=without_coords)
-    for row, probabilities in predict(
-        model, rows, lambda batch: model(**batch).logits.float().sigmoid(), token_budget=token_budget, bar=bar
-    ):
+    options: dict[str, Any] = {"token_budget": token_budget, "bar": bar}
+    for row, probabilities in predict(model, rows, lambda batch: model(**batch).logits.float().sigmoid(), **options):
         means[row.chain].add(row.start, probabilities)
     return np.stack([each.mean() for each in means])
 
 
 def annotate(
-    checkpoint: str | Path,
-    inputs: Sequence[str | Path] | str | Path,
-    *,
-    output: str | Path | None = None,
-    top: int = 10,
-    threshold: float = 0.1,
-    without_coords: bool = False,
-    dtype: str = "float32",
-    token_budget: int = 8192,
-    window: int = 1024,
-    progress: bool = True,
-    **reading: Any,
-) -> dict[str, list[dict[str, Any]]]:
+    checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, *, output: str | Path | None = None,
+    top: int = 10, threshold: float = 0.1, without_coords: bool = False, dtype: str = "float32",
+    token_budget: int = 8192, window: int = 1024, progress: bool = True, **reading: Any,
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """The terms that a classifier gives chains.
 
     Args:
@@ -75,8 +55,7 @@ def annotate(
         inputs: structure and FASTA files, archives, folders, data sets.
         output: FILE.tsv (columns `chain`, `term`, `name`, `probability`) or FILE.json (what is returned);
             FILE.rejected.tsv gets what was left out.
-        top: at most this many terms of a chain.
-        threshold: only terms of at least this probability.
+        top, threshold: at most this many terms of a chain, of at least this probability.
         without_coords, token_budget, window: as of `predict_terms`.
         dtype: of the weights, `float32` or `bfloat16`.
         reading: `split`, `chain_ids`, `min_plddt`, `entries_per_part` and `shard`, as of `runner.Inputs`.
@@ -95,28 +74,23 @@ def annotate(
     check_file(output, ".tsv", ".json")
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
     config: Any = model.config
-    head, problem_type = type(model).__name__, config.problem_type
-    if not isinstance(model, CoordformerForSequenceClassification) or problem_type != "multi_label_classification":
-        raise ValueError(
-            f"{checkpoint} holds a {head} with problem_type={problem_type!r}; give a CoordformerForSequence"
-            "Classification with 'multi_label_classification', such as examples/function trains."
-        )
+    found_type, wanted = config.problem_type, "multi_label_classification"
+    if not isinstance(model, CoordformerForSequenceClassification) or found_type != wanted:
+        fix = f"give a CoordformerForSequenceClassification with {wanted!r}, such as examples/function trains"
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__} with problem_type={found_type!r}; {fix}.")
     given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
     labels = [config.id2label[number].partition(" ") for number in range(config.num_labels)]
 
     def work(chains: list[Record], _: str, __: Any, bar: tqdm) -> dict[str, Any]:
-        probabilities = predict_terms(
-            model, chains, processor.tokenizer, without_coords=without_coords, token_budget=token_budget,
-            window=window, bar=bar,
-        )  # fmt: skip
-        terms = {
-            id_of(chain): [
+        options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}
+        terms = {}
+        probabilities = predict_terms(model, chains, processor.tokenizer, bar=bar, **options)
+        for chain, row in zip(chains, probabilities, strict=True):
+            best = [number for number in np.argsort(-row, kind="stable")[:top] if row[number] >= threshold]
+            terms[id_of(chain)] = [
                 {"term": labels[number][0], "name": labels[number][2], "probability": float(row[number])}
-                for number in np.argsort(-row, kind="stable")[:top]
-                if row[number] >= threshold
+                for number in best
             ]
-            for chain, row in zip(chains, probabilities, strict=True)
-        }
         return {"terms": terms}
 
     settings = {"verb": "annotate", "checkpoint": Path(checkpoint).name, "weights": digest_weights(model), "top": top}
@@ -133,11 +107,10 @@ def annotate(
             logger.warning("%s; the first: %s", which, without[0])
         outcome.list_rejects(None if output is None else Path(output).with_suffix(".rejected.tsv"))
         if output is not None and outcome.complete:
-            output = Path(output)
-            if output.suffix == ".json":
-                write_json(output, found)
+            if Path(output).suffix == ".json":
+                write_json(Path(output), found)
             else:
-                write_text(output, describe(found) + "\n")
+                write_text(Path(output), describe(found) + "\n")
     return found
 
 

@@ -41,10 +41,9 @@ def load_checkpoint(
         config = AutoConfig.from_pretrained(checkpoint)
         if config.model_type != CoordformerConfig.model_type:
             raise ValueError(f"it holds a {config.model_type} model")
-        saved_as = (config.architectures or ["CoordformerModel"])[0]
-        model, info = getattr(modeling_coordformer, saved_as if any_head else "CoordformerForMaskedLM").from_pretrained(
-            checkpoint, config=config, dtype=dtype, output_loading_info=True
-        )
+        head = (config.architectures or ["CoordformerModel"])[0] if any_head else "CoordformerForMaskedLM"
+        load = getattr(modeling_coordformer, head).from_pretrained
+        model, info = load(checkpoint, config=config, dtype=dtype, output_loading_info=True)
         if missing := sorted(info["missing_keys"]):
             kind = "whole model" if any_head else "masked language model"
             raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no {kind}")
@@ -73,8 +72,7 @@ def coordinates_of(model: PreTrainedModel) -> str:
     config = model.config
     ways = [config.coordinate_embedding.replace("_", " ")] if config.coordinate_embedding != "none" else []
     ways += ["distance bias"] * bool(config.num_distance_bins) + ["invariant points"] * bool(config.num_qk_points)
-    messages = "gated messages" if config.message_gating else "messages"
-    ways += [messages] * bool(config.num_neighbors)
+    ways += ["gated messages" if config.message_gating else "messages"] * bool(config.num_neighbors)
     return " and ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or "none"
 
 

@@ -29,36 +29,23 @@ LISTED = 5  # pairs for each residue that a TSV file has
 
 
 def predict_contacts(
-    model: PreTrainedModel,
-    chains: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    without_coords: bool = False,
-    token_budget: int = 8192,
-    window: int = 1024,
-    bar: tqdm | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
+    model: PreTrainedModel, chains: Sequence[Record], tokenizer: PreTrainedTokenizerBase, *,
+    without_coords: bool = False, token_budget: int = 8192, window: int = 1024, bar: tqdm | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
     """Probabilities of contacts of chains, the longest first.
 
     Args:
         model: a Coordformer with a contact head.
-        chains: what `read_proteins` returns, or rows of a data set.
-        tokenizer: of the model.
-        without_coords: give the model no coordinates.
-        token_budget: tokens of a batch, in any case one chain or window.
-        window: a longer chain is predicted in windows of so many residues, which overlap by half and are averaged;
-            memory grows with its square.
-        bar: is moved on by the chains that are done.
+        chains, tokenizer, without_coords, window: as of `window_rows`; memory grows with the square of the window.
+        token_budget, bar: as of `predict`.
 
     Yields:
         Number of a chain, and (residues, residues), float32, symmetric, NaN where no window holds both residues.
     """
-    contact_model: Any = model
+    contacts_of: Any = model.predict_contacts
     means: dict[int, WindowMean] = {}
     rows = window_rows(model, tokenizer, chains, window=window, without_coords=without_coords)
-    for row, pairs in predict(
-        model, rows, lambda batch: contact_model.predict_contacts(**batch), token_budget=token_budget, bar=bar
-    ):
+    for row, pairs in predict(model, rows, lambda batch: contacts_of(**batch), token_budget=token_budget, bar=bar):
         residues, inside = residues_of(chains[row.chain]), len(row.input_ids) - 2
         means.setdefault(row.chain, WindowMean((residues, residues), 2)).add(row.start, pairs[:inside, :inside])
         if row.last:
@@ -89,18 +76,10 @@ def measure_precision(
 
 
 def contacts(
-    checkpoint: str | Path,
-    inputs: Sequence[str | Path] | str | Path,
-    output: str | Path,
-    *,
-    without_coords: bool = False,
-    token_budget: int = 8192,
-    dtype: str = "float32",
-    window: int = 1024,
-    entries_per_part: int = 64,
-    progress: bool = True,
-    **reading: Any,
-) -> dict[str, Any]:
+    checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
+    without_coords: bool = False, token_budget: int = 8192, dtype: str = "float32", window: int = 1024,
+    entries_per_part: int = 64, progress: bool = True, **reading: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Predict the contacts of chains.
 
     Args:
@@ -124,39 +103,31 @@ def contacts(
     output = Path(output)
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
     if not model.config.contact_head:
-        raise ValueError(
-            f"{checkpoint} has no contact head; train one on it (examples/contacts), or start with `from_esm` from an "
-            "ESM-2 that has one."
-        )
+        fix = "train one on it (examples/contacts), or start with `from_esm` from an ESM-2 that has one"
+        raise ValueError(f"{checkpoint} has no contact head; {fix}.")
     atoms = tuple(dict.fromkeys((*processor.coordinate_atoms, "CA")))
     given = Inputs(inputs, atoms=atoms, entries_per_part=entries_per_part, **reading)
 
     def work(chains: list[Record], part: str, _: Any, bar: tqdm) -> dict[str, Any]:
+        options: dict[str, Any] = {"token_budget": token_budget, "window": window, "bar": bar}
         stems = file_stems(output, part, chains)
         reports: dict[int, dict[str, Any]] = {}
         for number, probabilities in predict_contacts(
-            model, chains, processor.tokenizer, without_coords=without_coords, token_budget=token_budget,
-            window=window, bar=bar,
-        ):  # fmt: skip
-            name, labels = id_of(chains[number]), chain_labels(chains[number])
+            model, chains, processor.tokenizer, without_coords=without_coords, **options
+        ):
+            labels, stem = chain_labels(chains[number]), stems[number]
             sequence, coords = chain_arrays(chains[number], atoms)
             precision = precision_at(probabilities, labels)
             known = bool((labels >= 0).any())
-            reports[number] = {
-                "id": name,
-                "file": stems[number].relative_to(output).as_posix(),
-                "residues": len(sequence),
-                "coordinates": coordinates_given(model, coords, without_coords),
-                "contacts": int((labels == 1).sum()) // 2 if known else None,
-                # JSON has no NaN.
-                "precision": {
-                    name: {cut: None if math.isnan(value) else value for cut, value in cuts.items()}
-                    for name, cuts in precision.items()
-                },
-            }
-            title = f"{name}, coordinates {reports[number]['coordinates']}"
+            report: dict[str, Any] = {"id": id_of(chains[number]), "file": stem.relative_to(output).as_posix()}
+            report |= {"residues": len(sequence), "coordinates": coordinates_given(model, coords, without_coords)}
+            report |= {"contacts": int((labels == 1).sum()) // 2 if known else None, "precision": {}}
+            reports[number] = report
+            for name, cuts in precision.items():  # JSON has no NaN
+                report["precision"][name] = {cut: None if math.isnan(cuts[cut]) else cuts[cut] for cut in cuts}
+            title = f"{report['id']}, coordinates {report['coordinates']}"
             title += f"\nprecision at L: {describe_precision(precision)}" if known else ""
-            stem = stems[number]  # not `with_suffix`: an id may have dots
+            # Not `with_suffix`: an id may have dots.
             write_arrays(Path(f"{stem}.npz"), probabilities=probabilities, contacts=labels, sequence=sequence)
             write_text(Path(f"{stem}.tsv"), pair_lines(probabilities, sequence))
             plot_contacts({title: probabilities}, labels, Path(f"{stem}.png"))
@@ -189,7 +160,6 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines = []
     for chain in summary["chains"]:
         known = "" if chain["contacts"] is None else f"; precision at L: {describe_precision(chain['precision'])}"
-        lines.append(
-            f"{chain['id']}: {counted(chain['residues'], 'residue')}, coordinates {chain['coordinates']}{known}"
-        )
+        residues = counted(chain["residues"], "residue")
+        lines.append(f"{chain['id']}: {residues}, coordinates {chain['coordinates']}{known}")
     return "\n".join(lines)

@@ -19,28 +19,16 @@ POOLINGS = ("mean", "cls", None)
 
 
 def embed_chains(
-    model: PreTrainedModel,
-    chains: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    pooling: str | None = "mean",
-    *,
-    without_coords: bool = False,
-    token_budget: int = 8192,
-    window: int = 1024,
-    bar: tqdm | None = None,
-) -> list[np.ndarray]:
+    model: PreTrainedModel, chains: Sequence[Record], tokenizer: PreTrainedTokenizerBase, pooling: str | None = "mean",
+    *, without_coords: bool = False, token_budget: int = 8192, window: int = 1024, bar: tqdm | None = None,
+) -> list[np.ndarray]:  # fmt: skip
     """The last hidden states of a model, pooled or not.
 
     Args:
         model: a Coordformer with any head or none.
-        chains: what `read_proteins` returns, or rows of a data set.
-        tokenizer: of the model.
         pooling: `"mean"` over the residues of a chain, `"cls"` (its first token), or None: every residue.
-        without_coords: give the model no coordinates.
-        token_budget: tokens of a batch, of chains of like length; the longest chain, or window of it, fits in any case.
-            The vectors depend on it by rounding alone.
-        window: chains with more residues are embedded in windows of this many, which overlap by half and are averaged.
-        bar: is moved on by the chains that are done.
+        chains, tokenizer, without_coords, window: as of `window_rows`.
+        token_budget, bar: as of `predict`; the vectors depend on the budget by rounding alone.
 
     Returns:
         For each chain (hidden,), or without pooling (residues, hidden), without special tokens; float32.
@@ -50,10 +38,8 @@ def embed_chains(
     vectors: list[Any] = [None] * len(chains)
     means: dict[int, WindowMean] = {}
     rows = window_rows(encoder, tokenizer, chains, window=window, without_coords=without_coords)
-    states = predict(
-        encoder, rows, lambda batch: encoder(**batch).last_hidden_state, token_budget=token_budget, bar=bar
-    )
-    for row, tokens in states:
+    options: dict[str, Any] = {"token_budget": token_budget, "bar": bar}
+    for row, tokens in predict(encoder, rows, lambda batch: encoder(**batch).last_hidden_state, **options):
         residues = residues_of(chains[row.chain])
         if row.chain not in means:
             means[row.chain] = WindowMean((hidden,), 0) if pooling == "cls" else WindowMean((residues, hidden), 1)
@@ -65,19 +51,10 @@ def embed_chains(
 
 
 def embed(
-    checkpoint: str | Path,
-    inputs: Sequence[str | Path] | str | Path,
-    output: str | Path,
-    *,
-    pooling: str | None = "mean",
-    file_format: str = "parquet",
-    without_coords: bool = False,
-    dtype: str = "float32",
-    token_budget: int = 8192,
-    window: int = 1024,
-    progress: bool = True,
-    **reading: Any,
-) -> dict[str, Any]:
+    checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
+    pooling: str | None = "mean", file_format: str = "parquet", without_coords: bool = False, dtype: str = "float32",
+    token_budget: int = 8192, window: int = 1024, progress: bool = True, **reading: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Embed chains; arguments that are not below are those of `embed_chains`.
 
     Args:
@@ -104,23 +81,14 @@ def embed(
     given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
 
     def work(chains: list[Record], part: str, _: Any, bar: tqdm) -> dict[str, Any]:
-        vectors = embed_chains(
-            model, chains, processor.tokenizer, pooling, without_coords=without_coords, token_budget=token_budget,
-            window=window, bar=bar,
-        )  # fmt: skip
+        options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}
+        vectors = embed_chains(model, chains, processor.tokenizer, pooling, bar=bar, **options)
         write_shard(output / f"shard-{part}.{file_format}", chains, vectors)
         return {"file": f"shard-{part}.{file_format}"}
 
-    settings = {
-        "verb": "embed",
-        "checkpoint": Path(checkpoint).name,
-        "weights": digest_weights(model.base_model),
-        "without_coords": without_coords,
-        "pooling": pooling,
-        "dtype": dtype,
-        "window": window,
-        "format": file_format,
-    }
+    settings: dict[str, Any] = {"verb": "embed", "checkpoint": Path(checkpoint).name}
+    settings |= {"weights": digest_weights(model.base_model), "without_coords": without_coords, "pooling": pooling}
+    settings |= {"dtype": dtype, "window": window, "format": file_format}
     outcome = run_parts(given, output, settings, work, progress)
     outcome.list_rejects(output / REJECTS)
     counts = outcome.counts()

@@ -1,6 +1,6 @@
 """The files of `coordformer embed`: one for each part of a run.
 
-- Parquet: columns `id`, `length` and `embedding`, (hidden,) or without pooling a flat list (residues, hidden).
+- Parquet: columns `id`, `length` (residues) and `embedding`, (hidden,) or without pooling flat (residues, hidden).
 - safetensors: a tensor `embeddings` (chains, hidden), or without pooling one (residues, hidden) for each chain, by its
   id; the ids in their order are JSON in the metadata `ids`.
 """
@@ -22,13 +22,7 @@ from ..data.records import RUN
 from .predict import Record, id_of, residues_of
 
 FORMATS = ("parquet", "safetensors")
-SHARD_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("length", pa.int32()),  # residues
-        ("embedding", pa.large_list(pa.float32())),  # (hidden,) or flat (residues, hidden)
-    ]
-)
+SHARD_SCHEMA = pa.schema({"id": pa.string(), "length": pa.int32(), "embedding": pa.large_list(pa.float32())})
 
 
 def write_shard(path: Path, chains: Sequence[Record], vectors: Sequence[np.ndarray]) -> None:
@@ -57,8 +51,7 @@ def load_embeddings(folder: str | Path) -> tuple[list[str], Any]:
     """Read the folder of `embed`, of either format.
 
     Returns:
-        The ids of the chains, and their vectors, float32: an array (chains, hidden), or where they were not pooled a
-        list of arrays (residues, hidden).
+        The ids of the chains, and their vectors, float32: (chains, hidden), or not pooled a list of (residues, hidden).
 
     Raises:
         FileNotFoundError: there are no embeddings.

@@ -14,25 +14,16 @@ from ..model.processing_coordformer import letter_ids
 from .checkpoints import coordinates_of, digest_weights, load_checkpoint
 from .figures import plot_recovery
 from .masked import count_chains, summarize_samples
-from .predict import Record
+from .predict import Record, cluster_of
 from .runner import Inputs, check_file, parts_beside, run_parts, write_arrays
 
 
 def evaluate(
-    checkpoint: str | Path,
-    inputs: Sequence[str | Path] | str | Path,
-    *,
-    output: str | Path | None = None,
-    protocols: Sequence[str] = PROTOCOLS,
-    num_mask_samples: int = 3,
-    without_coords: bool = False,
-    num_rotations: int = 1,
-    dtype: str = "float32",
-    token_budget: int = 8192,
-    window: int = 1024,
-    progress: bool = True,
-    **reading: Any,
-) -> dict[str, Any]:
+    checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, *, output: str | Path | None = None,
+    protocols: Sequence[str] = PROTOCOLS, num_mask_samples: int = 3, without_coords: bool = False,
+    num_rotations: int = 1, dtype: str = "float32", token_budget: int = 8192, window: int = 1024,
+    progress: bool = True, **reading: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Evaluate a checkpoint; arguments that are not below are those of `count_chains`.
 
     Args:
@@ -50,32 +41,23 @@ def evaluate(
     check_file(output, ".json")
     model, processor = load_checkpoint(checkpoint, dtype)
     given = Inputs(inputs, atoms=model.config.coordinate_atoms, **reading)
-    measured: dict[str, Any] = {
-        "checkpoint": Path(checkpoint).name,
-        "weights": digest_weights(model),
-        "data": ", ".join(given.names),
-        "split": given.settings["split"],
-        "coordinates": "not given" if without_coords else coordinates_of(model),
-        "dtype": dtype,
-        "num_rotations": num_rotations,
-        "num_mask_samples": num_mask_samples,
-    }
-    options: dict[str, Any] = {"token_budget": token_budget, "window": window}
+    measured: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "weights": digest_weights(model)}
+    measured |= {"data": ", ".join(given.names), "split": given.settings["split"]}
+    measured |= {"coordinates": "not given" if without_coords else coordinates_of(model), "dtype": dtype}
+    samples: dict[str, Any] = {"num_rotations": num_rotations, "num_mask_samples": num_mask_samples}
+    measured |= samples
+    options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}
 
     with parts_beside(output, given) as folder:
 
         def work(chains: list[Record], part: str, _: Any, bar: tqdm) -> dict[str, Any]:
             bar.total += len(chains) * (num_mask_samples * len(protocols) - 1)
             counts = {
-                protocol: count_chains(
-                    model, chains, processor.tokenizer, protocol, num_mask_samples=num_mask_samples,
-                    num_rotations=num_rotations, without_coords=without_coords, bar=bar, **options,
-                )
+                protocol: count_chains(model, chains, processor.tokenizer, protocol, bar=bar, **samples, **options)
                 for protocol in protocols
-            }  # fmt: skip
+            }
             write_arrays(folder / f"counts-{part}.npz", **counts)
-            clusters = [chain.get("cluster") if isinstance(chain, Mapping) else None for chain in chains]
-            return {"file": f"counts-{part}.npz", "clusters": clusters}
+            return {"file": f"counts-{part}.npz", "clusters": list(map(cluster_of, chains))}
 
         settings = {"verb": "evaluate", **measured, "protocols": list(protocols), "window": window}
         outcome = run_parts(given, folder, settings, work, progress)
@@ -91,10 +73,9 @@ def evaluate(
             report[protocol] = summarize_samples(counts, letter_ids(processor.tokenizer), clusters if known else None)
         outcome.list_rejects(None if output is None else Path(output).with_suffix(".rejected.tsv"))
         if output is not None:
-            output = Path(output)
-            write_json(output, report)
+            write_json(Path(output), report)
             recoveries = {protocol: report[protocol]["recovery_by_residue"] for protocol in protocols}
-            plot_recovery(recoveries, output.with_suffix(".png"))
+            plot_recovery(recoveries, Path(output).with_suffix(".png"))
     return report
 
 
@@ -102,11 +83,9 @@ def describe(report: Mapping[str, Any]) -> str:
     """The report as a short text."""
     split = "" if report["split"] is None else f", split {report['split']}"
     chains, residues = counted(report["chains"], "chain"), counted(report["residues"], "residue")
-    lines = [
-        f"{report['checkpoint']} on {chains} with {residues} of {report['data']}{split}; coordinates: "
-        f"{report['coordinates']}; {report['dtype']}",
-        f"{'protocol':10}{'perplexity':26}recovery, %",
-    ]
+    what = f"{report['checkpoint']} on {chains} with {residues} of {report['data']}{split}"
+    lines = [f"{what}; coordinates: {report['coordinates']}; {report['dtype']}"]
+    lines.append(f"{'protocol':10}{'perplexity':26}recovery, %")
     for protocol in (name for name in PROTOCOLS if name in report):
         cells = []
         for name, scale, digits in (("perplexity", 1, 2), ("recovery", 100, 1)):

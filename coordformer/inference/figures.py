@@ -41,7 +41,7 @@ def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
         train_points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
         # Of all residues alike; Trainer's own `eval_loss` averages over batches.
         valid_points = [
-            (entry["step"], np.log(entry["eval_perplexity"])) for entry in history if "eval_perplexity" in entry
+            (each["step"], np.log(each["eval_perplexity"])) for each in history if "eval_perplexity" in each
         ]
         axes.plot(*zip(*train_points, strict=True), color=f"C{index}", label=f"{name}, training")
         if valid_points:
@@ -55,12 +55,11 @@ def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str 
 
 def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Path) -> None:
     """Recovery by residue of one or several models, as PNG; the residues best recovered by the last come first."""
-    last = list(recoveries.values())[-1]
-    letters = sorted(last, key=lambda letter: -last[letter])
     if (figure := new_figure((8, 4), path)) is None:
         return
-    axes = figure.subplots()
-    width = 0.8 / len(recoveries)
+    last = list(recoveries.values())[-1]
+    letters = sorted(last, key=lambda letter: -last[letter])
+    axes, width = figure.subplots(), 0.8 / len(recoveries)
     for index, (name, recovery) in enumerate(recoveries.items()):
         places = np.arange(len(letters)) + (index - (len(recoveries) - 1) / 2) * width
         axes.bar(places, [100 * recovery.get(letter, 0.0) for letter in letters], width, label=name)
@@ -73,8 +72,7 @@ def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Pat
 
 def plot_scan(path: Path, table: np.ndarray, sequence: str, offset: int = 1, title: str = "") -> None:
     """A heat map of a scan (residues, 20), nats, as PNG: residues from left to right, in as many rows as they need."""
-    rows = -(-len(sequence) // PLOTTED_RESIDUES)
-    width = min(len(sequence), PLOTTED_RESIDUES)
+    rows, width = -(-len(sequence) // PLOTTED_RESIDUES), min(len(sequence), PLOTTED_RESIDUES)
     if (figure := new_figure((0.13 * max(width, 40) + 1.6, 3.3 * rows + 0.7), path)) is None:
         return
     image = table[:, [AMINO_ACIDS.index(letter) for letter in PLOTTED_LETTERS]].T
@@ -83,24 +81,17 @@ def plot_scan(path: Path, table: np.ndarray, sequence: str, offset: int = 1, tit
     for number, axes in enumerate(panels):
         start = number * PLOTTED_RESIDUES
         end = min(start + PLOTTED_RESIDUES, len(sequence))
-        drawn = axes.imshow(
-            image[:, start:end],
-            extent=(start - 0.5, end - 0.5, len(PLOTTED_LETTERS) - 0.5, -0.5),
-            cmap="RdBu",
-            vmin=-limit,
-            vmax=limit,
-        )
+        extent = (start - 0.5, end - 0.5, len(PLOTTED_LETTERS) - 0.5, -0.5)
+        drawn = axes.imshow(image[:, start:end], extent=extent, cmap="RdBu", vmin=-limit, vmax=limit)
         axes.axvspan(start - 0.5, end - 0.5, color="0.8", zorder=-1)  # behind residues X
         marked = [(i, PLOTTED_LETTERS.index(sequence[i])) for i in range(start, end) if sequence[i] in AMINO_ACIDS]
         axes.plot(*zip(*marked, strict=True), "k.", markersize=3)
-        axes.set_xlim(start - 0.5, start + width - 0.5)
+        axes.set(xlim=(start - 0.5, start + width - 0.5), ylabel="substituted by")
         axes.set_xticks(range(start, end), sequence[start:end], fontsize=6)
         axes.set_yticks(range(len(PLOTTED_LETTERS)), PLOTTED_LETTERS, fontsize=6)
         axes.tick_params(length=0, pad=2)
         tens = [index for index in range(start, end) if (offset + index) % 10 == 0 or index == start]
-        numbers = axes.secondary_xaxis("top")
-        numbers.set_xticks(tens, [offset + index for index in tens], fontsize=7)
-        axes.set_ylabel("substituted by")
+        axes.secondary_xaxis("top").set_xticks(tens, [offset + index for index in tens], fontsize=7)
     panels[-1].set_xlabel("wild type (dots), position above")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), extend="both", label="log-likelihood ratio (nats)")
     figure.suptitle(title)
@@ -115,8 +106,7 @@ def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str 
     if (figure := new_figure((5.4 * len(maps), 5.0), path)) is None:
         return
     residues = len(labels)
-    place = np.arange(residues)
-    separation = place - place[:, None]
+    separation = np.arange(residues) - np.arange(residues)[:, None]
     shades = np.array([(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0.15)])  # no contact, contact; the last for -100
     truth = shades[np.maximum(labels, -1)] * (separation <= -MIN_SEPARATION)[..., None]
     below = "true contacts (gray: not known)" if (labels >= 0).any() else "nothing, as no structure is known"
@@ -125,9 +115,9 @@ def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str 
     for axes, (title, probabilities) in zip(panels, maps.items(), strict=True):
         predicted = np.where(separation >= MIN_SEPARATION, probabilities, np.nan)
         best = np.sort(predicted[np.isfinite(predicted)])[-max(residues // 5, 1) :]
-        limits = {"vmin": 0.0, "vmax": best.min(initial=1.0)}
-        image = axes.imshow(predicted, cmap="Blues", extent=extent, interpolation="none", **limits)
-        axes.imshow(truth, extent=extent, interpolation="none")
+        drawing = {"extent": extent, "interpolation": "none"}
+        image = axes.imshow(predicted, cmap="Blues", vmin=0.0, vmax=best.min(initial=1.0), **drawing)
+        axes.imshow(truth, **drawing)
         axes.plot([0.5, residues + 0.5], [0.5, residues + 0.5], color="0.6", linewidth=0.8)
         axes.set(xlabel="residue", ylabel="residue")
         axes.set_title(f"{title}\nabove: predicted, below: {below}", fontsize=9)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -24,21 +25,13 @@ MUTANTS_AT_ONCE = 256  # of pseudo-likelihoods, whose probabilities are in memor
 
 
 def log_probabilities(
-    model: PreTrainedModel,
-    processor: CoordformerProcessor,
-    asked: Sequence[tuple[Chain, Sequence[int] | np.ndarray]],
-    *,
-    masked: bool,
-    without_coords: bool = False,
-    window: int = 1024,
-    token_budget: int = 8192,
-    progress: bool = False,
-) -> list[np.ndarray]:
+    model: PreTrainedModel, processor: CoordformerProcessor, asked: Sequence[tuple[Chain, Sequence[int] | np.ndarray]],
+    *, masked: bool, without_coords: bool = False, window: int = 1024, token_budget: int = 8192, progress: bool = False,
+) -> list[np.ndarray]:  # fmt: skip
     """Log-probabilities of the 20 amino acids at some residues of chains.
 
     Args:
-        model: a masked-LM Coordformer.
-        processor: of the model.
+        model, processor: a masked-LM Coordformer, and its processor.
         asked: chains, and of each the indices of residues, from 0 on.
         masked: each residue is masked, alone, and costs a row of a batch; otherwise one row serves all residues whose
             window is the same, which in a chain that fits in `window` is every residue.
@@ -62,7 +55,7 @@ def log_probabilities(
             arrays = encode(collator, chain, without_coords)
             inside = min(window, len(chain))
             starts = window_around(indices, len(chain), inside)
-            # The rows that the model reads: where their windows begin, and which residues each is asked for.
+            # Of each row that the model reads the residues that are asked for.
             groups = [np.array([place]) for place in range(len(indices))]
             if not masked:
                 groups = [np.flatnonzero(starts == start) for start in np.unique(starts)]
@@ -75,28 +68,20 @@ def log_probabilities(
                 yield Row(number, start, input_ids, arrays["coords"][tokens], places, group)
 
     letters = list(letter_ids(tokenizer).values())
+
+    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**batch).logits[..., letters].float().log_softmax(dim=-1)
+
     with tqdm(unit="row", disable=not progress, leave=False) as bar:
-        for row, logits in predict(
-            model,
-            rows(),
-            lambda batch: model(**batch).logits[..., letters].float().log_softmax(dim=-1),
-            token_budget=token_budget,
-            bar=bar,
-            by_row=True,
-        ):
+        for row, logits in predict(model, rows(), forward, token_budget=token_budget, bar=bar, by_row=True):
             tables[row.chain][row.tag] = logits
     return tables
 
 
 def score_mutants(
-    model: PreTrainedModel,
-    processor: CoordformerProcessor,
-    asked: Sequence[tuple[Chain, Sequence[str]]],
-    method: str = "masked_marginal",
-    *,
-    offset: int = 1,
-    **options: Any,
-) -> list[np.ndarray]:
+    model: PreTrainedModel, processor: CoordformerProcessor, asked: Sequence[tuple[Chain, Sequence[str]]],
+    method: str = "masked_marginal", *, offset: int = 1, **options: Any,
+) -> list[np.ndarray]:  # fmt: skip
     """Score mutants of chains.
 
     - `wild_type_marginal`: log p(new letter) - log p(wild type) at the residue, which the model reads unmasked. One
@@ -110,8 +95,7 @@ def score_mutants(
     with no other residue masked.
 
     Args:
-        model: a masked-LM Coordformer.
-        processor: of the model.
+        model, processor: a masked-LM Coordformer, and its processor.
         asked: wild types, and of each its mutants, as `parse_mutant` takes them.
         method: one of `METHODS`.
         offset: position of a chain's first residue in its mutants.
@@ -133,9 +117,8 @@ def score_mutants(
     if method == "pseudo_likelihood":
         return _pseudo_likelihoods(model, processor, chains, parsed, letters, options)
     places = [np.unique([index for mutant in each for index, _ in mutant]) for each in parsed]
-    tables = log_probabilities(
-        model, processor, list(zip(chains, places, strict=True)), masked=method == "masked_marginal", **options
-    )
+    pairs, masked = list(zip(chains, places, strict=True)), method == "masked_marginal"
+    tables = log_probabilities(model, processor, pairs, masked=masked, **options)
     scores = []
     for table, indices, wild_type, mutants in zip(tables, places, letters, parsed, strict=True):
         table -= table[np.arange(len(indices)), wild_type[indices]][:, None]

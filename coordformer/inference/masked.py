@@ -32,8 +32,7 @@ def draw_rotations(name: str, num_rotations: int, seed: int = 0, dim: int = 3) -
 
     Args:
         name: id of the chain.
-        num_rotations: frames.
-        seed: of all but the first.
+        num_rotations, seed: how many frames, and the seed of all but the first.
         dim: D, the model's `config.coordinate_dim`.
 
     Returns:
@@ -45,22 +44,11 @@ def draw_rotations(name: str, num_rotations: int, seed: int = 0, dim: int = 3) -
 
 
 def predict_masked(
-    model: PreTrainedModel,
-    chains: Sequence[Record],
-    tokenizer: PreTrainedTokenizerBase,
-    protocol: str = "masked15",
-    sample: int = 0,
-    *,
-    num_rotations: int = 1,
-    seed: int = 0,
-    noise: float = 0.0,
-    missing: float = 0.0,
-    without_coords: bool = False,
-    without_own_coords: bool = False,
-    token_budget: int = 8192,
-    window: int = 1024,
+    model: PreTrainedModel, chains: Sequence[Record], tokenizer: PreTrainedTokenizerBase, protocol: str = "masked15",
+    sample: int = 0, *, num_rotations: int = 1, seed: int = 0, noise: float = 0.0, missing: float = 0.0,
+    without_coords: bool = False, without_own_coords: bool = False, token_budget: int = 8192, window: int = 1024,
     bar: tqdm | None = None,
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:  # fmt: skip
     """Predict the masked residues of chains in one or several frames.
 
     Args:
@@ -79,14 +67,8 @@ def predict_masked(
         raise ValueError(f"`missing` is {missing}; it is a share between 0 and 1.")
     config = model.config
     window = longest_window(config, window)
-    collator = CoordformerDataCollator(
-        tokenizer,
-        atoms=config.coordinate_atoms,
-        dim=config.coordinate_dim,
-        masking=protocol,
-        rotate=False,
-        noise=noise,
-    )
+    layout: dict[str, Any] = {"atoms": config.coordinate_atoms, "dim": config.coordinate_dim, "rotate": False}
+    collator = CoordformerDataCollator(tokenizer, masking=protocol, noise=noise, **layout)
     truth: dict[int, np.ndarray] = {}
     total: dict[int, np.ndarray] = {}
     visits: dict[int, np.ndarray] = {}
@@ -110,9 +92,8 @@ def predict_masked(
             truth[number] = arrays["labels"][asked]
             total[number] = np.zeros((num_rotations, len(asked), config.vocab_size), dtype=np.float32)
             visits[number] = np.zeros(len(asked), dtype=np.float32)
-            frames: Any = [None]
-            if num_rotations > 1:
-                frames = draw_rotations(name, num_rotations, seed, config.coordinate_dim)
+            turned = num_rotations > 1
+            frames: Any = draw_rotations(name, num_rotations, seed, config.coordinate_dim) if turned else [None]
             inside = min(window, residues)
             starts = window_starts(residues, inside)
             for start in starts:
@@ -124,10 +105,7 @@ def predict_masked(
                     input_ids, coords = arrays["input_ids"][tokens], arrays["coords"][tokens]
                     yield Row(number, start, input_ids, coords, asked[here] - start, (frame, here), rotation, last)
 
-    def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return model(**batch).logits
-
-    for row, logits in predict(model, rows(), forward, token_budget=token_budget, bar=bar):
+    for row, logits in predict(model, rows(), lambda batch: model(**batch).logits, token_budget=token_budget, bar=bar):
         frame, here = row.tag
         total[row.chain][frame, here] += logits
         if row.last:
@@ -136,31 +114,21 @@ def predict_masked(
 
 
 def count_chains(
-    model: PreTrainedModel,
-    rows: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    protocol: str = "masked15",
-    *,
-    num_mask_samples: int = 3,
-    num_rotations: int = 1,
-    progress: bool = True,
-    bar: tqdm | None = None,
-    **options: Any,
-) -> np.ndarray:
+    model: PreTrainedModel, rows: Any, tokenizer: PreTrainedTokenizerBase, protocol: str = "masked15", *,
+    num_mask_samples: int = 3, num_rotations: int = 1, progress: bool = True, bar: tqdm | None = None, **options: Any,
+) -> np.ndarray:  # fmt: skip
     """Predict masked residues of every chain under a protocol.
 
     Args:
-        model: a masked-LM Coordformer.
+        model, tokenizer: a masked-LM Coordformer, and its tokenizer.
         rows: chains, or a data set of them, see `data.pack.open_chains`.
-        tokenizer: of the model.
         protocol: `"paper"` (15 % of the residues, of these 80 % masked, 10 % another residue, 10 % unchanged; softmax
             over the vocabulary) or `"masked15"` (15 % of the residues with coordinates and without X, all masked;
             softmax over the 20 amino acids). What is chosen depends on the sample and the chain's id alone.
         num_mask_samples: how many times the residues are chosen anew.
         num_rotations: frames in which each chain is predicted, of which the probabilities are averaged (test-time
             augmentation); the first is the given one, the others depend on the chain's id alone.
-        progress: show a progress bar.
-        bar: one to move on instead.
+        progress, bar: show a progress bar, or move on this one instead.
         options: `without_coords` (bool), `noise` (standard deviation in Å of Gaussian noise on each coordinate),
             `missing` (share of the residues, masked or not, that lose their coordinates at random, the same ones and
             more at a larger share) and `without_own_coords` (the residues that are to be predicted lose theirs), all
@@ -175,10 +143,8 @@ def count_chains(
             raise ValueError(f"`{name}` is {value}; it must be at least 1.")
     candidates = list(letter_ids(tokenizer).values()) if protocol == "masked15" else None
     counts = np.zeros((num_mask_samples, len(rows), model.config.vocab_size, 3))
-    total = counts.shape[0] * counts.shape[1]
-    with (
-        tqdm(total=total, unit="chain", desc=protocol, disable=not progress) if bar is None else nullcontext(bar) as bar
-    ):
+    own = {"total": num_mask_samples * len(rows), "unit": "chain", "desc": protocol, "disable": not progress}
+    with tqdm(**own) if bar is None else nullcontext(bar) as bar:
         for start in range(0, len(rows), CHAINS_AT_ONCE):
             inside = range(start, min(start + CHAINS_AT_ONCE, len(rows)))
             chains = rows[start : inside.stop] if isinstance(rows, list) else fetch_rows(rows, inside)

@@ -49,13 +49,9 @@ def count_predictions(
 def summarize(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Perplexity and recovery from counts (..., vocabulary, 3).
 
-    Args:
-        counts: of `count_predictions`, of any number of chains.
-        letters: token ids by letter, for `recovery_by_residue`.
-
     Returns:
         `perplexity` (exp of the mean negative log-likelihood), `recovery` (share of the predictions that are correct),
-        `residues` (number of predictions), and `recovery_by_residue` where `letters` are given.
+        `residues` (number of predictions), and `recovery_by_residue` where `letters`, token ids by letter, are given.
     """
     counts = np.asarray(counts, dtype=np.float64)
     table = counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)
@@ -68,11 +64,8 @@ def summarize(counts: np.ndarray, letters: Mapping[str, int] | None = None) -> d
         "residues": int(total[COUNT]),
     }
     if letters is not None:
-        summary["recovery_by_residue"] = {
-            letter: float(table[index, CORRECT] / table[index, COUNT])
-            for letter, index in letters.items()
-            if table[index, COUNT]
-        }
+        known = {letter: table[index] for letter, index in letters.items() if table[index, COUNT]}
+        summary["recovery_by_residue"] = {letter: float(row[CORRECT] / row[COUNT]) for letter, row in known.items()}
     return summary
 
 
@@ -91,9 +84,8 @@ def resample(
     values = np.asarray(values, dtype=np.float64)
     if clusters is not None:
         names, places = np.unique(np.asarray(clusters), return_inverse=True)
-        sums = np.zeros((len(names), *values.shape[1:]))
-        np.add.at(sums, places, values)
-        values = sums
+        chains, values = values, np.zeros((len(names), *values.shape[1:]))
+        np.add.at(values, places, chains)
     rng, count = np.random.default_rng(seed), len(values)
     shares, flat = np.full(count, 1 / count), values.reshape(count, -1)
     drawn = np.empty((samples, flat.shape[1]))
@@ -178,21 +170,18 @@ def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
     """
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if scores.shape != labels.shape or scores.shape != 2 * scores.shape[:1]:
-        raise ValueError(
-            f"`scores` has shape {scores.shape} and `labels` {labels.shape}; both have to be (residues, residues)."
-        )
+        shapes = f"`scores` has shape {scores.shape} and `labels` {labels.shape}"
+        raise ValueError(f"{shapes}; both have to be (residues, residues).")
     first, second = np.triu_indices(len(labels), MIN_SEPARATION)
     known = (labels[first, second] >= 0) & ~np.isnan(scores[first, second])
     first, second = first[known], second[known]
+    best = {cut: max(len(labels) // share, 1) for cut, share in CUTS.items()}
     precision = {}
     for name, (least, most) in RANGES.items():
         inside = (second - first >= least) & (second - first <= most)
         pairs = first[inside], second[inside]
         ranked = labels[pairs][np.argsort(-scores[pairs], kind="stable")]
-        precision[name] = {
-            cut: float(ranked[: max(len(labels) // share, 1)].mean()) if ranked.size else math.nan
-            for cut, share in CUTS.items()
-        }
+        precision[name] = {cut: float(ranked[:n].mean()) if ranked.size else math.nan for cut, n in best.items()}
     return precision
 
 

@@ -36,22 +36,18 @@ def parse_mutant(mutant: str, sequence: str, offset: int = 1) -> list[tuple[int,
     )
     substitutions: dict[int, str] = {}
     for text in mutant.split(":"):
-        match = re.fullmatch(r"([A-Z])(-?\d+)([A-Z])", text.strip())
-        if match is None:
+        if (match := re.fullmatch(r"([A-Z])(-?\d+)([A-Z])", text.strip())) is None:
             raise ValueError(f"Mutant {mutant!r} cannot be read; write A24G, or A24G:T30S for several substitutions.")
         wild_type, position, letter = match[1], int(match[2]), match[3]
         if odd := {wild_type, letter} - set(AMINO_ACIDS):
             raise ValueError(f"Mutant {mutant}: {min(odd)} is no amino acid; substitutions are among {AMINO_ACIDS}.")
         index = position - offset
         if not 0 <= index < len(sequence):
-            raise ValueError(
-                f"Mutant {mutant}: the chain has no position {position}, its residues are {offset} to "
-                f"{offset + len(sequence) - 1}; {fix}."
-            )
+            ends = f"{offset} to {offset + len(sequence) - 1}"
+            raise ValueError(f"Mutant {mutant}: the chain has no position {position}, its residues are {ends}; {fix}.")
         if sequence[index] != wild_type:
-            raise ValueError(
-                f"Mutant {mutant}: position {position} of the chain is {sequence[index]}, not {wild_type}; {fix}."
-            )
+            found = f"position {position} of the chain is {sequence[index]}, not {wild_type}"
+            raise ValueError(f"Mutant {mutant}: {found}; {fix}.")
         if index in substitutions:
             raise ValueError(f"Mutant {mutant}: position {position} is substituted twice; keep one of them.")
         substitutions[index] = letter
@@ -77,8 +73,7 @@ def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None, list[s
     columns = reader.fieldnames or []
     if "mutant" not in columns:
         raise ValueError(f"{path} has the columns {', '.join(columns) or '(none)'}; the column mutant is needed.")
-    rows = list(reader)
-    if not rows:
+    if not (rows := list(reader)):
         raise ValueError(f"{path} has no mutants; give a row for each.")
     mutants = [(row["mutant"] or "").strip() for row in rows]
     if "" in mutants:
@@ -91,9 +86,8 @@ def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None, list[s
         try:
             measured[number] = float(row["DMS_score"] or "nan")
         except ValueError:
-            raise ValueError(
-                f"{path}: DMS_score of {mutants[number]} is {row['DMS_score']!r}; give a number, or nothing."
-            ) from None
+            found = f"DMS_score of {mutants[number]} is {row['DMS_score']!r}"
+            raise ValueError(f"{path}: {found}; give a number, or nothing.") from None
     return mutants, measured, ids
 
 

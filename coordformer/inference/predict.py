@@ -76,24 +76,22 @@ def encode(collator: CoordformerDataCollator, chain: Record, without_coords: boo
 
 def plain_collator(model: Any, tokenizer: PreTrainedTokenizerBase) -> CoordformerDataCollator:
     """The collator that masks nothing and leaves coordinates as they are."""
-    return CoordformerDataCollator(
-        tokenizer,
-        atoms=model.config.coordinate_atoms,
-        dim=model.config.coordinate_dim,
-        mlm_probability=0.0,
-        rotate=False,
-    )
+    atoms, dim = model.config.coordinate_atoms, model.config.coordinate_dim
+    return CoordformerDataCollator(tokenizer, atoms=atoms, dim=dim, mlm_probability=0.0, rotate=False)
 
 
 def window_rows(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    chains: Sequence[Record],
-    *,
-    window: int = 1024,
-    without_coords: bool = False,
-) -> Iterator[Row]:
-    """Rows of whole chains, longest first; of a chain longer than `window` those of windows that overlap by half."""
+    model: Any, tokenizer: PreTrainedTokenizerBase, chains: Sequence[Record], *,
+    window: int = 1024, without_coords: bool = False,
+) -> Iterator[Row]:  # fmt: skip
+    """Rows of whole chains, longest first.
+
+    Args:
+        model, tokenizer: a Coordformer, and its tokenizer.
+        chains: what `read_proteins` returns, or rows of a data set.
+        window: a chain of more residues is cut into windows of so many, which overlap by half, to be averaged.
+        without_coords: give the model no coordinates.
+    """
     window = longest_window(model.config, window)
     collator = plain_collator(model, tokenizer)
     for number in longest_first(chains):
@@ -126,14 +124,9 @@ def as_chain(record: Record) -> Chain:
 
 @torch.no_grad()
 def predict(
-    model: Any,
-    rows: Iterable[Row],
-    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    *,
-    token_budget: int = 8192,
-    bar: tqdm | None = None,
-    by_row: bool = False,
-) -> Iterator[tuple[Row, np.ndarray]]:
+    model: Any, rows: Iterable[Row], forward: Callable[[dict[str, torch.Tensor]], torch.Tensor], *,
+    token_budget: int = 8192, bar: tqdm | None = None, by_row: bool = False,
+) -> Iterator[tuple[Row, np.ndarray]]:  # fmt: skip
     """What a model makes of rows, in batches.
 
     Args:
@@ -170,10 +163,9 @@ def _predict_batch(
         yield from zip(rows, outputs.float().cpu().numpy(), strict=True)
     else:
         places = [row.places for row in rows if row.places is not None]
-        ends = np.cumsum([len(each) for each in places])
-        row_of = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(each) for each in places]))
-        # One copy from the device for all rows.
-        asked = outputs[row_of.to(outputs.device), torch.from_numpy(np.concatenate(places)).to(outputs.device)]
-        yield from zip(rows, np.split(asked.float().cpu().numpy(), ends[:-1]), strict=True)
+        counts = list(map(len, places))
+        where = np.stack([np.repeat(np.arange(len(rows)), counts), np.concatenate(places)])
+        asked = outputs[tuple(torch.from_numpy(where).to(outputs.device))]  # one copy from the device for all rows
+        yield from zip(rows, np.split(asked.float().cpu().numpy(), np.cumsum(counts)[:-1]), strict=True)
     if bar is not None:
         bar.update(len(rows) if by_row else sum(row.last for row in rows))

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,10 @@ class Inputs:
     """
 
     def __init__(
-        self,
-        inputs: Sequence[str | Path] | str | Path,
-        *,
-        split: str | None = None,
-        atoms: Sequence[str] = ("CA",),
-        chain_ids: Sequence[str] | None = None,
-        min_plddt: float | None = None,
-        entries_per_part: int = 1000,
+        self, inputs: Sequence[str | Path] | str | Path, *, split: str | None = None, atoms: Sequence[str] = ("CA",),
+        chain_ids: Sequence[str] | None = None, min_plddt: float | None = None, entries_per_part: int = 1000,
         shard: str | None = None,
-    ):
+    ):  # fmt: skip
         given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
         if not given:
             raise ValueError("There is nothing to read; give structure or FASTA files, folders, archives or data sets.")
@@ -131,10 +125,8 @@ class Inputs:
                 inside = range(start, min(start + entries_per_part, len(rows)))
                 self._parts.append(_Rows(rows, inside, Path(path).name, mark))
         if twice := [name for name, count in chains.items() if count > 1]:
-            raise ValueError(
-                f"{len(twice)} ids of {', '.join(map(str, data_sets))} stand for several chains, such as {twice[0]}; "
-                "give each chain its own."
-            )
+            what = f"{len(twice)} ids of {', '.join(map(str, data_sets))} stand for several chains, such as {twice[0]}"
+            raise ValueError(f"{what}; give each chain its own.")
         if files:
             sources, self.rejects = list_sources(files, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES))
             listed.append([[source.name, source.size] for source in sources])
@@ -175,19 +167,19 @@ class Inputs:
         sources: dict[str, str] = {}
         for name, data in contents:
             problems: list[tuple[str, str]] = []
+            found: list[Any] = []
             try:
                 if isinstance(data, str):
                     raise ValueError(data)
                 found = read_proteins(name, **self._reading, problems=problems, data=data)
             except (ValueError, OSError, RuntimeError) as error:
                 problems.append(("", str(error).removeprefix(f"{name}: ")))
-                found = []
             for chain in found:
                 if chain.id in sources:
                     problems.append((chain.id, f"a chain of {sources[chain.id]} has this id, too; rename one"))
-                    continue
-                sources[chain.id] = name
-                chains.append(chain)
+                else:
+                    sources[chain.id] = name
+                    chains.append(chain)
             rejects += [(name, chain_id, reason) for chain_id, reason in problems]
         return chains, digest.hexdigest()
 
@@ -198,8 +190,7 @@ class Inputs:
             ValueError: not a single one could be read.
         """
         rejects = list(self.rejects)
-        chains = [chain for number in range(len(self)) for chain in self.read(number, rejects)[0]]
-        if not chains:
+        if not (chains := [chain for number in range(len(self)) for chain in self.read(number, rejects)[0]]):
             raise ValueError(_no_chain(self, rejects))
         return chains
 
@@ -311,17 +302,13 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
 
 
 def run_parts(
-    inputs: Inputs,
-    folder: str | Path,
-    settings: Mapping[str, Any],
-    work: Callable[[list[Record], str, list[Reject], tqdm], Mapping[str, Any]],
-    progress: bool = True,
-) -> Outcome:
+    inputs: Inputs, folder: str | Path, settings: Mapping[str, Any],
+    work: Callable[[list[Record], str, list[Reject], tqdm], Mapping[str, Any]], progress: bool = True,
+) -> Outcome:  # fmt: skip
     """Read, predict and write the parts that are missing.
 
     Args:
-        inputs: what was given.
-        folder: gets `run.json` and `parts/`.
+        inputs, folder: what was given, and what gets `run.json` and `parts/`.
         settings: what decides the results besides the inputs; `checkpoint` in it, the name of the weights, does not.
         work: takes the chains of a part, its name (`00003-of-00079`), the rejects, to which it may add, and the
             progress bar; predicts, writes the files of the part, and returns what the record of the part gets, as JSON:
@@ -347,10 +334,8 @@ def run_parts(
             before = _read_record(paths[part]) if paths[part].exists() else None
             if before is not None and (folder / before.get("file", "")).exists():
                 if before["contents"] != inputs.hash(part):
-                    raise ValueError(
-                        f"{folder}: what part {inputs.name(part)} was made of, {inputs.describe(part)}, has changed "
-                        "since; choose another output folder, or delete it."
-                    )
+                    what = f"what part {inputs.name(part)} was made of, {inputs.describe(part)}, has changed since"
+                    raise ValueError(f"{folder}: {what}; choose another output folder, or delete it.")
                 bar.total += before["chains"]
                 bar.update(before["chains"])
                 continue
@@ -437,10 +422,9 @@ def file_stems(folder: Path, part: str, chains: Sequence[Record]) -> list[Path]:
     for name in map(id_of, chains):
         name = re.sub(r'^\.*$|[<>:"/\\|?*\0]', "_", name.encode(errors="replace").decode())
         stem = first = name.encode()[:LONGEST_STEM].decode(errors="ignore")
-        number = 1
+        numbers = count(2)
         while stem.casefold() in stems:
-            number += 1
-            stem = f"{first}-{number}"
+            stem = f"{first}-{next(numbers)}"
         stems[stem.casefold()] = stem
     return [folder / stem for stem in stems.values()][1:]
 

@@ -23,21 +23,11 @@ from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, run_parts
 
 
 def score(
-    checkpoint: str | Path,
-    inputs: Sequence[str | Path] | str | Path,
-    output: str | Path,
-    *,
-    mutants: Sequence[str] | None = None,
-    method: str = "masked_marginal",
-    offset: int = 1,
-    without_coords: bool = False,
-    dtype: str = "float32",
-    token_budget: int = 8192,
-    window: int = 1024,
-    entries_per_part: int = 16,
-    progress: bool = True,
-    **reading: Any,
-) -> dict[str, Any]:
+    checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
+    mutants: Sequence[str] | None = None, method: str = "masked_marginal", offset: int = 1,
+    without_coords: bool = False, dtype: str = "float32", token_budget: int = 8192, window: int = 1024,
+    entries_per_part: int = 16, progress: bool = True, **reading: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Score mutants of proteins, or all substitutions of one of their residues.
 
     Args:
@@ -60,8 +50,7 @@ def score(
     Raises:
         ValueError: an input is unusable, or mutants without `id` are of several chains.
     """
-    output = Path(output)
-    measured, ids = None, None
+    output, measured, ids = Path(output), None, None
     mutants_of: dict[str, list[int]] = {}  # their numbers
     if mutants is not None and len(mutants) == 1 and mutants[0].lower().endswith(".csv"):
         mutants, measured, ids = read_mutants(mutants[0])
@@ -78,10 +67,8 @@ def score(
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
         if mutants is not None and ids is None and (len(records) > 1 or len(given) > 1):
             names = ", ".join(map(id_of, records[:8]))
-            raise ValueError(
-                f"The mutants are of one chain, but the inputs have several, such as {names}; choose one with "
-                "`chain_ids` (--chains), or give a CSV file with the column id."
-            )
+            fix = "choose one with `chain_ids` (--chains), or give a CSV file with the column id"
+            raise ValueError(f"The mutants are of one chain, but the inputs have several, such as {names}; {fix}.")
         asked: list[tuple[Chain, list[str]]] = []
         places = []  # of a chain's mutants in the list
         for record in records:
@@ -104,12 +91,9 @@ def score(
         lines: list[list[str]] = []
         stems = file_stems(output, part, [chain for chain, _ in asked])
         for (chain, these), mine, scores, stem in zip(asked, places, scored, stems, strict=True):
-            report: dict[str, Any] = {
-                "chain": chain.id,
-                "residues": len(chain),
-                "observed": int(chain.observed.any(axis=1).sum()),
-                "coordinates": coordinates_given(model, chain.coords, without_coords),
-            }
+            report: dict[str, Any] = {"chain": chain.id, "residues": len(chain)}
+            report["observed"] = int(chain.observed.any(axis=1).sum())
+            report["coordinates"] = coordinates_given(model, chain.coords, without_coords)
             if mutants is None:
                 table = scan_table(chain, scores)
                 lines += scan_lines(chain, table, offset)
@@ -132,8 +116,13 @@ def score(
         residues = sum(report["residues"] for report in reports)
         return {"reports": reports, "chains": len(reports), "residues": residues, "file": f"{PARTS}/{part}.csv"}
 
-    settings = {"checkpoint": Path(checkpoint).name, "method": method, "offset": offset, "window": window}
-    settings |= {"dtype": dtype}
+    settings = {
+        "checkpoint": Path(checkpoint).name,
+        "method": method,
+        "offset": offset,
+        "window": window,
+        "dtype": dtype,
+    }
     guarded: dict[str, Any] = {"verb": "score", "weights": digest_weights(model), "without_coords": without_coords}
     if mutants is not None:
         guarded["mutants"] = hash_json([list(mutants), ids, None if measured is None else measured.tolist()])
@@ -146,7 +135,7 @@ def score(
         outcome.list_rejects(output / REJECTS)
     summary: dict[str, Any] = settings | outcome.counts() | {"chains": reports}
     if outcome.complete:
-        summary |= summary["chains"][0] if len(summary["chains"]) == 1 else {}
+        summary |= reports[0] if len(reports) == 1 else {}
         tables = [output / record["file"] for record in outcome.records if "file" in record]
         join_tables(tables, output / ("scan.csv" if mutants is None else "scores.csv"))
         write_json(output / "score.json", summary)
@@ -176,10 +165,9 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines = []
     for chain in summary["chains"]:
         what = counted(chain["mutants"], "mutant") if "mutants" in chain else "all substitutions"
-        correlation = chain.get("spearman")
-        lines.append(
-            f"{chain['chain']}: {what} of {counted(chain['residues'], 'residue')} by {summary['method']}, coordinates "
-            f"{chain['coordinates']}"
-            + ("" if correlation is None else f"; Spearman's correlation with DMS_score {correlation:.3f}")
-        )
+        line = f"{chain['chain']}: {what} of {counted(chain['residues'], 'residue')} by {summary['method']}"
+        line += f", coordinates {chain['coordinates']}"
+        if chain.get("spearman") is not None:
+            line += f"; Spearman's correlation with DMS_score {chain['spearman']:.3f}"
+        lines.append(line)
     return "\n".join(lines)
