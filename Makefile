@@ -16,8 +16,9 @@ help: ## list the targets
 demo: $(INSTALLED) ## run examples/demo on the CPU (LONG=1: the longer run)
 	$(BIN)/python examples/demo/demo.py $(if $(LONG),--long)
 
-test: lint ## check style and types, then run the tests
-	$(BIN)/pytest
+test: export OMP_NUM_THREADS = 1
+test: lint ## check style and types, then run the tests, a file at a time on each of two cores
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: $(INSTALLED) ## run the tests that take minutes
 	$(BIN)/pytest -m slow
