@@ -124,3 +124,8 @@ def current_commit() -> str:
 def counted(number: int, noun: str) -> str:
     """`1 chain`, `2,000 chains`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_lines(lines: Sequence[str], most: int = 20) -> str:
+    """Lines of a text for people: of thousands of chains the first ones, and how many more there are."""
+    return "\n".join([*lines[:most], *[f"... and {len(lines) - most:,} more"] * (len(lines) > most)])

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.batching import fetch_rows
 from ..data.contacts import MIN_SEPARATION, chain_labels
 from ..data.files import write_json, write_text
-from ..data.records import counted
+from ..data.records import counted, first_lines
 from ..model.processing_coordformer import chain_arrays
 from ..model.windows import WindowMean
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
@@ -162,4 +162,4 @@ def describe(summary: Mapping[str, Any]) -> str:
         known = "" if chain["contacts"] is None else f"; precision at L: {describe_precision(chain['precision'])}"
         residues = counted(chain["residues"], "residue")
         lines.append(f"{chain['id']}: {residues}, coordinates {chain['coordinates']}{known}")
-    return "\n".join(lines)
+    return first_lines(lines)

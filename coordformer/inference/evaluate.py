@@ -85,8 +85,9 @@ def describe(report: Mapping[str, Any]) -> str:
     chains, residues = counted(report["chains"], "chain"), counted(report["residues"], "residue")
     what = f"{report['checkpoint']} on {chains} with {residues} of {report['data']}{split}"
     lines = [f"{what}; coordinates: {report['coordinates']}; {report['dtype']}"]
-    lines.append(f"{'protocol':10}{'perplexity':26}recovery, %")
-    for protocol in (name for name in PROTOCOLS if name in report):
+    measured = [name for name in PROTOCOLS if name in report]  # none while parts are missing
+    lines += [f"{'protocol':10}{'perplexity':26}recovery, %"] if measured else []
+    for protocol in measured:
         cells = []
         for name, scale, digits in (("perplexity", 1, 2), ("recovery", 100, 1)):
             values = (report[protocol][name], *report[protocol][f"{name}_interval"])

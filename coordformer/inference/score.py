@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
-from ..data.records import counted, hash_json
+from ..data.records import counted, first_lines, hash_json
 from ..model.chain import AMINO_ACIDS, Chain
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_scan
@@ -170,4 +170,4 @@ def describe(summary: Mapping[str, Any]) -> str:
         if chain.get("spearman") is not None:
             line += f"; Spearman's correlation with DMS_score {chain['spearman']:.3f}"
         lines.append(line)
-    return "\n".join(lines)
+    return first_lines(lines)

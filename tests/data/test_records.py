@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from coordformer.data.records import begin_run, describe_command, hash_data, hash_file, hash_json
+from coordformer.data.records import begin_run, describe_command, first_lines, hash_data, hash_file, hash_json
 
 SETTINGS = {"model": {"layers": 2, "atoms": ("N", "CA")}, "seed": 0, "data": {}}
 
@@ -80,3 +80,8 @@ def test_commands_are_recorded_without_paths_and_tokens():
     recorded = "coordformer train chains.parquet --output 'my model' --hub_token ... --seed 1"
     assert describe_command("train", command) == recorded
     assert describe_command("train", ["--hub_token=hf_secret", "a/b"]) == "coordformer train --hub_token=... a/b"
+
+
+def test_of_thousands_of_lines_the_first_are_shown():
+    assert first_lines(["a", "b"]) == "a\nb" and first_lines([]) == ""
+    assert first_lines([str(number) for number in range(2000)], most=2) == "0\n1\n... and 1,998 more"
