@@ -103,6 +103,7 @@ def test_tiny_ones_are_clusters_of_their_own(clustered):
 
 
 @needs_mmseqs
+@pytest.mark.slow
 def test_again_with_other_threads_and_folder(clustered, tmp_path):
     sequences, _, labels = clustered
     folder = tmp_path / "a folder"

@@ -126,7 +126,7 @@ def losses(folder):
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12),
     reason="older torch does not load what several processes on CPUs saved: 'tagged with cpu:0'",
 )
-@pytest.mark.parametrize("data", ["memory", "stream"])
+@pytest.mark.parametrize("data", ["memory", pytest.param("stream", marks=pytest.mark.slow)])
 def test_the_command_trains_the_same_on_two_processes(data, tiny, tmp_path):
     """`accelerate launch` with two processes, stopped in the middle of an epoch and started again, against one process
     with twice the micro-batches: the same chains meet in each update."""
