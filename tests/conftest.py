@@ -1,6 +1,11 @@
 """Small models and real chains that the tests share."""
 
+import atexit
+import hashlib
+import shutil
 import signal
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -8,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from transformers import EsmConfig, EsmForMaskedLM, set_seed
 
 from coordformer import (
@@ -18,6 +24,7 @@ from coordformer import (
     CoordformerModel,
 )
 from coordformer.data.rows import SCHEMA
+from coordformer.model.modeling_coordformer import RENAMED_WEIGHTS
 
 collect_ignore = ["model/transformers_suite.py"]  # needs Transformers' own tests; test_transformers_suite.py starts it
 STRUCTURES = Path(__file__).parent / "data" / "structures"
@@ -198,3 +205,31 @@ def make_rows(lengths) -> datasets.Dataset:
         for index, n in enumerate(lengths)
     ]  # fmt: skip
     return datasets.Dataset(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+# SHA-256 of model.safetensors in the shipped folders of version 0.1.0.
+OLD_WEIGHTS = {
+    "coordformer-1M-pdb": "b7cb3ad3db8d88cc2fd5060f4a9b4ca83058498c3fe2981195ae4b986789af77",
+    "coordformer-7M-pdb": "87bbbe5c2b01d2cc22f682a1a4d0c9b84c3f3ecee13680db62e12a1d1651bb9e",
+}
+
+
+@cache
+def old_checkpoints() -> Path:
+    """A copy of data/checkpoints whose shipped models have their weights: those of today under the names of 0.1.0.
+
+    They are the files of then, byte for byte, which are not kept a second time.
+    """
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(STRUCTURES.parent / "checkpoints", folder, dirs_exist_ok=True)
+    for name, digest in OLD_WEIGHTS.items():
+        weights = {}
+        for key, tensor in load_file(CHAINS.parents[2] / "hub_cards" / name / "model.safetensors").items():
+            for old, new in RENAMED_WEIGHTS.items():
+                key = key.replace(new, old)
+            weights[key] = tensor
+        content = save(weights, {"format": "pt"})
+        assert hashlib.sha256(content).hexdigest() == digest, name
+        (folder / name / "model.safetensors").write_bytes(content)
+    return folder

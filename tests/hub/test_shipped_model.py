@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHAINS
+from conftest import CHAINS, old_checkpoints
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
@@ -46,7 +46,7 @@ def test_the_folder_is_small_and_its_weights_are_half(folder):
 
 def test_the_weights_are_those_of_version_0_1_0_under_new_names(folder):
     """Bit for bit."""
-    before = load_file(ROOT / "tests" / "data" / "checkpoints" / folder.name / "model.safetensors")
+    before = load_file(old_checkpoints() / folder.name / "model.safetensors")
     weights = load_file(folder / "model.safetensors")
     assert len(weights) == len(before) and weights.keys() != before.keys()
     for name, values in before.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import STRUCTURES, make_model, outputs_of, random_chain
+from conftest import STRUCTURES, make_model, old_checkpoints, outputs_of, random_chain
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
@@ -25,9 +25,8 @@ import coordformer
 from coordformer import CoordformerForMaskedLM, CoordformerModel, read_chains
 from coordformer.model.modeling_coordformer import RENAMED_WEIGHTS
 
-CHECKPOINTS = STRUCTURES.parent / "checkpoints"
 FOLDERS = ("coordformer-1M-pdb", "coordformer-7M-pdb", "linear")
-GOLDEN = load_file(CHECKPOINTS / "logits.safetensors")
+GOLDEN = load_file(STRUCTURES.parent / "checkpoints" / "logits.safetensors")
 EQUAL = {"atol": 2e-5, "rtol": 1e-5}  # the kernels of another processor move logits of 25 by 1e-5
 # Loads each folder by its own code, saves it again, and writes logits and what was amiss: REMOTE FOLDER ... OUTPUT
 REMOTE = """
@@ -85,28 +84,28 @@ def check_saved(saved: Path, folder: str, chain) -> None:
     config = json.loads((saved / "config.json").read_text())
     assert {"num_qk_points", "num_v_points", "num_neighbors", "message_gating", "num_distance_bins"} <= config.keys()
     assert not {"attention_points", "message_neighbours", "message_type", "distance_bias"} & config.keys()
-    torch.testing.assert_close(predict(load(saved), CHECKPOINTS / folder, chain), GOLDEN[folder], **EQUAL)
+    torch.testing.assert_close(predict(load(saved), old_checkpoints() / folder, chain), GOLDEN[folder], **EQUAL)
 
 
 def test_the_folders_have_old_names():
-    found = set().union(*(old_names(names_in(CHECKPOINTS / name)) for name in FOLDERS))
+    found = set().union(*(old_names(names_in(old_checkpoints() / name)) for name in FOLDERS))
     for old in RENAMED_WEIGHTS:
         assert any(old in name for name in found), old
-    config = json.loads((CHECKPOINTS / "coordformer-7M-pdb" / "config.json").read_text())
+    config = json.loads((old_checkpoints() / "coordformer-7M-pdb" / "config.json").read_text())
     assert config["message_type"] == "gated" and config["coordinate_embedding"] == "local"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_with_the_package(folder, chain, tmp_path):
-    model = load(CHECKPOINTS / folder)
-    torch.testing.assert_close(predict(model, CHECKPOINTS / folder, chain), GOLDEN[folder], **EQUAL)
+    model = load(old_checkpoints() / folder)
+    torch.testing.assert_close(predict(model, old_checkpoints() / folder, chain), GOLDEN[folder], **EQUAL)
     model.save_pretrained(tmp_path)
     check_saved(tmp_path, folder, chain)
 
 
 def test_by_remote_code(chain, tmp_path):
     for name in FOLDERS:
-        shutil.copytree(CHECKPOINTS / name, tmp_path / name)
+        shutil.copytree(old_checkpoints() / name, tmp_path / name)
         for file in (Path(coordformer.__file__).parent / "model").glob("[!_]*.py"):
             shutil.copy(file, tmp_path / name)
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -124,7 +123,7 @@ def test_by_remote_code(chain, tmp_path):
 
 
 def test_other_classes_take_the_weights():
-    folder = CHECKPOINTS / "coordformer-7M-pdb"
+    folder = old_checkpoints() / "coordformer-7M-pdb"
     base, info = CoordformerModel.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and {name.split(".")[0] for name in info["unexpected_keys"]} == {"lm_head"}
     head, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
@@ -154,12 +153,12 @@ def test_the_old_names_can_be_written_and_are_read_again(front, tmp_path):
 
 def test_trainer_saves_new_names_and_resumes_old_ones(tmp_path):
     """Trainer loads a checkpoint into the model as a state dict, past Transformers' own renaming."""
-    model = load(CHECKPOINTS / "coordformer-1M-pdb")
+    model = load(old_checkpoints() / "coordformer-1M-pdb")
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     Trainer(model, arguments).save_model(tmp_path / "saved")
     assert not old_names(names_in(tmp_path / "saved"))
     fresh = CoordformerForMaskedLM(model.config)
-    Trainer(fresh, arguments)._load_from_checkpoint(str(CHECKPOINTS / "coordformer-1M-pdb"))
+    Trainer(fresh, arguments)._load_from_checkpoint(str(old_checkpoints() / "coordformer-1M-pdb"))
     for name, tensor in model.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor), name
 
