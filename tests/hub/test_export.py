@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHAINS, HEADS, STRUCTURES, make_config, make_model
+from conftest import CHAINS, HEADS, STRUCTURES, make_config, make_model, old_checkpoints
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
@@ -227,12 +227,12 @@ def test_a_report_of_version_0_1_0_is_read_with_the_names_of_today(tmp_path):
               "split": None, "coordinates": "local, points and messages", "dtype": "float32", "num_rotations": 1,
               "draws": 1, "chains": 5, "masked15": result}  # fmt: skip
     (tmp_path / "old.json").write_text(json.dumps(report))
-    read = read_evaluation(tmp_path / "old.json", ROOT / "tests" / "data" / "checkpoints" / "coordformer-1M-pdb")
+    read = read_evaluation(tmp_path / "old.json", old_checkpoints() / "coordformer-1M-pdb")
     assert read.keys() - report.keys() == {"num_mask_samples"} and "draws" not in read
     assert read["coordinates"] == "local frame, invariant points and messages"
     assert read["masked15"].keys() - result.keys() == {"perplexity_by_mask_sample", "recovery_by_mask_sample"}
     (tmp_path / "old.json").write_text(json.dumps(report | {"coordinates": "withheld"}))
-    read = read_evaluation(tmp_path / "old.json", ROOT / "tests" / "data" / "checkpoints" / "coordformer-1M-pdb")
+    read = read_evaluation(tmp_path / "old.json", old_checkpoints() / "coordformer-1M-pdb")
     assert read["coordinates"] == "not given"
 
 
