@@ -1,13 +1,17 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
-"""A protein chain: its whole sequence, with the coordinates that are known of it."""
+"""A protein chain: its whole sequence, with the coordinates that are known of it. A complex: several, in one frame."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+CHAIN_GAP = 100
+"""Positions between the chains of a complex: beyond every separation that edge features tell apart."""
 
 
 class StructureError(ValueError):
@@ -26,10 +30,14 @@ class Chain:
         b_factor: float32 `(L,)`, square Angstrom, of the first of `atoms` that is observed in the residue, NaN where
             none is; predicted models carry their pLDDT (0 to 100) here.
         method, resolution: of the experiment, e.g. `X-RAY DIFFRACTION` and Angstrom; None if the file has none.
+        positions: int32 `(L,)`, rising from 0: places along the chain, with a gap where residues are missing that the
+            sequence does not have. The default is without gaps.
+        residue_numbers: L of the file's own numbers with insertion code, such as `52A`; `""` where a residue has none,
+            and `()` where no residue has one, as in a FASTA file.
 
     Raises:
-        ValueError: lengths or shapes that do not agree, an empty sequence, other letters, infinite coordinates, or an
-            atom with only some of x, y, z.
+        ValueError: lengths or shapes that do not agree, an empty sequence, other letters, infinite coordinates, an
+            atom with only some of x, y, z, or positions that do not rise from 0.
     """
 
     id: str
@@ -39,6 +47,8 @@ class Chain:
     b_factor: np.ndarray
     method: str | None = None
     resolution: float | None = None
+    positions: np.ndarray = None  # type: ignore[assignment]  # 0 to L - 1
+    residue_numbers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.coords = np.asarray(self.coords, dtype=np.float32)
@@ -59,6 +69,16 @@ class Chain:
         missing = np.isnan(self.coords)
         if (missing.any(-1) != missing.all(-1)).any():
             raise ValueError(f"chain {self.id}: an atom in coords is NaN in part; set all of x, y, z to NaN")
+        places = np.arange(length) if self.positions is None else np.asarray(self.positions)
+        if places.shape != (length,) or places[0] != 0 or (np.diff(places) < 1).any():
+            raise ValueError(f"chain {self.id}: positions are {length} whole numbers that rise from 0, not {places}")
+        self.positions = places.astype(np.int32)
+        self.residue_numbers = tuple(map(str, self.residue_numbers))
+        if len(self.residue_numbers) not in (0, length):
+            raise ValueError(
+                f"chain {self.id}: {len(self.residue_numbers)} residue_numbers for {length} residues; give one for "
+                "each, or none"
+            )
 
     def __len__(self) -> int:
         """Number of residues, unobserved ones included."""
@@ -69,3 +89,99 @@ class Chain:
         """bool `(L, len(atoms))`: which atoms have coordinates."""
         missing: np.ndarray = np.isnan(self.coords[..., 0])
         return ~missing
+
+
+@dataclass(eq=False)
+class Complex(Chain):
+    """Several protein chains in one frame: a chain whose parts are its chains, one after another.
+
+    To the model it is one segment, with one center: neighbors and attention reach across its chains, which positions
+    keep apart by `CHAIN_GAP` and `chain_index` tells apart.
+
+    Attributes:
+        id: of the entry.
+        chain_names: of its chains, in their order; `residue_numbers` are unique within a chain alone.
+        chain_lengths: residues of each.
+
+    Raises:
+        ValueError: as `Chain`, or the lengths are not those of the sequence.
+    """
+
+    chain_names: tuple[str, ...] = ()
+    chain_lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.chain_names, self.chain_lengths = tuple(self.chain_names), tuple(map(int, self.chain_lengths))
+        if sum(self.chain_lengths) != len(self) or min(self.chain_lengths, default=0) < 1:
+            raise ValueError(
+                f"complex {self.id}: chains of {self.chain_lengths} residues, but {len(self)} in the sequence; give "
+                "the length of each chain"
+            )
+        if len(self.chain_names) != len(self.chain_lengths) or len(set(self.chain_names)) < len(self.chain_names):
+            raise ValueError(
+                f"complex {self.id}: the names {self.chain_names} for {len(self.chain_lengths)} chains; give each its "
+                "own"
+            )
+
+    @property
+    def chain_index(self) -> np.ndarray:
+        """int64 `(L,)`: number of the chain that a residue belongs to, from 0."""
+        return np.repeat(np.arange(len(self.chain_lengths)), self.chain_lengths)
+
+    @property
+    def chains(self) -> list[Chain]:
+        """Its chains, each by itself, in the frame of the complex; their ids are `<complex>_<chain>`."""
+        chains = []
+        bounds = [0, *accumulate(self.chain_lengths)]
+        for name, start, end in zip(self.chain_names, bounds, bounds[1:], strict=False):
+            chain = Chain(
+                f"{self.id}_{name}",
+                self.sequence[start:end],
+                self.coords[start:end],
+                self.atoms,
+                self.b_factor[start:end],
+                self.method,
+                self.resolution,
+                self.positions[start:end] - self.positions[start],
+                self.residue_numbers[start:end],
+            )
+            chains.append(chain)
+        return chains
+
+
+def join_chains(name: str, chains: Sequence[Chain], chain_names: Sequence[str]) -> Complex:
+    """The complex of chains that are in one frame.
+
+    Args:
+        name: its id.
+        chains: at least one, all with the same atoms.
+        chain_names: of each chain, all different.
+
+    Raises:
+        ValueError: there is no chain, they have other atoms, or equal names.
+    """
+    if len({chain.atoms for chain in chains}) != 1:
+        raise ValueError(
+            f"complex {name}: chains with the atoms {sorted({chain.atoms for chain in chains})}; join "
+            "at least one chain, and all with the same atoms"
+        )
+    positions: list[np.ndarray] = []
+    start = 0
+    for chain in chains:
+        positions.append(chain.positions + start)
+        start = int(positions[-1][-1]) + 1 + CHAIN_GAP
+    numbered = any(chain.residue_numbers for chain in chains)
+    return Complex(
+        name,
+        "".join(chain.sequence for chain in chains),
+        np.concatenate([chain.coords for chain in chains]),
+        chains[0].atoms,
+        np.concatenate([chain.b_factor for chain in chains]),
+        chains[0].method,
+        chains[0].resolution,
+        np.concatenate(positions),
+        tuple(each for chain in chains for each in chain.residue_numbers or [""] * len(chain)) if numbered else (),
+        tuple(chain_names),
+        tuple(map(len, chains)),
+    )

@@ -1,5 +1,5 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
-"""Protein chains out of mmCIF, PDB and FASTA files.
+"""Protein chains and complexes out of mmCIF, PDB and FASTA files.
 
 Position i of a chain's sequence and row i of its coordinates are the same residue: mmCIF says which (`label_seq_id`),
 in a PDB file the observed residues are placed in SEQRES without a single mismatch. Where that cannot be done, the chain
@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import os
 import re
+import string
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from .chain import Chain, StructureError
-from .structure_parsing import STANDARD_PARENTS, ChainError, StructureModel
+from .chain import Chain, Complex, StructureError, join_chains
+from .structure_parsing import STANDARD_PARENTS, ChainError, Polymer, StructureModel
 
 Item = TypeVar("Item")
 
@@ -27,8 +30,17 @@ STRUCTURE_SUFFIXES = (".cif", ".mmcif", ".pdbx", ".pdb", ".ent", ".bcif")
 MAX_BYTES = 2 * 1024**3
 """Larger files (decompressed) are refused: the largest entry of the PDB has about 0.5 GiB, a gzip bomb has no end."""
 
+# What programs write where they have no name for an entry.
+_PLACEHOLDERS = re.compile(
+    "x{4}|0{4}|(?:my_)?(?:model|structure|protein|complex)|predict(?:ed|ion)|unk(?:nown)?(?:_id)?|none|null|untitled",
+    re.IGNORECASE,
+)
+_HEAD = 2**16  # bytes, of a file that is not read but asked for its entry
+_ENTRY = re.compile(rb"^\s*_entry\.id\s+(?:'([^'\r\n]*)'|\"([^\"\r\n]*)\"|(\S+))", re.MULTILINE | re.IGNORECASE)
+_HEADER = re.compile(rb"^HEADER.{56}(.{4})", re.MULTILINE)
+
 _FASTA_LETTERS = str.maketrans({**STANDARD_PARENTS, "B": "X", "Z": "X", "J": "X"})
-_BARE_SEQUENCE = re.compile(rb"[A-Za-z\s]+\*?\s*")
+_LETTERS_AND_BLANKS = string.ascii_letters.encode() + string.whitespace.encode()
 _PIR = re.compile("(?:P1|F1|DL|DC|RL|RC|N1|N3|XX);")
 
 
@@ -39,54 +51,145 @@ def read_chains(
     chain_ids: str | Iterable[str] | None = None,
     problems: list[tuple[str, str]] | None = None,
     data: bytes | None = None,
+    *,
+    min_mean_plddt: float | None = None,
+    entry: str | None = None,
 ) -> list[Chain]:
     """Read the protein chains of the first model of an mmCIF or PDB file, plain or gzipped.
 
     The content decides the format, not the name.
 
     - The sequence is the deposited one (`_entity_poly_seq`, SEQRES), with NaN for residues that were not observed. A
-      file without it gives the observed residues in file order: gaps in such a chain cannot be known.
+      file without it gives the observed residues, in file order; `Chain.positions` has a gap where residues are
+      missing: as long as their numbers say, or else as the distance between them asks for at least.
+    - `label_seq_id` says which residue is which where a deposited sequence verifies it. Elsewhere, as in PDB files, it
+      is the author's number with insertion code, and altloc labels where a position holds several residue types.
     - A modified residue gets the letter of its parent: as gemmi tabulates it, else as the file says, else X. D-amino
-      acids get the letter of their mirror image, selenocysteine C and pyrrolysine K. Caps that the deposited sequence
-      counts (ACE, NH2) are an X without coordinates.
+      acids get the letter of their mirror image, selenocysteine C and pyrrolysine K, and the names of GROMACS, CHARMM
+      and Amber that of the residue. Caps that the deposited sequence counts (ACE, NH2) are an X without coordinates.
     - All atoms of a residue come from one conformer, the one with the highest occupancy summed over `atoms` (of equal
       ones the first label); atoms without a label belong to each. So does the letter, where a position holds several
       residue types.
-    - The first model counts; of several data blocks, the first with atoms.
-    - Nucleic acids, sugars, ligands and waters are skipped. In a PDB file, what follows TER in a chain is no polymer;
-      without TER, nor are the last HETATM residues that are not bonded to the one before.
+    - The first model counts; of several data blocks, the first with atoms. Coordinates that are NaN are not observed.
+    - Nucleic acids, sugars, ligands and waters are skipped. A HETATM residue that no table knows is X if it is bonded
+      to the chain. In a PDB file a chain ends at TER where its backbone ends, too; amino acids beyond it are another
+      one, if they are ATOM records.
     - Chains are kept whatever their length. A chain without a single observed atom is left out.
-    - If several proteins share an author's chain name (mmCIF only; the PDB does not do so), their ids end in
-      `<chain>.<label_asym_id>`.
+    - If several proteins share an author's chain name, their ids end in `<chain>.<label_asym_id>`, in a PDB file in
+      `<chain>.<number>`.
 
     Args:
-        path: the file. The entry in the ids is `_entry.id` or that of HEADER, else the file's name without suffixes.
+        path: the file. The entry in the ids is what `entry_id` finds, else the file's name, see `file_entry`.
         atoms: names of the atoms to read.
         min_plddt: atoms of residues with a lower pLDDT (B-factor column) become unobserved. Only for predicted models:
             files without experimental method, resolution and values above 100.
         chain_ids: read only these: ids (`1A8O_A`) or author's chain names (`A`).
-        problems: if given, a chain that cannot be read is appended here as `(id, reason)` and the others are returned,
-            in the order of the file; if None, the first such chain raises.
+        problems: if given, a chain that cannot be read, or that `min_plddt` or `min_mean_plddt` leaves out, is appended
+            here as `(id, reason)`, and the others are returned, in the order of the file; if None, the first chain that
+            cannot be read raises.
         data: the content, where it comes from an archive; `path` then only names it.
+        min_mean_plddt: chains with a lower mean over the residues' pLDDT, as deposited, are left out; also only for
+            predicted models.
+        entry: what the ids begin with, in place of the file's own entry.
 
     Raises:
         FileNotFoundError, ImportError: no such file; gemmi is not installed.
         StructureError: the file is no structure, is broken, has no protein, lacks a chain of `chain_ids` or has an
             atom of `atoms` in no residue; or, if `problems` is None, a chain has a residue that differs from the
-            deposited sequence, cannot be placed in it, or has two atoms in one place or coordinates that are no number.
-        ValueError: `atoms` is empty or repeats a name; `min_plddt` with an experiment or on another scale.
+            deposited sequence, cannot be placed in it, or has two atoms in one place.
+        ValueError: `atoms` is empty or repeats a name; `min_plddt` or `min_mean_plddt` with an experiment or on another
+            scale.
 
     Examples:
         >>> for chain in read_chains("tests/data/structures/1orc.pdb.gz"):
         ...     print(chain.id, chain.coords.shape, chain.observed.sum())
         1ORC_A (71, 1, 3) 64
     """
-    path = Path(path)
-    return _chains_of(_content(path, data), path, atoms, min_plddt, chain_ids, problems)
+    path, least = Path(path), {"min_plddt": min_plddt, "min_mean_plddt": min_mean_plddt}
+    _, found = _chains_of(_content(path, data), path, atoms, least, chain_ids, problems, entry)
+    return [chain for _, chain in found]
 
 
-def _chains_of(content: bytes, path: Path, atoms, min_plddt, chain_ids, problems) -> list[Chain]:
-    """`read_chains` of a decompressed file."""
+def read_complex(
+    path: str | os.PathLike[str],
+    chains: str | Iterable[str] | None = None,
+    assembly: str | int | None = None,
+    *,
+    atoms: Sequence[str] = ("CA",),
+    min_plddt: float | None = None,
+    data: bytes | None = None,
+    entry: str | None = None,
+) -> Complex:
+    """Read the protein chains of a structure file as one complex, in the frame of the file.
+
+    Args:
+        path, atoms, min_plddt, data, entry: as of `read_chains`; the complex has the entry as its id.
+        chains: only these, by author's name; of an assembly, copies are named `A-2`, `A-3`, as RCSB names them. The
+            default is all of them.
+        assembly: the biological assembly of this name (`_pdbx_struct_assembly`, REMARK 350), `1` in most entries. The
+            default is what the file holds, the asymmetric unit.
+
+    Returns:
+        The chains in the order of the file, operation by operation of an assembly.
+
+    Raises:
+        FileNotFoundError, ImportError, StructureError, ValueError: as `read_chains`, of any chain; or the file has no
+            such chain or assembly.
+
+    Examples:
+        >>> read_complex("tests/data/structures/1A8O.cif.gz", assembly=1).chain_names
+        ('A', 'A-2')
+    """
+    path, least = Path(path), {"min_plddt": min_plddt, "min_mean_plddt": None}
+    content = _content(path, data)
+    model, found = _chains_of(content, path, atoms, least, chains if assembly is None else None, None, entry)
+    named = [(polymer.name, chain) for polymer, chain in found]
+    if assembly is not None:
+        operations = model.operations(str(assembly), f"{path}: no assembly {assembly}")
+        named = []
+        copies: Counter[str] = Counter()
+        for inside, rotation, translation in operations:
+            for polymer, chain in (pair for pair in found if inside(pair[0])):
+                copies[polymer.name] += 1
+                number = f"-{copies[polymer.name]}" if copies[polymer.name] > 1 else ""
+                moved = (chain.coords @ rotation.T + translation).astype(np.float32)
+                named.append((polymer.name + number, replace(chain, coords=moved)))
+        named = _select(named, lambda each: each[:1], chains, f"{path}: assembly {assembly} has no chain")
+    if not named:
+        raise StructureError(f"{path}: assembly {assembly} has no protein; read another one")
+    name = entry or entry_id(content) or file_entry(path)
+    return join_chains(name, [chain for _, chain in named], [name for name, _ in named])
+
+
+def entry_id(content: bytes) -> str:
+    """The entry that a file names: `_entry.id` of an mmCIF file, HEADER of a PDB file.
+
+    Args:
+        content: of the file, decompressed; its first 64 kB are enough, and no more is read.
+
+    Returns:
+        `""` where it names none, or only has what many files share, such as `model` (Boltz, Chai) or `XXXX`.
+    """
+    head = content[:_HEAD]
+    found = next((match for match in (_ENTRY.search(head), _HEADER.search(head)) if match), None)
+    text = next(filter(None, found.groups()), b"") if found else b""
+    name = text.decode("utf-8", errors="replace").strip(" .?")
+    return "" if _PLACEHOLDERS.fullmatch(name) else name
+
+
+def file_entry(path: str | os.PathLike[str]) -> str:
+    """A file's name without the suffixes of structure files and gzip: the entry of a file that names none."""
+    name = Path(path).name
+    for suffix in (".gz", *STRUCTURE_SUFFIXES):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+    return name
+
+
+def _chains_of(
+    content: bytes, path: Path, atoms, least: dict[str, float | None], chain_ids, problems, entry
+) -> tuple[StructureModel, list[tuple[Polymer, Chain]]]:
+    """`read_chains` of a decompressed file: what is in the file, and the chains with where each is in it."""
     if isinstance(atoms, str) or not atoms or len(set(atoms)) < len(atoms):
         raise ValueError(f"atoms={atoms!r}: give a tuple of different atom names, such as ('CA',)")
     try:
@@ -97,37 +200,70 @@ def _chains_of(content: bytes, path: Path, atoms, min_plddt, chain_ids, problems
 
     # Of a predicted model there is no resolution either.
     experiment = model.method or (f"{model.resolution:g} Å" if model.resolution else "THEORETICAL")
-    if min_plddt is not None and "THEORETICAL" not in experiment.upper():
-        raise ValueError(
-            f"{path}: min_plddt={min_plddt} needs a predicted model, but the file is experimental ({experiment}) and "
-            "has B-factors, not pLDDT; leave min_plddt out"
-        )
+    asked = {name: value for name, value in least.items() if value is not None}
+    for name, value in asked.items():
+        if "THEORETICAL" not in experiment.upper():
+            raise ValueError(
+                f"{path}: {name}={value} needs a predicted model, but the file is experimental ({experiment}) and has "
+                f"B-factors, not pLDDT; leave {name} out"
+            )
     if not polymers:
         raise StructureError(f"{path}: no protein in the file; give one that has amino acid residues")
-    named = [(polymer.name, f"{model.entry or _stem(path)}_{polymer.name}", polymer) for polymer in polymers]
+    entry = entry or entry_id(content) or file_entry(path)
+    named = [(polymer.name, f"{entry}_{polymer.name}", polymer) for polymer in polymers]
     named = _select(named, lambda each: each[:2], chain_ids, f"{path}: no protein chain")
-    chains: list[Chain] = []
+    found: list[tuple[Polymer, Chain]] = []
     for _, chain_id, polymer in named:
         try:
-            chains.append(model.build(polymer, chain_id))
+            found.append((polymer, model.build(polymer, chain_id)))
         except (ChainError, UnicodeDecodeError) as error:
             reason = str(error) if isinstance(error, ChainError) else f"a name is not UTF-8 ({error}); correct it"
             if problems is None:
                 raise StructureError(f"{path}: chain {chain_id}: {reason}") from error
             problems.append((chain_id, reason))
     for index, atom in enumerate(atoms):
-        if len(chains) == len(named) and not any(chain.observed[:, index].any() for chain in chains):
+        if len(found) == len(named) and not any(chain.observed[:, index].any() for _, chain in found):
             raise StructureError(
                 f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has "
                 "(some files hold only CA)"
             )
+    kept = [pair for pair in found if pair[1].observed.any()]
+    if found and not kept:
+        raise StructureError(f"{path}: no residue is observed")
+    if not asked:
+        return model, kept
+    _check_plddt([chain for _, chain in kept], asked, path)
+    reasons = [(chain.id, _leave_out(chain, **least)) for _, chain in kept]
+    if problems is not None:
+        problems += [(chain_id, reason) for chain_id, reason in reasons if reason]
+    kept = [pair for pair, (_, reason) in zip(kept, reasons, strict=True) if not reason]
+    if found and not kept and problems is None:
+        raise StructureError(f"{path}: {reasons[0][1]}")
+    return model, kept
+
+
+def _check_plddt(chains: Sequence[Chain], asked: Mapping[str, float], path: Path) -> None:
+    """`ValueError` unless the B-factors are pLDDT on the scale of the options that were given."""
+    highest = max((float(np.nanmax(chain.b_factor, initial=0.0)) for chain in chains), default=0.0)
+    for name, value in asked.items():
+        other_scale = (highest <= 1.0) != (value <= 1.0)
+        if other_scale or highest > 100:
+            fix = f"; use the file's scale (0 to 100 or 0 to 1), or leave {name} out if it carries no pLDDT"
+            fix = fix if other_scale else f", so these are B-factors and no pLDDT; leave {name} out"
+            raise ValueError(f"{path}: {name}={value}, but the highest value in the file is {highest:g}{fix}")
+
+
+def _leave_out(chain: Chain, min_plddt: float | None, min_mean_plddt: float | None) -> str:
+    """Make residues with a low pLDDT unobserved, in place; why the chain is left out, if it is."""
+    known = chain.b_factor[~np.isnan(chain.b_factor)]
+    if min_mean_plddt is not None and not (mean := float(known.mean() if len(known) else np.nan)) >= min_mean_plddt:
+        return f"the mean pLDDT is {mean:.4g}, less than min_mean_plddt={min_mean_plddt:g}; lower it, or leave it out"
     if min_plddt is not None:
-        _hide_below(chains, min_plddt, path)
-    kept = [chain for chain in chains if chain.observed.any()]
-    if chains and not kept:
-        fix = "" if min_plddt is None else f" that reaches min_plddt={min_plddt:g}; lower it, or leave it out"
-        raise StructureError(f"{path}: no residue is observed{fix}")
-    return kept
+        low = ~(chain.b_factor >= min_plddt)
+        chain.coords[low], chain.b_factor[low] = np.nan, np.nan
+        if not chain.observed.any():
+            return f"no residue is observed that reaches min_plddt={min_plddt:g}; lower it, or leave it out"
+    return ""
 
 
 def read_proteins(
@@ -138,6 +274,7 @@ def read_proteins(
     *,
     problems: list[tuple[str, str]] | None = None,
     data: bytes | None = None,
+    entry: str | None = None,
 ) -> list[Chain]:
     """Read a structure file (`read_chains`) or a FASTA file, plain or gzipped; its content says which it is.
 
@@ -148,10 +285,11 @@ def read_proteins(
     """
     path = Path(path)
     content = _content(path, data)
-    if _BARE_SEQUENCE.fullmatch(content):
+    if not content.rstrip().removesuffix(b"*").translate(None, _LETTERS_AND_BLANKS):
         raise StructureError(f"{path}: a sequence without a name; put a line >NAME above it")
     if not content.lstrip().startswith(b">"):
-        return _chains_of(content, path, atoms, min_plddt, chain_ids, problems)
+        least = {"min_plddt": min_plddt, "min_mean_plddt": None}
+        return [chain for _, chain in _chains_of(content, path, atoms, least, chain_ids, problems, entry)[1]]
     if min_plddt is not None:
         raise ValueError(f"{path}: min_plddt={min_plddt} needs a predicted structure, but this is a FASTA file")
     try:
@@ -195,19 +333,6 @@ def _select(
     return [item for item in items if wanted.intersection(keys(item))]
 
 
-def _hide_below(chains: list[Chain], min_plddt: float, path: Path) -> None:
-    """Make residues with a lower pLDDT unobserved, in place."""
-    highest = max((float(np.nanmax(chain.b_factor, initial=0.0)) for chain in chains), default=0.0)
-    other_scale = chains and (highest <= 1.0) != (min_plddt <= 1.0)
-    if other_scale or highest > 100:
-        fix = "; use the file's scale (0 to 100 or 0 to 1), or leave min_plddt out if it carries no pLDDT"
-        fix = fix if other_scale else ", so these are B-factors and no pLDDT; leave min_plddt out"
-        raise ValueError(f"{path}: min_plddt={min_plddt}, but the highest value in the file is {highest:g}{fix}")
-    for chain in chains:
-        low = chain.b_factor < min_plddt
-        chain.coords[low], chain.b_factor[low] = np.nan, np.nan
-
-
 def _content(path: Path, data: bytes | None) -> bytes:
     """Of a file, or of `data` in its place, decompressed, whatever the name says of gzip."""
     if data is None:
@@ -242,11 +367,3 @@ def _gunzip(data: bytes, path: Path) -> bytes:
         parts.append(part)
         data = member.unused_data.lstrip(b"\0")  # archives are padded with zeros
     return b"".join(parts)
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in (".gz", *STRUCTURE_SUFFIXES):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-    return name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,43 @@ except ImportError:  # only reading a structure file needs it
 
 LINKED = 4.5
 """C-alpha atoms of bonded residues are 3.8 Å apart (2.9 if cis); farther than this is a break in the chain."""
+PEPTIDE_BOND = 2.0
+"""C and N of bonded residues are 1.33 Å apart, in poor models somewhat more."""
+SPAN = 3.8
+"""No chain of n bonds between C-alpha atoms reaches farther than n times so many Å."""
 
 # Selenocysteine and pyrrolysine have letters of their own but are not among the 20; these are their parents in the CCD.
 STANDARD_PARENTS = {"U": "C", "O": "K"}
-# Names that simulation programs give to protonation states; no dictionary of the PDB holds them.
+# Names that simulation programs give to protonation states and ends; no dictionary of the PDB holds them.
 _FORCE_FIELD_PARENTS = dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H")
 _FORCE_FIELD_PARENTS |= {"CYX": "C", "CYM": "C", "ASH": "D", "GLH": "E", "LYN": "K"}
+# Of GROMACS and CHARMM, in four letters: the third is that of the residue, the fourth of its state.
+_FOUR_LETTERS = re.compile(
+    r"(HIS)[ABDEHP12]|(LYS)[HNP]|(ASP)[HP]|(GLU)[HP]|(CYS)[HSNX12]|(ARG)[NP]|(TYR)[HN]|[NC](.{3})"
+)
 
-_MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*data_", re.IGNORECASE)
+_MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*+data_", re.IGNORECASE)
 _PDB_ATOM = re.compile(rb"^(?:ATOM  |HETATM)", re.MULTILINE)
-# gemmi reads 0.0 from a coordinate field without a number, so such a line must be found before.
-_PDB_BAD_ATOM = re.compile(rb"^(?:ATOM  |HETATM)(?!.{24}(?:(?=[-+. ]{0,7}\d)[-+. \d]{8}){3})[^\r\n]*", re.MULTILINE)
+# Coordinates and B-factor are numbers, and column 21 is blank.
+_PDB_USUAL = rb".{14} .{9}(?:(?=[-+. ]{0,7}\d)[-+. \d]{8}){3}.{6}(?=[-+. ]{0,5}\d)"
+_PDB_UNUSUAL = re.compile(rb"^(?:ATOM  |HETATM)(?!" + _PDB_USUAL + rb")[^\r\n]*", re.MULTILINE)
+_PDB_NUMBER = re.compile(rb" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _PDB_MODIFIED = re.compile(rb"^SEQADV.{6}(.{3}).{24}(.{3}).{7}MODIFIED RESIDUE", re.MULTILINE)
+_PDB_NEEDED = re.compile(
+    rb"^(?:ATOM  |HETATM|TER|MODEL |ENDMDL|HEADER|EXPDTA|REMARK|SEQRES|MODRES|SEQADV|END\s)[^\n]*", re.MULTILINE
+)
+_PDB_MISSING = re.compile(r"REMARK 465 [ \d]{2}. +(\w{1,3}) (.{1,2}) +(-?\d+\w?) *$")
+_MMCIF_NEEDED = (
+    "_atom_site.",
+    "_entry.",
+    "_exptl.",
+    "_refine.",
+    "_entity",
+    "_struct_asym.",
+    "_pdbx_struct_mod_residue.",
+)
+# What stands for a value that is missing, since gemmi reads a number in its place.
+_NO_COORDINATE, _NO_B_FACTOR = -999.999, -999.9
 
 
 class ChainError(Exception):
@@ -44,10 +70,12 @@ class ChainError(Exception):
 class Polymer:
     """Where a chain is in the model, and what is known of its sequence."""
 
-    name: str
+    name: str  # author's name of the chain, with more after a dot where several proteins share it
     rows: list[int]
     deposited: list[str]  # monomers of the whole sequence, "SER,PRO" where both occur at one position; may be empty
-    numbers: list[int] | None  # label_seq_id of the rows
+    author: str  # as the file has it
+    subchain: str  # label_asym_id, mmCIF only
+    verified: bool  # whether label_seq_id says which of `deposited` a residue is
 
 
 class StructureModel:
@@ -60,15 +88,14 @@ class StructureModel:
         if gemmi is None:
             raise ImportError("reading structure files needs gemmi: pip install gemmi")
         self.is_pdb = _MMCIF.match(data) is None
-        structure, modified, has_b_iso = _parse(data, not self.is_pdb, path)
+        self.parsed = parsed = _parse(data, not self.is_pdb, path)
+        structure = parsed.structure
         if not len(structure) or not len(structure[0]):
             raise StructureError(f"{path}: no atoms in the file; give one with coordinates")
         del structure[1:]
-        self.structure = structure
-        self.parents = _parent_letters(structure, modified)
+        self.parents = _parent_letters(structure, parsed.modified)
         self.atoms = atoms
         info = structure.info
-        self.entry = info["_entry.id"].strip("?. ") if "_entry.id" in info else ""
         self.method = (info["_exptl.method"].strip("?. ") if "_exptl.method" in info else "") or None
         self.resolution = structure.resolution or None
 
@@ -81,54 +108,91 @@ class StructureModel:
         except RuntimeError as error:  # names of 8 letters and more
             raise StructureError(f"{path}: {error}; shorten the name") from error
         flat.strings_as_numbers = False
-        names, elements, positions = flat.atom_names, flat.element_names, flat.pos
+        names, elements, positions = flat.atom_names, flat.element_names, np.array(flat.pos)
+        positions[(positions == _NO_COORDINATE).all(axis=1)] = np.nan
+        observed = ~np.isnan(positions).any(axis=1)
+        if not observed.all() and parsed.has_odd_coordinates():
+            observed[:] = True  # and `build` says so
         rows = np.repeat(np.arange(len(self.residues)), [len(residue) for residue in self.residues])
-        carbon = _atoms_named("CA", names, elements)
-        self.carbon = np.full((len(self.residues), 3), np.nan)  # C-alpha of each residue
-        self.carbon[rows[carbon]] = positions[carbon]  # any conformer will do
+        # Of each residue, in any conformer: what tells whether it is bonded to another.
+        self.backbone = {name: np.full((len(self.residues), 3), np.nan) for name in ("N", "CA", "C")}
+        for name, places in self.backbone.items():
+            found = _atoms_named(name, names, elements)
+            found = found[observed[found]]
+            places[rows[found]] = positions[found]
         slots = np.full(len(names), -1)
         for slot, atom in enumerate(atoms):
             slots[_atoms_named(atom, names, elements)] = slot
-        wanted = np.flatnonzero(slots >= 0)
+        wanted = np.flatnonzero((slots >= 0) & observed)
         columns = (rows, slots, positions, flat.altlocs, flat.occ)
         self.row, self.slot, self.xyz, self.altloc, self.occupancy = (column[wanted] for column in columns)
-        self.b_iso = flat.b_iso[wanted] if has_b_iso else np.full(len(wanted), np.nan, dtype=np.float32)
+        self.b_iso = np.array(flat.b_iso[wanted], dtype=np.float32)
+        self.b_iso[self.b_iso == np.float32(_NO_B_FACTOR)] = np.nan
+        self._ends = self._rows_before_ter() if self.is_pdb else set()
 
-    def polymers(self) -> Iterator[Polymer]:
+    def polymers(self) -> list[Polymer]:
         """The protein chains of the file, in its order."""
-        label_seq = [residue.label_seq for residue in self.residues]
-        numbered = any(number is not None for number in label_seq)
-        groups: dict[tuple[str, str], list[int]] = {}
-        for row, (chain, residue) in enumerate(zip(self.chain_names, self.residues, strict=True)):
-            if label_seq[row] is not None or not numbered:
-                groups.setdefault((chain, residue.subchain if numbered else ""), []).append(row)
-        entities = {entity.name: entity for entity in self.structure.entities}
+        entities = {entity.name: entity for entity in self.parsed.structure.entities}
         entity_of = {subchain: entity for entity in entities.values() for subchain in entity.subchains}
-        found = []
-        for (chain, subchain), rows in groups.items():
-            first = self.residues[rows[0]]
+        found: list[Polymer] = []
+        for (chain, subchain), rows in self._groups().items():
             # gemmi names the entities of a PDB file, which are its SEQRES records, after the chains.
-            key = chain if self.is_pdb else first.entity_id
-            entity = entities.get(key) or entity_of.get(first.subchain)
+            first = self.residues[rows[0]]
+            entity = entities.get(chain if self.is_pdb else first.entity_id) or entity_of.get(first.subchain)
             deposited = list(entity.full_sequence) if entity is not None else []
-            monomers = deposited or [self.names[row] for row in rows]
-            # Without numbers or a sequence, ligands and waters may outnumber the protein, so residues decide alone.
-            if (deposited or numbered) and not self._is_protein(entity, monomers):
+            # Without a sequence ligands and waters may outnumber the protein, so residues decide alone.
+            if deposited and not self._is_protein(entity, deposited):
                 continue
-            rows = self._numbered_rows(rows) if numbered else self._unnumbered_rows(rows, deposited)
-            if rows:
-                numbers = [label_seq[row] for row in rows] if numbered else None
-                found.append((subchain, Polymer(chain, rows, deposited, numbers)))
-        shared = Counter(polymer.name for _, polymer in found)
-        for subchain, polymer in found:
-            if shared[polymer.name] > 1:
-                polymer.name += f".{subchain}"
-            yield polymer
+            verified = bool(deposited) and first.label_seq is not None
+            pieces = [self._amino_acids(rows)] if verified else self._pieces(rows, deposited)
+            for number, piece in enumerate(pieces, 1):
+                name = chain if len(pieces) == 1 else f"{chain}.{number}".removeprefix(".")
+                found.append(Polymer(name, piece, [] if number > 1 else deposited, chain, subchain, verified))
+        found = [polymer for polymer in found if polymer.rows]
+        shared = Counter(polymer.name for polymer in found)
+        for polymer in found:
+            if shared[polymer.name] > 1 and polymer.subchain:
+                polymer.name += f".{polymer.subchain}"
+        return found
+
+    def _groups(self) -> dict[tuple[str, str], list[int]]:
+        """Rows that may be a chain: of a name in a PDB file, of a `label_asym_id` in mmCIF."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        # Where only residues of polymers have a `label_seq_id`, as the dictionary says, the others are none.
+        numbered = any(residue.label_seq is not None for residue in self.residues)
+        for row, (chain, residue) in enumerate(zip(self.chain_names, self.residues, strict=True)):
+            if not self.is_pdb:
+                other = residue.entity_type.name in ("NonPolymer", "Branched", "Water")
+                if other or (numbered and residue.label_seq is None):
+                    continue
+            groups.setdefault((chain, "" if self.is_pdb else residue.subchain), []).append(row)
+        return groups
+
+    def _rows_before_ter(self) -> set[int]:
+        """Rows after which a PDB file has TER."""
+        last = list(accumulate(len(residue) for residue in self.residues))
+        row_of = {atoms: row for row, atoms in enumerate(last)}
+        return {row_of[atoms] for atoms in self.parsed.atoms_before_ter if atoms in row_of}
+
+    def operations(self, assembly: str, absent: str) -> list[tuple[Callable[[Polymer], bool], np.ndarray, np.ndarray]]:
+        """What makes a biological assembly: for each operation which chains it moves, rotation and translation, Å."""
+        assemblies = {each.name: each for each in self.parsed.structure.assemblies}
+        if assembly not in assemblies:
+            raise StructureError(f"{absent}; the file has {', '.join(assemblies) or 'none'}")
+
+        def inside(generator: Any, polymer: Polymer) -> bool:
+            return polymer.author in generator.chains or polymer.subchain in generator.subchains
+
+        return [
+            (partial(inside, generator), np.array(each.transform.mat.tolist()), np.array(each.transform.vec.tolist()))
+            for generator in assemblies[assembly].generators
+            for each in generator.operators
+        ]
 
     def build(self, polymer: Polymer, chain_id: str) -> Chain:
         """The chain with its sequence and coordinates; `ChainError` if they do not fit."""
         places = self._places(polymer)
-        length = len(polymer.deposited) or max(places) + 1
+        length = len(polymer.deposited) or len(set(places))
         place_of_row = np.full(len(self.residues), -1)
         place_of_row[polymer.rows] = places
         names = dict(zip(reversed(places), (self.names[row] for row in reversed(polymer.rows)), strict=True))
@@ -165,7 +229,55 @@ class StructureModel:
             b_factor[place[slot == index]] = self.b_iso[atoms[slot == index]]
         names = {index: monomer.split(",")[0] for index, monomer in enumerate(polymer.deposited)} | names
         letters = "".join(self._letter(names.get(index, "")) or "X" for index in range(length))
-        return Chain(chain_id, letters, coords, self.atoms, b_factor, self.method, self.resolution)
+        positions: Any = None if polymer.deposited else self._positions(polymer, places)
+        numbers = self._residue_numbers(polymer, places, length)
+        return Chain(
+            chain_id, letters, coords, self.atoms, b_factor, self.method, self.resolution, positions, tuple(numbers)
+        )
+
+    def _positions(self, polymer: Polymer, places: Sequence[int]) -> np.ndarray:
+        """Places along the chain of residues without a deposited sequence, which alone knows what is missing.
+
+        Bonded residues are neighbors, whatever their numbers. Between others there is a gap: as long as the numbers
+        say, where the chain reaches so far, or else as the distance asks for at least.
+        """
+        first = dict(zip(reversed(places), reversed(polymer.rows), strict=True))  # one row of each place
+        rows = [first[place] for place in range(len(first))]
+        steps = [0]
+        for before, after in pairwise(rows):
+            distance, step = self._distance(before, after), 1
+            apart = self._number(after) - self._number(before)
+            if math.isnan(distance):
+                step = max(apart, 1)
+            elif distance > LINKED and not self._bonded(before, after):
+                step = apart if apart > 1 and distance <= SPAN * apart + 1 else max(math.ceil(distance / SPAN), 2)
+            steps.append(step)
+        return np.cumsum(steps)
+
+    def _residue_numbers(self, polymer: Polymer, places: Sequence[int], length: int) -> list[str]:
+        """The author's numbers; of residues that were not observed as the file lists them, or counted on."""
+        numbers = [""] * length
+        for place, row in zip(places, polymer.rows, strict=True):
+            numbers[place] = str(self.residues[row].seqid) if self.residues[row].seqid.num is not None else ""
+        missing = [place for place in range(length) if place not in set(places)]
+        if missing:
+            for place, number in self._listed_numbers(polymer, missing).items():
+                numbers[place] = number
+            _count_on(numbers)
+        return numbers
+
+    def _listed_numbers(self, polymer: Polymer, missing: Sequence[int]) -> dict[int, str]:
+        """Numbers of residues that were not observed, as `_pdbx_poly_seq_scheme` or REMARK 465 have them."""
+        listed = self.parsed.listed_residues().get(polymer.author if self.is_pdb else polymer.subchain, [])
+        if not self.is_pdb:
+            return {place: listed[place][1] for place in missing if place < len(listed)}
+        if [name for name, _ in listed] != [polymer.deposited[place] for place in missing]:
+            return {}
+        return {place: number for place, (_, number) in zip(missing, listed, strict=True)}
+
+    def _number(self, row: int) -> int:
+        seqid = self.residues[row].seqid
+        return seqid.num if seqid.num is not None else self.residues[row].label_seq or 0
 
     def _letter(self, name: str) -> str | None:
         """One of the 20 letters or X; None for what is not known to be an amino acid."""
@@ -182,41 +294,69 @@ class StructureModel:
         amino = sum(self._letter(monomer.split(",")[0]) is not None for monomer in monomers)
         return nature in ("Unknown", "Other") and 2 * amino > len(monomers)
 
-    def _numbered_rows(self, rows: list[int]) -> list[int]:
+    def _amino_acids(self, rows: list[int]) -> list[int]:
         """Residues of a polymer without its caps, which gemmi knows and knows not to be amino acids."""
         return [row for row in rows if self._letter(self.names[row]) or not _tabulated(self.names[row])[1]]
 
-    def _unnumbered_rows(self, rows: list[int], deposited: Sequence[str]) -> list[int]:
-        """Amino acids of a chain in which ligands and waters may follow the polymer."""
-        polymer = [row for row in rows if self.residues[row].entity_type.name == "Polymer"]
+    def _pieces(self, rows: list[int], deposited: Sequence[str]) -> list[list[int]]:
+        """Amino acids of a chain in which ligands and waters may follow the polymer: of each protein those of its own.
+
+        A chain ends at TER, where its backbone ends, too: what follows is another one, if it is no ligand.
+        """
+        pieces: list[list[int]] = []
+        start, ended = 0, True
+        for end, row in enumerate(rows, 1):
+            at_ter = row in self._ends
+            if end < len(rows) and not at_ter:
+                continue
+            piece = self._polymer_rows(rows[start:end], deposited, at_ter)
+            start = end
+            ligands = ended and all(self.residues[row].het_flag == "H" for row in piece)
+            if piece and pieces and not ligands and (not ended or self._linked(pieces[-1][-1], piece[0])):
+                pieces[-1] += piece
+            elif piece and not (pieces and ligands):
+                pieces.append(piece)
+            ended = at_ter
+        return pieces
+
+    def _polymer_rows(self, rows: list[int], deposited: Sequence[str], at_ter: bool) -> list[int]:
+        """The amino acids among residues in a row; those before TER are known to be of the polymer."""
         named = {name for monomer in deposited for name in monomer.split(",")}
+        known = {row for row in rows if self._letter(self.names[row]) is not None}
+        unknown = {
+            row for row in rows if not _tabulated(self.names[row])[1] and not np.isnan(self.backbone["CA"][row, 0])
+        }
+        candidates = [row for row in rows if row in known or row in unknown]
         kept = []
-        for row in polymer or rows:
-            residue, name = self.residues[row], self.names[row]
-            unknown = not _tabulated(name)[1] and not np.isnan(self.carbon[row, 0])
-            in_chain = bool(polymer) or residue.het_flag == "A" or name in named
-            if self._letter(name) is not None or (unknown and in_chain):
+        for index, row in enumerate(candidates):
+            sure = row in known or at_ter or self.residues[row].het_flag == "A" or self.names[row] in named
+            if sure or any(self._bonded(*pair) for pair in pairwise(candidates[max(index - 1, 0) : index + 2])):
                 kept.append(row)
         # Without TER, a free amino acid may follow; the polymer's own are bonded.
-        while not polymer and kept and self.residues[kept[-1]].het_flag == "H":
-            bonded = self._distance(kept[-2], kept[-1]) <= LINKED if len(kept) > 1 else bool(deposited)
-            if bonded:
+        while not at_ter and kept and (self.residues[kept[-1]].het_flag == "H" or kept[-1] not in known):
+            if self._linked(kept[-2], kept[-1]) if len(kept) > 1 else bool(deposited):
                 break
             kept.pop()
         return kept
 
     def _distance(self, row: int, other: int) -> float:
         """Between the C-alpha atoms, Å; NaN if one has none."""
-        return float(np.linalg.norm(self.carbon[row] - self.carbon[other]))
+        return float(np.linalg.norm(self.backbone["CA"][row] - self.backbone["CA"][other]))
+
+    def _linked(self, row: int, other: int) -> bool:
+        """Whether the second residue may follow the first one in the chain, by their C-alpha atoms."""
+        return self._distance(row, other) <= LINKED
+
+    def _bonded(self, row: int, other: int) -> bool:
+        """Whether a peptide bond leads from the first residue to the second; without C and N `_linked` decides."""
+        bond = float(np.linalg.norm(self.backbone["C"][row] - self.backbone["N"][other]))
+        return self._linked(row, other) if math.isnan(bond) else bond <= PEPTIDE_BOND
 
     def _places(self, polymer: Polymer) -> list[int]:
         """Index in the sequence of each row; several rows share one where the residue type varies."""
-        if polymer.numbers is not None:
-            keys: list[Any] = polymer.numbers
-        else:
-            keys = [(self.residues[row].seqid.num, self.residues[row].seqid.icode) for row in polymer.rows]
-            if unnumbered := [row for row, (number, _) in zip(polymer.rows, keys, strict=True) if number is None]:
-                raise ChainError(f"a {self.names[unnumbered[0]]} has no residue number; number it")
+        keys: list[Any] = [self._key_of(row, polymer.verified) for row in polymer.rows]
+        if None in keys:
+            raise ChainError(f"a {self.names[polymer.rows[keys.index(None)]]} has no residue number; number it")
         groups: dict[Any, list[int]] = {}
         for key, row in zip(keys, polymer.rows, strict=True):
             groups.setdefault(key, []).append(row)
@@ -227,9 +367,9 @@ class StructureModel:
                     f"{self._label(rows[0])} and {self._label(rows[1])} have one place and no altloc labels; "
                     "number each residue or, if these are two molecules, give each its own chain name"
                 )
-        order = list(groups) if polymer.numbers is None else sorted(groups)
+        order = sorted(groups) if polymer.verified else list(groups)
         places = list(range(len(order)))
-        if polymer.deposited and polymer.numbers is not None:
+        if polymer.verified:
             places = [number - 1 for number in order]
             for number, place in zip(order, places, strict=True):
                 self._check(groups[number], place, polymer.deposited)
@@ -237,6 +377,14 @@ class StructureModel:
             places = self._aligned([groups[key] for key in order], polymer.deposited)
         index = dict(zip(order, places, strict=True))
         return [index[key] for key in keys]
+
+    def _key_of(self, row: int, verified: bool) -> Any:
+        """What identifies a residue of a chain: `label_seq_id` where a deposited sequence verifies it, else the
+        author's number with insertion code; None where it has none."""
+        residue = self.residues[row]
+        if verified or residue.seqid.num is None:
+            return residue.label_seq
+        return residue.seqid.num, residue.seqid.icode
 
     def _check(self, rows: list[int], place: int, deposited: Sequence[str]) -> None:
         """That residues are what the deposited sequence has at their place."""
@@ -265,7 +413,7 @@ class StructureModel:
         options = [{codes.setdefault(self._key(self.names[row]), len(codes)) for row in rows} for rows in residues]
         target = [codes.setdefault(self._key(name.split(",")[0]), len(codes)) for name in deposited]
         numbers = [self.residues[rows[0]].seqid.num for rows in residues]
-        bonded = [self._distance(before[0], after[0]) <= LINKED for before, after in pairwise(residues)]
+        bonded = [self._linked(before[0], after[0]) for before, after in pairwise(residues)]
         solutions, places = _place_runs(options, np.array(target), numbers, bonded)
         if solutions == 1:
             return places
@@ -369,11 +517,39 @@ def _place_runs(
     return sum(tables[-1][end][1] for end in ends), places[::-1]
 
 
+def _count_on(numbers: list[str]) -> None:
+    """Number residues that have none as the ones beside them say, in place; where these disagree they stay without."""
+    known = [place for place, number in enumerate(numbers) if number]
+    taken = set(numbers)
+    for before, after in zip([None, *known], [*known, None], strict=True):
+        if before is None and after is None:
+            return
+        start = 0 if before is None else before + 1
+        end = len(numbers) if after is None else after
+        first = int(re.sub(r"\D+$", "", numbers[start - 1])) + 1 if before is not None else None
+        last = int(re.sub(r"\D+$", "", numbers[end])) - 1 if after is not None else None
+        if first is None:
+            first = (last or 0) - (end - start) + 1
+        counted = [str(first + step) for step in range(end - start)]
+        agree = last is None or first + (end - start) - 1 == last
+        if agree and not taken.intersection(counted):
+            numbers[start:end] = counted
+
+
+def _four_letter_parent(name: str) -> str | None:
+    """The name in three letters of a residue that a simulation program names in four, such as LYSH or NALA."""
+    match = _FOUR_LETTERS.fullmatch(name)
+    parent = next(filter(None, match.groups()), None) if match else None
+    return parent if parent is not None and len(parent) == 3 and _tabulated(parent)[0] in (*AMINO_ACIDS,) else None
+
+
 @cache
 def _tabulated(name: str) -> tuple[str | None, bool]:
     """Letter of an amino acid (None: not one), and whether the name is known at all."""
     if name in _FORCE_FIELD_PARENTS:
         return _FORCE_FIELD_PARENTS[name], True
+    if len(name) == 4 and (parent := _four_letter_parent(name)):
+        return _tabulated(parent)
     info = gemmi.find_tabulated_residue(name)
     if not info.is_amino_acid():
         return None, info.found()
@@ -398,8 +574,39 @@ def _parent_letters(structure: Any, modified: Iterable[tuple[str, str]]) -> dict
     return {name: found.pop() if len(found) == 1 else "X" for name, found in letters.items()}
 
 
-# gemmi's structure, names of modified residues and their parents beyond what it reads, and whether there are B-factors.
-_Parsed = tuple[Any, list[tuple[str, str]], bool]
+@dataclass
+class _Parsed:
+    """What is read of a file: gemmi's structure, and beyond it
+
+    - `modified`: names of modified residues and their parents;
+    - `atoms_before_ter`: of a PDB file, how many atoms come before each TER;
+    - `block`: of an mmCIF file.
+    """
+
+    structure: Any
+    modified: list[tuple[str, str]]
+    atoms_before_ter: list[int] = field(default_factory=list)
+    block: Any = None
+
+    def has_odd_coordinates(self) -> bool:
+        """Whether a coordinate that gemmi read as NaN is neither NaN nor missing."""
+        usual = re.compile(r"[-+]?(?:\.?\d|nan$)|[?.]$", re.IGNORECASE)
+        columns = (self.block.find_values(f"_atom_site.Cartn_{axis}") for axis in ("xyz" if self.block else ""))
+        return not all(usual.match(value) for column in columns for value in column)
+
+    def listed_residues(self) -> dict[str, list[tuple[str, str]]]:
+        """Names and numbers of residues, in their order: of an mmCIF file, by `label_asym_id`, those of the whole
+        sequence, of a PDB file by chain those that were not observed (REMARK 465)."""
+        listed: dict[str, list[tuple[str, str]]] = {}
+        if self.block is None:
+            for match in filter(None, map(_PDB_MISSING.match, self.structure.raw_remarks)):
+                listed.setdefault(match[2].strip(), []).append((match[1], match[3]))
+            return listed
+        columns = ["asym_id", "mon_id", "pdb_seq_num", "?pdb_ins_code"]
+        for row in self.block.find("_pdbx_poly_seq_scheme.", columns):
+            code = row.str(3) if row.has(3) else ""
+            listed.setdefault(row.str(0), []).append((row.str(1), row.str(2) + code.strip(".?")))
+        return listed
 
 
 def _parse(data: bytes, is_mmcif: bool, path: Path) -> _Parsed:
@@ -410,14 +617,10 @@ def _parse(data: bytes, is_mmcif: bool, path: Path) -> _Parsed:
         raise StructureError(f"{path}: binary data and no structure; give an mmCIF or PDB file")
     if not is_mmcif and not _PDB_ATOM.search(data):
         raise StructureError(f"{path}: neither mmCIF (begins with data_) nor PDB (has ATOM lines); give one of these")
-    if not is_mmcif and (bad := _PDB_BAD_ATOM.search(data)):
-        line = data.count(b"\n", 0, bad.start()) + 1
-        raise StructureError(
-            f"{path}: line {line} has no number in a coordinate column ({bad[0].decode('latin-1')!r}); correct or "
-            "remove it"
-        )
     try:
         parsed = _parse_mmcif(data) if is_mmcif else _parse_pdb(data)
+    except ChainError as error:
+        raise StructureError(f"{path}: {error}") from error
     except (ValueError, RuntimeError, IndexError) as error:
         raise StructureError(f"{path}: {error}; the file is broken or cut off, get it again") from error
     if parsed is None:
@@ -432,20 +635,69 @@ def _parse_mmcif(data: bytes) -> _Parsed | None:
         return None
     # gemmi returns no atom at all where one of its columns is missing; the value of these is not needed.
     loop = block.find_values("_atom_site.Cartn_x").get_loop()
-    for column, value in (("id", "1"), ("label_alt_id", "."), ("type_symbol", "X")):
+    for column, value in (("id", "1"), ("label_alt_id", "."), ("type_symbol", "X"), ("B_iso_or_equiv", "?")):
         if loop is not None and f"_atom_site.{column}" not in loop.tags:
             loop.add_columns([f"_atom_site.{column}"], value)
+    b_factors = block.find_values("_atom_site.B_iso_or_equiv")
+    if not {"?", "."}.isdisjoint(b_factors):
+        for index, value in enumerate(b_factors):
+            if value in ("?", "."):
+                b_factors[index] = str(_NO_B_FACTOR)
     changes = block.find("_struct_ref_seq_dif.", ["mon_id", "db_mon_id", "details"])
     modified = [(row.str(0), row.str(1)) for row in changes if row.str(2).upper() == "MODIFIED RESIDUE"]
-    has_b_iso = bool(block.find_values("_atom_site.B_iso_or_equiv"))
-    return gemmi.make_structure_from_block(block), modified, has_b_iso
+    try:
+        structure = gemmi.make_structure_from_block(block)
+    except (ValueError, RuntimeError, IndexError):
+        needed = gemmi.cif.Block(block.name)  # what is wrong may be in a category that nothing needs
+        for item in block:
+            tag = item.loop.tags[0] if item.loop is not None else item.pair[0] if item.pair is not None else ""
+            if tag.lower().startswith(_MMCIF_NEEDED):
+                needed.add_item(item)
+        structure = gemmi.make_structure_from_block(needed)
+    return _Parsed(structure, modified, block=block)
 
 
 def _parse_pdb(data: bytes) -> _Parsed:
     found = _PDB_MODIFIED.findall(data)
     modified = [(name.decode("latin-1").strip(), parent.decode("latin-1").strip()) for name, parent in found]
-    try:
-        return gemmi.read_pdb_string(data), modified, True
-    except (ValueError, RuntimeError):
-        # Until 1996 columns 73 to 80 held the entry and the line's number, where element and charge are now.
-        return gemmi.read_pdb_string(data, max_line_length=72), modified, True
+    if lines := [match[0] for match in _PDB_UNUSUAL.finditer(data)]:
+        # Column 21 is the first letter of a chain's name, or the fourth of a residue's.
+        four = {line[17:21].decode("latin-1") for line in lines if line[20:21].strip()}
+        states = {name for name in four if _four_letter_parent(name)}
+        if any(_tabulated(name[:3].strip())[0] for name in four - states):
+            states = set()  # as they would be of GLY, which has none
+        data = _PDB_UNUSUAL.sub(partial(_usual_line, states), data)
+    pieces = data.split(b"\nTER")
+    counts = accumulate(
+        (b"\n" + piece).count(b"\nATOM  ") + (b"\n" + piece).count(b"\nHETATM") for piece in pieces[:-1]
+    )
+    for text, length in ((data, 0), (data, 72), (b"\n".join(_PDB_NEEDED.findall(data)), 0)):
+        try:
+            # Until 1996 columns 73 to 80 held the entry and the line's number, where element and charge are now.
+            structure = gemmi.read_pdb_string(text, max_line_length=length, split_chain_on_ter=True)
+            break
+        except (ValueError, RuntimeError) as error:
+            reason = error
+    else:
+        raise reason
+    return _Parsed(structure, modified, list(counts))
+
+
+def _usual_line(states: Collection[str], match: re.Match[bytes]) -> bytes:
+    """An atom's line as gemmi has to read it, which takes 0.0 for a coordinate or 20 for a B-factor that is none."""
+    line = match[0]
+    coords = [line[start : start + 8] for start in (30, 38, 46)]
+    if any(each.strip().lower().lstrip(b"-+") == b"nan" for each in coords):
+        coords = [b"%8.3f" % _NO_COORDINATE] * 3
+    if not all(map(_PDB_NUMBER.fullmatch, coords)):
+        number = match.string.count(b"\n", 0, match.start()) + 1
+        raise ChainError(
+            f"line {number} has no number in a coordinate column ({line.decode('latin-1')!r}); correct or remove it"
+        )
+    if (name := line[17:21].decode("latin-1")) in states:
+        line = line[:17] + str(_four_letter_parent(name)).encode() + b" " + line[21:]
+    occupancy, b_factor = line[54:60].ljust(6), line[60:66]
+    if not _PDB_NUMBER.fullmatch(b_factor):
+        b_factor = b"%6.1f" % _NO_B_FACTOR
+        occupancy = occupancy if occupancy.strip() else b"  1.00"
+    return line[:30] + b"".join(coords) + occupancy + b_factor + line[66:]
