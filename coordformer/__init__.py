@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .model.chain import Chain, StructureError
+from .model.chain import Chain, Complex, StructureError
 from .model.configuration_coordformer import CoordformerConfig
 from .model.modeling_coordformer import (
     CoordformerForContactPrediction,
@@ -32,7 +32,7 @@ from .model.pipeline_coordformer import (
     ProteinFillMaskPipeline,
 )
 from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
-from .model.structure import read_chains, read_proteins
+from .model.structure import read_chains, read_complex, read_proteins
 from .training.conversion import from_esm, from_paper_state_dict
 
 __version__ = "0.2.0"
@@ -50,6 +50,7 @@ PIPELINE_REGISTRY.register_pipeline("protein-contact-prediction", ProteinContact
 
 __all__ = [
     "Chain",
+    "Complex",
     "CoordformerConfig",
     "CoordformerForContactPrediction",
     "CoordformerForMaskedLM",
@@ -66,5 +67,6 @@ __all__ = [
     "from_esm",
     "from_paper_state_dict",
     "read_chains",
+    "read_complex",
     "read_proteins",
 ]

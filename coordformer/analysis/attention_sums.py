@@ -18,7 +18,7 @@ from ..inference.masked import chain_generator
 from ..inference.predict import Record, Row, cluster_of, collate_rows, encode, id_of, plain_collator, residues_of
 from ..model.chain import AMINO_ACIDS
 from ..model.processing_coordformer import chain_arrays
-from ..model.windows import SPECIAL_TOKENS, longest_window, middle_window, window_tokens
+from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, middle_window
 from .sse import annotate_sse
 
 CONDITIONS = ("given", "not given", "shuffled")  # of the model's coordinates; distances are always the true ones
@@ -250,8 +250,10 @@ def sum_attention(
             total.cropped += residues > window
             start = middle_window(residues, window)
             inside = slice(start, start + window)
-            tokens = window_tokens(start, min(window, residues), residues)
-            ids, coords = (encode(collator, chain)[each][tokens] for each in ("input_ids", "coords"))
+            arrays = encode(collator, chain)
+            del arrays["labels"]
+            inputs = cut_window(arrays, start, min(window, residues), config)
+            coords = inputs["coords"]
             observed = np.flatnonzero(np.isfinite(coords).all(axis=-1).reshape(len(coords), -1).any(axis=1))
             rng = chain_generator(name, seed)
             shuffled = coords.copy()
@@ -260,7 +262,8 @@ def sum_attention(
             drawing = rng if cluster is None else chain_generator(f"cluster {cluster}", seed)
             sums = pair_sums(sequence[inside], alpha[inside, 0], structure[inside])
             total.open(*sums, drawing.poisson(1.0, SAMPLES))
-            rows = [Row(0, start, ids, each) for each in (coords, np.full_like(coords, np.nan), shuffled)]
+            given = (coords, np.full_like(coords, np.nan), shuffled)
+            rows = [Row(0, start, inputs | {"coords": each}) for each in given]
             model.base_model(**collate_rows(rows, config.pad_token_id, model.device))
     finally:
         for each in hooks:

@@ -16,18 +16,33 @@ from ..model.windows import SPECIAL_TOKENS
 BUCKET = 8  # residues; chains whose lengths round up to the same multiple are interchangeable
 
 
-def fetch_rows(rows: Any, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-    """The rows at `indices` with what a collator reads; coordinates as numpy views, not Python lists."""
+def fetch_rows(rows: Any, indices: Sequence[int] | np.ndarray, names: bool = False) -> list[dict[str, Any]]:
+    """The rows at `indices` with what a collator reads; coordinates and positions as numpy views, not Python lists.
+
+    With `names` also `residue_numbers` and `chain_names`, where they are known, which training does without.
+    """
     if hasattr(rows, "fetch"):
         return rows.fetch(indices)
     table = rows.with_format("arrow")[list(map(int, indices))]
-    coords = table["coords"].combine_chunks()
-    values, offsets = coords.values.to_numpy(zero_copy_only=False), coords.offsets.to_numpy()
-    columns = (table[name].to_pylist() for name in ("id", "sequence", "atoms"))
+    columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in ("id", "sequence", "atoms")}
+    columns["coords"] = _views(table["coords"])
+    optional = ("positions", "chain_lengths", *(("residue_numbers", "chain_names") if names else ()))
+    for name in optional:
+        if name in table.column_names and table[name].null_count < len(table):
+            columns[name] = _views(table[name]) if name == "positions" else table[name].to_pylist()
+    fetched = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return [
-        {"id": name, "sequence": sequence, "atoms": tuple(atoms), "coords": values[offsets[i] : offsets[i + 1]]}
-        for i, (name, sequence, atoms) in enumerate(zip(*columns, strict=True))
+        {name: value for name, value in row.items() if value is not None} | {"atoms": tuple(row["atoms"])}
+        for row in fetched
     ]
+
+
+def _views(column: Any) -> list[np.ndarray | None]:
+    """The lists of an Arrow column as views of one array; None where there is none."""
+    lists = column.combine_chunks()
+    values, offsets = lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
+    known = lists.is_valid().to_numpy(zero_copy_only=False)
+    return [values[offsets[i] : offsets[i + 1]] if known[i] else None for i in range(len(lists))]
 
 
 def read_lengths(rows: Any) -> np.ndarray:

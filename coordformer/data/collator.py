@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..model.chain import AMINO_ACIDS
+from ..model.chain import AMINO_ACIDS, CHAIN_GAP
 from ..model.modeling_coordformer import IGNORED_LABEL
-from ..model.processing_coordformer import chain_arrays
+from ..model.processing_coordformer import chain_arrays, chain_layout, layout_tokens
 from ..model.windows import SPECIAL_TOKENS
 
 PROTOCOLS = ("paper", "masked15")
 
 # Where the random numbers of a row lie in its stream, one for each residue or coordinate from there on.
-CHOOSE, FATE, CROP, DROP, ROTATE, NOISE = np.arange(6, dtype=np.uint64) << np.uint64(40)
+CHOOSE, FATE, CROP, DROP, ROTATE, NOISE, SPLIT = np.arange(7, dtype=np.uint64) << np.uint64(40)
 
 
 def splitmix(counters: np.ndarray) -> np.ndarray:
@@ -87,6 +87,8 @@ class CoordformerDataCollator:
         rotate: give a random rotation for each chain, by which the model rotates it about its center.
         noise: standard deviation in Å of Gaussian noise on each coordinate.
         drop_coords: probability with which a chain is without any coordinates.
+        split_chains: probability with which a chain is cut in two at random, which become two chains of a complex: so
+            data of single chains teaches where chains end.
         max_length: longer chains are cropped to this many contiguous residues, at random.
         seed: of all random numbers.
         alphabet: letters or tokens that may be masked under `"masked15"` and that random replacements are drawn from.
@@ -94,7 +96,8 @@ class CoordformerDataCollator:
     Returns, when called: `input_ids`, `labels` (batch, length) and `coords` (batch, length, D), or (batch, length,
     atoms, D) with several atoms, -100 and NaN where there is nothing; `rotations` (batch, chains of a row, D, D); of
     padded rows `attention_mask` (batch, length), of a packed one `sequence_id` (1, length) and the segments' bounds, as
-    `CoordformerModel` takes them.
+    `CoordformerModel` takes them; and where a row is a complex, has gaps or may be split, `position_ids` and
+    `chain_ids`, of the shape of `input_ids`.
 
     Examples:
         >>> from coordformer import build_tokenizer, read_chains
@@ -112,6 +115,7 @@ class CoordformerDataCollator:
     rotate: bool = True
     noise: float = 0.0
     drop_coords: float = 0.0
+    split_chains: float = 0.0
     max_length: int | None = None
     seed: int = 0
     alphabet: Sequence[str] = AMINO_ACIDS
@@ -124,7 +128,7 @@ class CoordformerDataCollator:
         self.atoms = (self.atoms,) if isinstance(self.atoms, str) else tuple(self.atoms)
         if self.masking not in PROTOCOLS:
             raise ValueError(f"`masking` is {self.masking!r}; choose 'paper' or 'masked15'.")
-        for name in ("mlm_probability", "drop_coords"):
+        for name in ("mlm_probability", "drop_coords", "split_chains"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it is a probability between 0 and 1.")
         if not 0 <= self.noise < np.inf:
@@ -152,12 +156,15 @@ class CoordformerDataCollator:
             raise ValueError("There is nothing to collate: the batch has no rows.")
         keys = self._keys(rows)
         sequences, arrays = [], []
+        layouts: list[tuple[np.ndarray, ...] | None] = []
         for row, crop in zip(rows, uniform(keys, CROP), strict=True):
             sequence, xyz = chain_arrays(row, self.atoms, self.dim)
             width = len(sequence) if self.max_length is None else min(self.max_length, len(sequence))
             start = int(crop * (len(sequence) - width + 1))
             sequences.append(sequence[start : start + width])
             arrays.append(xyz[start : start + width])
+            places = chain_layout(row)
+            layouts.append(places and tuple(values[start : start + width] for values in places))
 
         # All residues of the batch, one after another, with the row of each and its place in it.
         lengths = np.array([len(sequence) for sequence in sequences])
@@ -204,6 +211,8 @@ class CoordformerDataCollator:
         flat["coords"][inside] = coords
         if len(self.atoms) == 1:
             batch["coords"] = batch["coords"].squeeze(2)
+        if self.split_chains or any(layouts):
+            batch |= self._layouts(layouts, lengths, keys, augment, shape, first)
         if self.rotate:
             rotations = self._rotations(keys, augment)
             if "sequence_id" in layout and layout["sequence_id"][0, -1] == len(rows):  # the segment of the padding
@@ -219,6 +228,20 @@ class CoordformerDataCollator:
             return self._letter_ids[np.frombuffer(text, dtype=np.uint8)]
         unknown = self._special["unk"]
         return np.array([self._vocabulary.get(token, unknown) for sequence in sequences for token in sequence])
+
+    def _layouts(self, layouts, lengths, keys, augment, shape, first) -> dict[str, np.ndarray]:
+        """`position_ids` and `chain_ids` of the batch, in which some chains are cut in two."""
+        batch = {name: np.zeros(shape, dtype=np.int64) for name in ("position_ids", "chain_ids")}
+        draws = uniform(keys[:, None], SPLIT + np.arange(2, dtype=np.uint64))
+        for layout, length, (fate, where), turned, start in zip(layouts, lengths, draws, augment, first, strict=True):
+            positions, chain_index = layout or (np.arange(length), np.zeros(length, dtype=np.int64))
+            if turned and fate < self.split_chains and length > 1 and not np.any(chain_index):
+                cut = 1 + int(where * (length - 1))
+                chain_index = (np.arange(length) >= cut).astype(np.int64)
+                positions = positions + CHAIN_GAP * chain_index
+            for name, tokens in layout_tokens((positions, chain_index)).items():
+                batch[name].reshape(-1)[start : start + len(tokens)] = tokens
+        return batch
 
     def _lay_out(self, lengths: np.ndarray, packed_length: int | None) -> tuple[dict[str, Any], tuple, np.ndarray]:
         """What describes the batch to the model, its shape, and where each chain of `lengths` tokens begins."""

@@ -3,7 +3,9 @@
 Tensors: `tokens` (residues,) uint8, ids of the built-in vocabulary; `coords` (residues, atoms, 3), hundredths of an Å
 relative to the center of the chain, int16 or, where a chain is wider than 650 Å, int32, the least number of the type
 where not observed; `offsets` (chains + 1,) int64, the residues before each chain; `names` uint8, the ids in UTF-8, and
-`name_offsets` (chains + 1,) int64; `splits` (chains,) uint8, numbers of the names in the metadata.
+`name_offsets` (chains + 1,) int64; `splits` (chains,) uint8, numbers of the names in the metadata. If a chain has gaps
+or a row is a complex also `positions` (residues,) int32, along the chain, and `chain_index` (residues,) uint16, the
+chain of a complex.
 """
 
 import errno
@@ -17,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from ..model.processing_coordformer import VOCABULARY, chain_arrays
+from ..model.processing_coordformer import VOCABULARY, chain_arrays, chain_layout
 from .batching import fetch_rows
 from .files import write_atomically
 from .records import counted
@@ -25,6 +27,7 @@ from .records import counted
 FORMAT, OLD_FORMAT = "coordformer packed chains 1", "coordformer bundle 1"
 UNIT = 0.01  # Å
 TENSORS = ("tokens", "coords", "offsets", "names", "name_offsets", "splits")
+LAYOUT: dict[str, Any] = {"positions": np.int32, "chain_index": np.uint16}
 _LETTERS = np.array([ord(token) if len(token) == 1 else 0 for token in VOCABULARY], dtype=np.uint8)
 _TOKENS = np.zeros(256, dtype=np.uint8)
 _TOKENS[_LETTERS] = np.arange(len(VOCABULARY))
@@ -54,6 +57,7 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
     split_names = sorted({split for split in splits if split is not None})
     atoms: tuple[str, ...] | None = None
     tokens, coords, names = [], [], []
+    layouts: list[Any] = []
     for start in tqdm(range(0, len(rows), 1000), unit="k chains", disable=not progress):
         for row in fetch_rows(rows, range(start, min(start + 1000, len(rows)))):
             atoms = atoms or row["atoms"]
@@ -68,6 +72,7 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
             tokens.append(_TOKENS[np.frombuffer(sequence.encode("latin-1"), dtype=np.uint8)])
             coords.append(units.astype(np.int32))
             names.append(str(row["id"]).encode())
+            layouts.append(chain_layout(row))
     flat = np.concatenate(coords)
     missing = flat == -(2**31)
     if np.abs(flat, where=~missing, out=np.zeros_like(flat)).max(initial=0) < 2**15:
@@ -80,6 +85,11 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
         "name_offsets": np.cumsum([0, *map(len, names)], dtype=np.int64),
         "splits": np.array([255 if each is None else split_names.index(each) for each in splits], dtype=np.uint8),
     }
+    if any(layouts):
+        zero = (np.arange(len(each)) for each in tokens), (np.zeros(len(each)) for each in tokens)
+        for (name, dtype), defaults, number in zip(LAYOUT.items(), zero, (0, 1), strict=True):
+            values = [each[number] if each else default for each, default in zip(layouts, defaults, strict=True)]
+            arrays[name] = np.concatenate(values).astype(dtype)
     metadata = {"format": FORMAT, "atoms": json.dumps(atoms), "splits": json.dumps(split_names)}
     metadata["unit"] = f"{UNIT} angstrom"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +121,7 @@ class PackedChains:
                 if metadata.get("format") not in (FORMAT, OLD_FORMAT) or not set(TENSORS) <= set(file.keys()):
                     raise ValueError(f"{path} holds no packed chains; make one with `coordformer pack`.")
                 arrays = {name: file.get_tensor(name) for name in TENSORS}
+                self._layout = {name: file.get_tensor(name) for name in LAYOUT.keys() & set(file.keys())}
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read ({error}); copy or make it again.") from error
         self.atoms = tuple(json.loads(metadata["atoms"]))
@@ -150,12 +161,16 @@ class PackedChains:
         inside = slice(self._offsets[row], self._offsets[row + 1])
         coords = self._coords[inside]
         missing = coords == np.iinfo(coords.dtype).min
-        return {
+        packed = {
             "id": self._name(row),
             "sequence": _LETTERS[self._tokens[inside]].tobytes().decode(),
             "atoms": self.atoms,
             "coords": np.where(missing, np.float32("nan"), coords * np.float32(UNIT)).reshape(-1),
         }
+        if self._layout:
+            packed["positions"] = self._layout["positions"][inside]
+            packed["chain_lengths"] = np.bincount(self._layout["chain_index"][inside]).tolist()
+        return packed
 
 
 def open_chains(path: str | Path, split: str | None = None) -> Any:

@@ -22,7 +22,7 @@ from ..model.windows import WindowMean
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_contacts
 from .metrics import CUTS, RANGES, describe_precision, precision_at
-from .predict import Record, id_of, predict, residues_of, window_rows
+from .predict import Record, id_of, predict, residues_of, tokens_of, window_rows
 from .runner import REJECTS, Inputs, file_stems, run_parts, write_arrays
 
 LISTED = 5  # pairs for each residue that a TSV file has
@@ -46,7 +46,7 @@ def predict_contacts(
     means: dict[int, WindowMean] = {}
     rows = window_rows(model, tokenizer, chains, window=window, without_coords=without_coords)
     for row, pairs in predict(model, rows, lambda batch: contacts_of(**batch), token_budget=token_budget, bar=bar):
-        residues, inside = residues_of(chains[row.chain]), len(row.input_ids) - 2
+        residues, inside = residues_of(chains[row.chain]), tokens_of(row) - 2
         means.setdefault(row.chain, WindowMean((residues, residues), 2)).add(row.start, pairs[:inside, :inside])
         if row.last:
             yield row.chain, means.pop(row.chain).mean()

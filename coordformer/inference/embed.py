@@ -12,7 +12,7 @@ from ..data.records import counted
 from ..model.windows import WindowMean
 from .checkpoints import digest_weights, load_checkpoint
 from .embeddings import FORMATS, write_shard
-from .predict import Record, predict, residues_of, window_rows
+from .predict import Record, predict, residues_of, tokens_of, window_rows
 from .runner import REJECTS, Inputs, run_parts
 
 POOLINGS = ("mean", "cls", None)
@@ -43,7 +43,7 @@ def embed_chains(
         residues = residues_of(chains[row.chain])
         if row.chain not in means:
             means[row.chain] = WindowMean((hidden,), 0) if pooling == "cls" else WindowMean((residues, hidden), 1)
-        means[row.chain].add(row.start, tokens[0] if pooling == "cls" else tokens[1 : len(row.input_ids) - 1])
+        means[row.chain].add(row.start, tokens[0] if pooling == "cls" else tokens[1 : tokens_of(row) - 1])
         if row.last:
             mean = means.pop(row.chain).mean()
             vectors[row.chain] = mean.mean(axis=0) if pooling == "mean" else mean

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..model.chain import AMINO_ACIDS, Chain
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
-from ..model.windows import longest_window, window_around, window_tokens
+from ..model.windows import cut_window, longest_window, window_around
 from .mutants import parse_mutant
 from .predict import Row, encode, longest_first, plain_collator, predict
 
@@ -53,6 +53,7 @@ def log_probabilities(
         for number in longest_first([chain for chain, _ in asked]):
             chain, indices = asked[number][0], np.asarray(asked[number][1], dtype=np.int64)
             arrays = encode(collator, chain, without_coords)
+            del arrays["labels"]
             inside = min(window, len(chain))
             starts = window_around(indices, len(chain), inside)
             # Of each row that the model reads the residues that are asked for.
@@ -61,11 +62,10 @@ def log_probabilities(
                 groups = [np.flatnonzero(starts == start) for start in np.unique(starts)]
             for group in groups:
                 start = int(starts[group[0]])
-                tokens = window_tokens(start, inside, len(chain))
-                input_ids, places = arrays["input_ids"][tokens], indices[group] - start + 1  # <cls> is in front
+                inputs, places = cut_window(arrays, start, inside, model.config), indices[group] - start + 1
                 if masked:
-                    input_ids[places] = tokenizer.mask_token_id
-                yield Row(number, start, input_ids, arrays["coords"][tokens], places, group)
+                    inputs["input_ids"][places] = tokenizer.mask_token_id
+                yield Row(number, start, inputs, places, group)
 
     letters = list(letter_ids(tokenizer).values())
 

@@ -15,7 +15,7 @@ from ..data.batching import fetch_rows
 from ..data.collator import PROTOCOLS, CoordformerDataCollator, rotations_from_normals
 from ..model.modeling_coordformer import IGNORED_LABEL
 from ..model.processing_coordformer import letter_ids
-from ..model.windows import SPECIAL_TOKENS, longest_window, window_starts, window_tokens
+from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, window_starts
 from .metrics import bootstrap, count_predictions, summarize
 from .predict import Record, Row, encode, longest_first, predict
 
@@ -89,7 +89,7 @@ def predict_masked(
                 if bar is not None:
                     bar.update()
                 continue
-            truth[number] = arrays["labels"][asked]
+            truth[number] = arrays.pop("labels")[asked]
             total[number] = np.zeros((num_rotations, len(asked), config.vocab_size), dtype=np.float32)
             visits[number] = np.zeros(len(asked), dtype=np.float32)
             turned = num_rotations > 1
@@ -97,13 +97,12 @@ def predict_masked(
             inside = min(window, residues)
             starts = window_starts(residues, inside)
             for start in starts:
-                tokens = window_tokens(start, inside, residues)
+                inputs = cut_window(arrays, start, inside, config)
                 here = np.flatnonzero((asked > start) & (asked <= start + inside))
                 visits[number][here] += 1
                 for frame, rotation in enumerate(frames):
                     last = start == starts[-1] and frame == num_rotations - 1
-                    input_ids, coords = arrays["input_ids"][tokens], arrays["coords"][tokens]
-                    yield Row(number, start, input_ids, coords, asked[here] - start, (frame, here), rotation, last)
+                    yield Row(number, start, inputs, asked[here] - start, (frame, here), rotation, last)
 
     for row, logits in predict(model, rows(), lambda batch: model(**batch).logits, token_budget=token_budget, bar=bar):
         frame, here = row.tag

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.collator import CoordformerDataCollator
-from ..model.chain import Chain
+from ..model.chain import Chain, Complex
 from ..model.processing_coordformer import chain_arrays, pad_batch
-from ..model.windows import SPECIAL_TOKENS, longest_window, window_starts, window_tokens
+from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, window_starts
 
 Record = Chain | Mapping[str, Any]  # a chain, or a row of a data set
 
@@ -29,8 +29,8 @@ class Row:
     Attributes:
         chain: number of the chain.
         start: its first residue.
-        input_ids: (tokens,), `<cls>` and `<eos>` included.
-        coords: (tokens, D) or (tokens, atoms, D), Å, NaN where not observed.
+        inputs: `input_ids` (tokens,), `<cls>` and `<eos>` included; `coords` (tokens, D) or (tokens, atoms, D), Å, NaN
+            where not observed; of a complex or a chain with gaps `position_ids` and `chain_ids` (tokens,).
         places: (asked,), the tokens whose outputs are wanted; None: all of them.
         tag: what whoever made the row wants to find again.
         rotation: (D, D), by which the model turns the row about its center.
@@ -39,12 +39,15 @@ class Row:
 
     chain: int
     start: int
-    input_ids: np.ndarray
-    coords: np.ndarray
+    inputs: dict[str, np.ndarray]
     places: np.ndarray | None = None
     tag: Any = None
     rotation: torch.Tensor | None = None
     last: bool = False
+
+
+def tokens_of(row: Row) -> int:
+    return len(row.inputs["input_ids"])
 
 
 def longest_first(chains: Sequence[Record]) -> list[int]:
@@ -66,8 +69,8 @@ def cluster_of(chain: Record) -> Any:
 
 
 def encode(collator: CoordformerDataCollator, chain: Record, without_coords: bool = False) -> dict[str, np.ndarray]:
-    """`input_ids` (tokens,), `labels` (tokens,) and `coords` (tokens, ...) of one chain, by a collator that turns
-    nothing; without coordinates they are all NaN."""
+    """`input_ids`, `labels` (tokens,), `coords` (tokens, ...) and perhaps `position_ids` and `chain_ids` (tokens,) of
+    one chain, by a collator that turns nothing; without coordinates they are all NaN."""
     arrays = {name: values[0].numpy() for name, values in collator([chain]).items() if name != "attention_mask"}
     if without_coords:
         arrays["coords"] = np.full_like(arrays["coords"], np.nan)
@@ -96,16 +99,17 @@ def window_rows(
     collator = plain_collator(model, tokenizer)
     for number in longest_first(chains):
         arrays = encode(collator, chains[number], without_coords)
+        del arrays["labels"]
         residues = len(arrays["input_ids"]) - SPECIAL_TOKENS
         inside = min(window, residues)
         for start in (starts := window_starts(residues, inside)):
-            tokens = window_tokens(start, inside, residues)
-            yield Row(number, start, arrays["input_ids"][tokens], arrays["coords"][tokens], last=start == starts[-1])
+            inputs = cut_window(arrays, start, inside, model.config)
+            yield Row(number, start, inputs, last=start == starts[-1])
 
 
 def collate_rows(rows: Sequence[Row], pad_token_id: int, device: torch.device | str) -> dict[str, torch.Tensor]:
     """Rows as a batch that is padded on the right, as a model takes it."""
-    batch = pad_batch([row.input_ids for row in rows], [row.coords for row in rows], pad_token_id)
+    batch = pad_batch([row.inputs for row in rows], pad_token_id)
     tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
     if rows[0].rotation is not None:
         turns = torch.stack([row.rotation for row in rows if row.rotation is not None])
@@ -114,12 +118,19 @@ def collate_rows(rows: Sequence[Row], pad_token_id: int, device: torch.device | 
 
 
 def as_chain(record: Record) -> Chain:
-    """A row of a data set as the chain that it is of."""
+    """A row of a data set as the chain, or complex, that it is of."""
     if not isinstance(record, Mapping):
         return record
     atoms = tuple(record.get("atoms") or ("CA",))
     sequence, coords = chain_arrays(record, atoms)
-    return Chain(str(record["id"]), sequence, coords, atoms, np.full(len(sequence), np.nan))
+    given: dict[str, Any] = {
+        name: record[name] for name in ("positions", "residue_numbers") if record.get(name) is not None
+    }
+    values = (str(record["id"]), sequence, coords, atoms, np.full(len(sequence), np.nan))
+    if lengths := record.get("chain_lengths"):
+        names = record.get("chain_names") or map(str, range(1, len(lengths) + 1))
+        return Complex(*values, **given, chain_names=tuple(names), chain_lengths=tuple(lengths))
+    return Chain(*values, **given)
 
 
 @torch.no_grad()
@@ -147,7 +158,7 @@ def predict(
     model.eval()
     batch: list[Row] = []
     for row in rows:
-        if batch and (len(batch) + 1) * max(len(batch[0].input_ids), len(row.input_ids)) > token_budget:
+        if batch and (len(batch) + 1) * max(tokens_of(batch[0]), tokens_of(row)) > token_budget:
             yield from _predict_batch(model, batch, forward, bar, by_row)
             batch = []
         batch.append(row)

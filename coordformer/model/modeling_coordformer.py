@@ -124,6 +124,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     _auto_class = "AutoModel"  # Transformers saves the code beside the weights; the config knows all classes
     supports_gradient_checkpointing = True
     _no_split_modules = ["EsmLayer"]
+    _keys_to_ignore_on_load_missing = [r"edge_features\.other_chain$"]  # see `_init_weights`
     _keep_in_fp32_modules_strict = ["coordinate_embedding", "distance_bias", "rotary_embeddings"]
     _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
 
@@ -143,6 +144,9 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         # Trainer resumes by it; Transformers renames in `from_pretrained` alone.
         for old, new in RENAMED_WEIGHTS.items():
             state_dict = {name.replace(old, new): tensor for name, tensor in state_dict.items()}
+        for name in [name for name in state_dict if name.endswith("edge_features.separation.weight")]:
+            start = state_dict[name][[0, -1]].float().mean(dim=0)  # as in `_init_weights`
+            state_dict.setdefault(name.replace("separation.weight", "other_chain"), start)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def set_attn_implementation(self, *args, **kwargs):
@@ -168,6 +172,9 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, DistanceBias):
             init.zeros_(module.weight)
+        elif isinstance(module, EdgeFeatures):
+            # Checkpoints from before complexes have none: another chain is as far away along the chain as can be.
+            init.copy_(module.other_chain, module.separation.weight[[0, -1]].mean(dim=0))
         elif isinstance(module, ContactHead):
             # Buffers are zero: they are not trained, and a random head would look like a trained one.
             std = self.config.initializer_range if isinstance(module.weight, nn.Parameter) else 0.0
@@ -230,8 +237,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     - `input_ids` `(batch, sequence)`: tokens. Without them the input is a point cloud.
     - `attention_mask` `(batch, sequence)`: 1 for tokens, 0 for padding.
-    - `position_ids` `(batch, sequence)`: from 0; the default restarts in each segment. Leave a gap between the chains
-      of a complex.
+    - `position_ids` `(batch, sequence)`: from 0; the default restarts in each segment. Leave a gap where residues are
+      missing, and one of `CHAIN_GAP` between the chains of a complex.
+    - `chain_ids` `(batch, sequence)`: which chain of a complex a residue belongs to. The default is one chain for each
+      segment.
     - `inputs_embeds` `(batch, sequence, hidden)`: in place of `input_ids`.
     - `coords` `(batch, sequence, D)` or `(batch, sequence, atoms, D)`: Å, in any frame; NaN where not observed.
     - `coords_mask` `(batch, sequence)` or `(batch, sequence, atoms)`: False where not observed.
@@ -297,12 +306,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None, coords: Tensor | None = None, coords_mask: Tensor | None = None,
-        sequence_id: Tensor | None = None, rotations: Tensor | None = None, **kwargs,
+        sequence_id: Tensor | None = None, rotations: Tensor | None = None, chain_ids: Tensor | None = None, **kwargs,
     ) -> BaseModelOutput:  # fmt: skip
         coords, rotations = _restore_float32(coords), _restore_float32(rotations)
         shape, device = self._input_shape(input_ids, inputs_embeds, coords)
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "sequence_id": sequence_id}
-        for name, value in given.items():
+        for name, value in (given | {"chain_ids": chain_ids}).items():
             accepted = (shape, (1, shape[1])) if name == "position_ids" else (shape,)
             if value is not None and tuple(value.shape) not in map(tuple, accepted):
                 raise ValueError(
@@ -335,7 +344,9 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 check_rotations(rotations, shape, numbers, self.config.coordinate_dim)
                 placed = rotate_coordinates(placed, rotations, numbers)
             longest = None if runs is None else kwargs.get("max_length_q")
-            embeddings, bias, structure = self._structure(embeddings, placed, coords_mask, position_ids, runs, longest)
+            embeddings, bias, structure = self._structure(
+                embeddings, placed, coords_mask, position_ids, runs, longest, chain_ids
+            )
             kwargs |= structure
         embeddings = self._add_positions(embeddings, position_ids)
         if self.esm.embeddings.layer_norm is not None:
@@ -400,7 +411,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         return self.connector(states).to(self.connector.weight.dtype)  # as embeddings are, under autocast as well
 
     def _structure(
-        self, embeddings, placed, coords_mask, position_ids, runs, longest
+        self, embeddings, placed, coords_mask, position_ids, runs, longest, chain_ids
     ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
         """Embeddings with those of the coordinates, the distance bias, and arguments of `InvariantPointAttention`."""
         config, bias = self.config, None
@@ -420,7 +431,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 )
             arguments["frames"] = frames.scale_translations(config.coordinate_scale)
             if self.edge_features is not None:
-                arguments["graph"] = self.edge_features(frames, position_ids, runs, longest)
+                arguments["graph"] = self.edge_features(frames, position_ids, runs, longest, chain_ids)
         if self.distance_bias is not None:
             bias = self.distance_bias(placed, coords_mask).to(embeddings.dtype)
         return embeddings, bias, arguments
@@ -544,11 +555,12 @@ class CoordformerModelWithHead(CoordformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, coords=None, coords_mask=None,
-        sequence_id=None, rotations=None, labels=None, num_items_in_batch=None, **kwargs,
+        sequence_id=None, rotations=None, chain_ids=None, labels=None, num_items_in_batch=None, **kwargs,
     ):  # fmt: skip
         outputs = self.coordformer(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
-            coords=coords, coords_mask=coords_mask, sequence_id=sequence_id, rotations=rotations, **kwargs,
+            coords=coords, coords_mask=coords_mask, sequence_id=sequence_id, rotations=rotations,
+            chain_ids=chain_ids, **kwargs,
         )  # fmt: skip
         states = outputs.last_hidden_state
         if sequence_id is None:

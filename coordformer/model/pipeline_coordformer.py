@@ -17,7 +17,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .chain import AMINO_ACIDS
 from .structure import read_proteins
-from .windows import WindowMean, longest_window, window_around, window_starts, window_tokens
+from .windows import WindowMean, cut_window, longest_window, window_around, window_starts
 
 # As config.json has it, for a folder that carries this file; `import coordformer` registers the same tasks.
 CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
@@ -72,12 +72,13 @@ class ProteinPipeline(ChunkPipeline):
         for name, inputs in self._read(protein, chain_ids, min_plddt):
             if without_coords:
                 del inputs["coords"]
+            arrays = {key: values[0].numpy() for key, values in inputs.items()}
             residues = self.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, 1:-1])
             inside = min(window, len(residues))
             for first, asked in self._cut(name, residues, inside, **options):
                 row = {"id": name, "sequence": "".join(residues), "window": (first, first + inside), "asked": asked}
-                tokens = window_tokens(first, inside, len(residues))
-                rows.append(row | {key: values[:, tokens] for key, values in inputs.items()})
+                cut = cut_window(arrays, first, inside, self.model.config)
+                rows.append(row | {key: torch.from_numpy(values)[None] for key, values in cut.items()})
         for number, row in enumerate(rows, 1):
             yield row | {"is_last": number == len(rows)}
 

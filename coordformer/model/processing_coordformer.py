@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from .chain import AMINO_ACIDS, Chain
-from .structure import read_chains
+from .structure import read_chains, read_complex
 from .windows import SPECIAL_TOKENS
 
 # ESM-2's vocabulary in its order: token ids of its checkpoints keep their meaning.
@@ -86,20 +86,54 @@ def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: i
     return sequence, coords[:, [available.index(atom) for atom in atoms]]
 
 
+def chain_layout(record: Chain | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where residues are along the chain, and of a complex in which chain: `positions` and `chain_index`, both (L,).
+
+    Takes what `chain_arrays` takes. None where positions have no gap and there is one chain, as in most.
+    """
+    row: Mapping[str, Any] = record if isinstance(record, Mapping) else vars(record)
+    positions, lengths, length = row.get("positions"), row.get("chain_lengths"), len(row["sequence"])
+    lengths = [length] if lengths is None or not len(lengths) else lengths
+    if len(lengths) == 1 and (positions is None or positions[-1] == length - 1):
+        return None
+    places = np.arange(length) if positions is None else np.asarray(positions, dtype=np.int64)
+    return places, np.repeat(np.arange(len(lengths)), lengths)
+
+
+def layout_tokens(layout: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """`position_ids` and `chain_ids` (tokens,) of a chain with `<cls>` and `<eos>`, from its `chain_layout`."""
+    positions, chain_index = layout
+    position_ids = np.concatenate(([0], positions - positions[0] + 1, [positions[-1] - positions[0] + 2]))
+    return {"position_ids": position_ids, "chain_ids": np.pad(chain_index, 1, mode="edge")}
+
+
 def pad_batch(
-    input_ids: Sequence[np.ndarray], coords: Sequence[np.ndarray], pad_token_id: int, pad_to_multiple_of: int = 1
+    rows: Sequence[Mapping[str, np.ndarray]], pad_token_id: int, pad_to_multiple_of: int = 1
 ) -> dict[str, np.ndarray]:
-    """Pad tokens (length,) and coordinates (length, ...), with NaN, on the right to the longest row."""
-    shape = len(input_ids), -(-max(map(len, input_ids)) // pad_to_multiple_of) * pad_to_multiple_of
+    """Pad rows on the right to the longest.
+
+    Args:
+        rows: of each `input_ids` (tokens,), `coords` (tokens, ...), and where any row has them `position_ids` and
+            `chain_ids` (tokens,); for rows without them they are counted on, and 0.
+        pad_token_id: of `input_ids`; coordinates are NaN, all else is 0.
+        pad_to_multiple_of: the padded length is rounded up to a multiple of this.
+
+    Returns:
+        Arrays (batch, length, ...) by name, and `attention_mask`.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    shape = len(rows), -(-max(lengths) // pad_to_multiple_of) * pad_to_multiple_of
     batch = {
         "input_ids": np.full(shape, pad_token_id, dtype=np.int64),
-        "attention_mask": np.zeros(shape, dtype=np.int64),
-        "coords": np.full((*shape, *coords[0].shape[1:]), np.nan, dtype=np.float32),
+        "attention_mask": (np.arange(shape[1]) < np.array(lengths)[:, None]).astype(np.int64),
+        "coords": np.full((*shape, *rows[0]["coords"].shape[1:]), np.nan, dtype=np.float32),
     }
-    for row, (tokens, xyz) in enumerate(zip(input_ids, coords, strict=True)):
-        batch["input_ids"][row, : len(tokens)] = tokens
-        batch["attention_mask"][row, : len(tokens)] = 1
-        batch["coords"][row, : len(tokens)] = xyz
+    if any("position_ids" in row for row in rows):
+        batch |= {"position_ids": np.zeros(shape, dtype=np.int64), "chain_ids": np.zeros(shape, dtype=np.int64)}
+        batch["position_ids"][:] = np.arange(shape[1]) * batch["attention_mask"]
+    for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        for name, values in row.items():
+            batch[name][number, :length] = values
     return batch
 
 
@@ -133,13 +167,14 @@ class CoordformerProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "coords"]
+        return ["input_ids", "attention_mask", "coords", "position_ids", "chain_ids"]
 
     def __call__(
         self, sequences: str | Sequence[str] | None = None, coords: Any = None, *,
         chains: Chain | Mapping[str, Any] | Sequence[Chain | Mapping[str, Any]] | None = None,
         structures: str | Path | Sequence[str | Path] | None = None, chain_ids: str | Sequence[str] | None = None,
-        min_plddt: float | None = None, pad_to_multiple_of: int | None = None, return_tensors: str = "pt",
+        min_plddt: float | None = None, as_complex: bool = False, assembly: str | int | None = None,
+        pad_to_multiple_of: int | None = None, return_tensors: str = "pt",
     ) -> BatchFeature:  # fmt: skip
         """Make one padded batch from sequences, or from chains, or from structure files.
 
@@ -147,14 +182,17 @@ class CoordformerProcessor(ProcessorMixin):
             sequences: one-letter sequences; `<mask>` stands for one residue.
             coords: for each sequence (residues, D) or (residues, atoms, D) in Å, special tokens left out, NaN where
                 not observed; None for a sequence without structure.
-            chains: what `coordformer.model.structure.read_chains` returns, or rows of a prepared data set.
-            structures: mmCIF or PDB files, plain or gzipped; every protein chain becomes a row, in file order.
-            chain_ids, min_plddt: of `structures`, as of `read_chains`.
+            chains: what `coordformer.model.structure.read_chains` or `read_complex` returns, or rows of a prepared
+                data set.
+            structures: mmCIF or PDB files, plain or gzipped; every protein chain becomes a row, in file order, or with
+                `as_complex` or `assembly` every file one row.
+            chain_ids, min_plddt, assembly: of `structures`, as of `read_chains` and `read_complex`.
             pad_to_multiple_of: round the padded length up to a multiple of this.
             return_tensors: `"pt"` or `"np"`.
 
         Returns `input_ids` and `attention_mask` (batch, length), `coords` (batch, length, D), or (batch, length, atoms,
-        D) with several atoms. Raises a ValueError that names the sequence, the value and the fix.
+        D) with several atoms; of complexes and chains with gaps also `position_ids` and `chain_ids` (batch, length).
+        Raises a ValueError that names the sequence, the value and the fix.
         """
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"`pad_to_multiple_of` is {pad_to_multiple_of}; it must be at least 1.")
@@ -164,16 +202,24 @@ class CoordformerProcessor(ProcessorMixin):
             if self.coordinate_dim != 3:
                 raise ValueError(f"`structures` are in 3 dimensions, but `coordinate_dim` is {self.coordinate_dim}.")
             paths = [structures] if isinstance(structures, (str, Path)) else structures
-            files = (read_chains(path, self.coordinate_atoms, min_plddt, chain_ids) for path in paths)
-            chains = [chain for file in files for chain in file]
-        elif chain_ids is not None or min_plddt is not None:
-            raise ValueError("`chain_ids` and `min_plddt` go with `structures`; chains are chosen as they are read.")
+            options: dict[str, Any] = {"atoms": self.coordinate_atoms, "min_plddt": min_plddt}
+            if as_complex or assembly is not None:
+                chains = [read_complex(path, chain_ids, assembly, **options) for path in paths]
+            else:
+                chains = [chain for path in paths for chain in read_chains(path, chain_ids=chain_ids, **options)]
+        elif chain_ids is not None or min_plddt is not None or as_complex or assembly is not None:
+            raise ValueError(
+                "`chain_ids`, `min_plddt`, `as_complex` and `assembly` go with `structures`; chains are chosen and "
+                "joined as they are read."
+            )
+        layouts: list[Any] = []
         if isinstance(chains, str) or not (sequences is None or isinstance(sequences, (str, Sequence))):
             raise ValueError("`chains` are Chain objects or rows; `sequences` a string or a list of strings.")
         if chains is not None:
             if coords is not None:
                 raise ValueError("`coords` go with `sequences`; chains have their own.")
             chains = [chains] if isinstance(chains, (Chain, Mapping)) else chains
+            layouts = [chain_layout(chain) for chain in chains]
             pairs = [chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim) for chain in chains]
             # The tokenizer splits at spaces; between letters it needs none.
             sequences = [text if isinstance(text, str) else " ".join(text) for text, _ in pairs]
@@ -187,8 +233,13 @@ class CoordformerProcessor(ProcessorMixin):
         if len(coords) != len(sequences):
             raise ValueError(f"`coords` has {len(coords)} entries for {len(sequences)} sequences; give one for each.")
         tokens = [self._tokens(index, sequence) for index, sequence in enumerate(sequences)]
-        arrays = [self._coords(index, len(tokens[index]), xyz) for index, xyz in enumerate(coords)]
-        batch = pad_batch(tokens, arrays, self.tokenizer.pad_token_id, pad_to_multiple_of or 1)
+        rows = [
+            {"input_ids": ids, "coords": self._coords(index, len(ids), xyz)}
+            for index, (ids, xyz) in enumerate(zip(tokens, coords, strict=True))
+        ]
+        for row, layout in zip(rows, layouts, strict=False):
+            row |= {} if layout is None else layout_tokens(layout)
+        batch = pad_batch(rows, self.tokenizer.pad_token_id, pad_to_multiple_of or 1)
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def _tokens(self, index: int, sequence: str) -> np.ndarray:

@@ -309,8 +309,9 @@ class EdgeFeatures(nn.Module):
     """Features of the edges from each residue to its k nearest neighbors; computed once, for all layers.
 
     Of an edge: the direction to the neighbor in both backbone frames, the rotation from frame to frame, radial basis
-    functions of the distance, and the separation along the chain (after Ingraham et al. 2019, section 2.2). With
-    `config.message_gating` radial basis functions of all nine distances between either residue and those beside it
+    functions of the distance, and the separation along the chain, up to 16 residues, or that the two are in different
+    chains of a complex (after Ingraham et al. 2019, section 2.2). With `config.message_gating` radial basis functions
+    of all nine distances between either residue and those beside it
     along the chain, as Dauparas et al. 2022 have them of C-alphas. Invariant to rotations.
     """
 
@@ -326,12 +327,14 @@ class EdgeFeatures(nn.Module):
         width = config.hidden_size // 2
         self.geometry = nn.Linear(3 + 3 + 9 + len(self.offsets) ** 2 * self.num_rbf, width)
         self.separation = nn.Embedding(2 * self.max_separation + 1, width)
+        self.other_chain = nn.Parameter(torch.empty(width))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(
-        self, frames: Frames, position_ids: Tensor, runs: Tensor | None, longest: int | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`.
+        self, frames: Frames, position_ids: Tensor, runs: Tensor | None, longest: int | None,
+        chain_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`, `chain_ids` as of `CoordformerModel`.
 
         Returns the neighbors' places in the flattened batch (batch x sequence x k,), which of them exist (batch,
         sequence, k), and the edge features (batch, sequence, k, hidden / 2).
@@ -351,7 +354,12 @@ class EdgeFeatures(nn.Module):
             features = torch.cat((*directions, rotation, rbf), dim=-1)
             positions, limit = position_ids.expand(batch, length), self.max_separation
             separation = (positions[rows, places] - positions.unsqueeze(2)).clamp(-limit, limit) + limit
-        summed = self.geometry(features.to(self.geometry.weight.dtype)) + self.separation(separation)
+            if chain_ids is not None:
+                others = chain_ids[rows, places] != chain_ids.unsqueeze(2)
+                separation = torch.where(others, 2 * limit + 1, separation)
+        # One table whether or not there are chains: an idle parameter stops DistributedDataParallel.
+        table = torch.cat((self.separation.weight, self.other_chain.unsqueeze(0)))
+        summed = self.geometry(features.to(self.geometry.weight.dtype)) + nn.functional.embedding(separation, table)
         edges = MessagePassing.gain * self.norm(nn.functional.gelu(self.gain * summed))
         return (places + length * rows).flatten(), exist, edges
 

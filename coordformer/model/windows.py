@@ -1,6 +1,10 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
-"""Windows of long chains: the one place that cuts them. Each is a chain to the model, with `<cls>`, `<eos>`, center."""
+"""Windows of long chains: where they start, what they hold and how they are averaged.
 
+Each is a chain to the model, with its own `<cls>`, `<eos>`, center and positions.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,9 +50,23 @@ def longest_window(config: Any, window: int) -> int:
     return min(window, config.max_position_embeddings - config.pad_token_id - 1 - SPECIAL_TOKENS)
 
 
-def window_tokens(start: int, residues: int, chain_residues: int) -> list[int]:
-    """Places of a window's tokens among those of its chain: `<cls>`, `residues` from `start` on, and `<eos>`."""
-    return [0, *range(start + 1, start + 1 + residues), chain_residues + 1]
+def cut_window(arrays: Mapping[str, np.ndarray], start: int, residues: int, config: Any) -> dict[str, np.ndarray]:
+    """A window of a chain: of each array (tokens, ...) `<cls>`, `residues` from the one at `start` on, and `<eos>`.
+
+    `position_ids`, where there are any, begin with 0 again; gaps in them are made smaller where a model with this
+    `config` has no positions for them.
+    """
+    tokens = [0, *range(start + 1, start + 1 + residues), len(arrays["input_ids"]) - 1]
+    window = {name: values[tokens] for name, values in arrays.items()}
+    if (positions := window.get("position_ids")) is not None:
+        gaps = np.diff(positions[1:-1]) - 1
+        if config.position_embedding_type == "absolute" and gaps.any():
+            room = config.max_position_embeddings - config.pad_token_id - 1 - len(tokens)
+            gaps = (gaps * min(1.0, room / gaps.sum())).astype(gaps.dtype)
+        positions[0], positions[1] = 0, 1
+        positions[2:-1] = 1 + np.cumsum(gaps + 1)
+        positions[-1] = positions[-2] + 1
+    return window
 
 
 class WindowMean:

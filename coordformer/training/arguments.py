@@ -85,6 +85,7 @@ class DataArguments:
     rotate: bool = _option(True, "Turn each chain at random, anew in each epoch.")
     coordinate_noise: float = _option(0.0, "Standard deviation of noise on coordinates, Å.")
     drop_coords: float = _option(0.0, "Share of chains that come without coordinates, for one model with and without.")
+    split_chains: float = _option(0.0, "Share of chains that are cut in two at random, as two chains of a complex.")
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:

@@ -226,18 +226,12 @@ def test_what_is_moved_and_what_is_missing(rows, monkeypatch):
 
     def changed(**condition) -> torch.Tensor:
         assert list(predict_masked(make_model(), rows, TOKENIZER, **condition)) == []
-        return torch.from_numpy(np.concatenate([row.coords for row in read]))
+        return torch.from_numpy(np.concatenate([row.inputs["coords"] for row in read]))
 
-    exact, tokens = changed(), np.concatenate([row.input_ids for row in read])
+    exact, tokens = changed(), np.concatenate([row.inputs["input_ids"] for row in read])
     chosen = torch.zeros(len(tokens), dtype=torch.bool)
-    chosen[
-        np.concatenate(
-            [
-                start + row.places
-                for row, start in zip(read, np.cumsum([0, *(len(row.input_ids) for row in read[:-1])]), strict=True)
-            ]
-        )
-    ] = True
+    starts = np.cumsum([0, *(len(row.inputs["input_ids"]) for row in read[:-1])])
+    chosen[np.concatenate([start + row.places for row, start in zip(read, starts, strict=True)])] = True
     seen = ~exact.isnan().any(dim=-1)
     moved = (changed(noise=2.0) - exact)[seen]
     assert moved.std().item() == pytest.approx(2, rel=0.05) and abs(moved.mean().item()) < 0.1
@@ -249,7 +243,7 @@ def test_what_is_moved_and_what_is_missing(rows, monkeypatch):
     assert (few & chosen).sum() / chosen.sum() == pytest.approx(0.3, abs=0.08)
     own = changed(without_own_coords=True).isnan().any(dim=-1) & seen
     assert torch.equal(own, chosen)
-    np.testing.assert_array_equal(np.concatenate([row.input_ids for row in read]), tokens)
+    np.testing.assert_array_equal(np.concatenate([row.inputs["input_ids"] for row in read]), tokens)
 
 
 # --- bins and points -------------------------------------------------------------------------------------------------

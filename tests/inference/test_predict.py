@@ -12,11 +12,11 @@ from coordformer.inference.masked import draw_rotations
 from coordformer.inference.predict import Row, as_chain, longest_first, predict, residues_of, window_rows
 from coordformer.model.windows import (
     WindowMean,
+    cut_window,
     longest_window,
     middle_window,
     window_around,
     window_starts,
-    window_tokens,
 )
 
 PROCESSOR = CoordformerProcessor()
@@ -45,10 +45,24 @@ def test_windows_around_a_residue_and_in_the_middle():
 
 
 def test_tokens_of_a_window_are_a_chain_of_their_own():
-    """<cls>, the residues and <eos>, where the chain has them."""
+    """<cls>, the residues and <eos>, where the chain has them; positions from 0 on, with the gaps of the chain."""
     tokens = np.array([0, *range(10, 17), 2])
-    assert tokens[window_tokens(0, 7, 7)].tolist() == tokens.tolist()
-    assert tokens[window_tokens(4, 3, 7)].tolist() == [0, 14, 15, 16, 2]
+    arrays = {"input_ids": tokens, "position_ids": np.array([0, 1, 2, 6, 7, 8, 20, 21, 22])}
+    whole, part = (cut_window(arrays, start, inside, make_config()) for start, inside in ((0, 7), (3, 3)))
+    assert all((whole[name] == arrays[name]).all() for name in arrays)
+    assert part["input_ids"].tolist() == [0, 13, 14, 15, 2]
+    assert part["position_ids"].tolist() == [0, 1, 2, 14, 15]
+    assert arrays["position_ids"][3] == 6, "the chain's own are left alone"
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(24, [0, 1, 2, 6, 7, 8, 20, 21, 22]), (12, [0, 1, 2, 3, 4, 5, 8, 9, 10])]
+)
+def test_gaps_shrink_where_a_model_has_no_positions_for_them(limit, expected):
+    absolute = make_config(position_embedding_type="absolute", max_position_embeddings=limit + 2)
+    arrays = {"input_ids": np.zeros(9), "position_ids": np.array([0, 1, 2, 6, 7, 8, 20, 21, 22])}
+    positions = cut_window(arrays, 0, 7, absolute)["position_ids"].tolist()
+    assert positions == expected and positions[-1] < limit
 
 
 def test_positions_bound_the_window():
@@ -101,13 +115,15 @@ def test_rows_of_windows_come_longest_first(chains):
     assert [(row.chain, row.start) for row in rows] == expected
     assert [row.chain for row in rows if row.last] == order
     for row in rows:
-        batch = PROCESSOR(chains=[chains[row.chain]])
-        tokens = window_tokens(row.start, len(row.input_ids) - 2, lengths[row.chain])
-        assert np.array_equal(row.input_ids, batch["input_ids"][0, tokens])
-        np.testing.assert_array_equal(row.coords, batch["coords"][0, tokens])
-    assert all(
-        np.isnan(row.coords).all() for row in window_rows(model, PROCESSOR.tokenizer, chains, without_coords=True)
-    )
+        batch = PROCESSOR(chains=[chains[row.chain]], return_tensors="np")
+        del batch["attention_mask"]
+        arrays = {name: values[0] for name, values in batch.items()}
+        expected = cut_window(arrays, row.start, len(row.inputs["input_ids"]) - 2, model.config)
+        assert row.inputs.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_array_equal(row.inputs[name], values)
+    without = list(window_rows(model, PROCESSOR.tokenizer, chains, without_coords=True))
+    assert all(np.isnan(row.inputs["coords"]).all() for row in without)
 
 
 class Counter:
@@ -137,8 +153,11 @@ def test_batches_keep_to_the_budget(chains, token_budget):
     found = list(predict(counter, iter(rows), lambda batch: counter(**batch), token_budget=token_budget))
     assert [row for row, _ in found] == rows
     for row, values in found:
-        inside = len(row.input_ids)
-        assert values[:inside, 0].tolist() == row.input_ids.tolist() and values[0, 1] == row.input_ids.sum()
+        inside = len(row.inputs["input_ids"])
+        assert (
+            values[:inside, 0].tolist() == row.inputs["input_ids"].tolist()
+            and values[0, 1] == row.inputs["input_ids"].sum()
+        )
     for number, (count, width) in enumerate(counter.shapes):
         assert count == 1 or count * width <= token_budget
         if number + 1 < len(counter.shapes):  # and no row more would fit
@@ -152,7 +171,8 @@ def test_batches_keep_to_the_budget(chains, token_budget):
 def test_a_row_longer_than_its_batch_is_not_padded_beyond_the_budget():
     """Rows that do not come longest first are batched all the same."""
     counter = Counter()
-    rows = [Row(0, 0, np.full(n, 5), np.full((n, 3), np.nan, dtype=np.float32)) for n in (4, 4, 30, 3)]
+    empty = [{"input_ids": np.full(n, 5), "coords": np.full((n, 3), np.nan, dtype=np.float32)} for n in (4, 4, 30, 3)]
+    rows = [Row(0, 0, each) for each in empty]
     list(predict(counter, rows, lambda batch: counter(**batch), token_budget=40))
     assert counter.shapes == [(2, 4), (1, 30), (1, 3)]
 
@@ -165,7 +185,7 @@ def test_places_are_picked_and_rows_are_turned(chains, token_budget):
     rows = list(window_rows(model, PROCESSOR.tokenizer, chains, window=50))
     rng = np.random.default_rng(0)
     for number, row in enumerate(rows):
-        row.places = rng.integers(0, len(row.input_ids), size=number % 4)
+        row.places = rng.integers(0, len(row.inputs["input_ids"]), size=number % 4)
         row.rotation = rotations[number % 3]
         row.tag = number
 
@@ -173,9 +193,9 @@ def test_places_are_picked_and_rows_are_turned(chains, token_budget):
     assert [row.tag for row, _ in found] == list(range(len(rows)))
     with torch.no_grad():
         for row, logits in found:
-            xyz = torch.from_numpy(row.coords)
+            xyz = torch.from_numpy(row.inputs["coords"])
             turned = (xyz - xyz.nanmean(dim=0)) @ row.rotation.T
-            alone = model(input_ids=torch.from_numpy(row.input_ids[None]), coords=turned[None]).logits[0]
+            alone = model(input_ids=torch.from_numpy(row.inputs["input_ids"][None]), coords=turned[None]).logits[0]
             assert logits.shape == (len(row.places), 33) and logits.dtype == np.float32
             np.testing.assert_allclose(logits, alone[torch.from_numpy(row.places)], atol=2e-4)
 

@@ -40,6 +40,7 @@ def chain() -> Chain:
 def part(chain: Chain, start: int, end: int, **fields) -> Chain:
     """Some contiguous residues as a chain."""
     fields = {"sequence": chain.sequence[start:end], "coords": chain.coords[start:end]} | fields
+    fields |= {"positions": None, "residue_numbers": chain.residue_numbers[start:end]}
     return dataclasses.replace(chain, b_factor=chain.b_factor[start:end], **fields)
 
 

@@ -143,7 +143,7 @@ def test_the_old_names_can_be_written_and_are_read_again(front, tmp_path):
     model.save_pretrained(tmp_path / "new")
     model.save_pretrained(tmp_path / "old", save_original_format=True)
     old, new = names_in(tmp_path / "old"), names_in(tmp_path / "new")
-    assert len(old) == len(new) and len(old_names(old)) == 5 + 2 * 9 and not old_names(new)
+    assert len(old) == len(new) and len(old_names(old)) == 6 + 2 * 9 and not old_names(new)
     for each in (tmp_path / "old", tmp_path / "new"):
         assert torch.equal(outputs_of(load(each), row), outputs_of(model, row))
     fresh = make_model(num_qk_points=2, num_neighbors=3, message_gating=True, **fields)
