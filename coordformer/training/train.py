@@ -262,7 +262,7 @@ def train(
         data_collator=CoordformerDataCollator(
             processor.tokenizer, atoms=model.config.coordinate_atoms, mlm_probability=data_args.mlm_probability,
             rotate=data_args.rotate, noise=data_args.coordinate_noise, drop_coords=data_args.drop_coords,
-            max_length=data_args.max_length, seed=args.seed,
+            split_chains=data_args.split_chains, max_length=data_args.max_length, seed=args.seed,
         ),
         train_dataset=batches,
         eval_dataset=None if valid_rows is None else _EvaluationRows(valid_rows),

@@ -415,6 +415,29 @@ def test_packed_and_padded_training_see_the_same_residues(preset, tmp_path):
     assert packed == pytest.approx(padded, abs=2e-5) and packed != padded  # printed with four digits
 
 
+def test_what_happens_to_chains_is_what_the_options_say(preset, tmp_path, monkeypatch):
+    """Every option of the collator that the command line has reaches it."""
+    made = []
+
+    def stop(*_, **options):
+        made.append(options)
+        raise InterruptedError
+
+    monkeypatch.setattr("coordformer.training.train.CoordformerDataCollator", stop)
+    options = {
+        "mlm_probability": 0.3,
+        "rotate": False,
+        "coordinate_noise": 0.1,
+        "drop_coords": 0.2,
+        "split_chains": 0.4,
+    }
+    words = [f"--{name}={value}" for name, value in (options | {"max_length": 50}).items()]
+    with pytest.raises(InterruptedError):
+        train(*parse_arguments([str(preset), "--output_dir", str(tmp_path / "out"), *words]))
+    options["noise"] = options.pop("coordinate_noise")
+    assert made == [made[0] | options | {"max_length": 50}]
+
+
 def test_final_weights_in_shards_are_the_same(preset, tmp_path):
     weights = {}
     for folder, options in (("whole", []), ("shards", ["--max_shard_size", "5KB"])):
