@@ -99,6 +99,7 @@ COMPUTING = option("--dtype", "of the model", "float32", choices=("float32", "bf
 )
 PREDICTION = CHOICE | COMPUTING | switch("--without_coords", "give the model no coordinates")
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
+NUMBERINGS = ("file", "sequence")
 KINDS = ("pretrained", "simulated", "esm_conditioned", "esm")
 NOISE, MISSING = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 MASK_SAMPLES = option("--num_mask_samples", "times that the residues to be masked are chosen", 3)
@@ -205,8 +206,8 @@ VERBS = {
         "predict the contacts of chains",
         "Probability that two residues are in contact (C-alphas less than 8 Å apart), from the attention of a "
         "checkpoint with a contact head: for each chain ID.npz, ID.tsv and ID.png, and contacts.json. Residues are "
-        "counted from 1 on the deposited sequence. Where coordinates are given, the true contacts follow from the "
-        "model's input: its precision is no prediction.",
+        "counted from 1 on the deposited sequence; their names in the file (A52A) stand beside it. Where coordinates "
+        "are given, the true contacts follow from the model's input: its precision is no prediction.",
         CHECKPOINT_AND_INPUTS
         | folder("the files")
         | PREDICTION
@@ -222,17 +223,23 @@ VERBS = {
         | folder("scores.csv, or the scan")
         | option(
             "--mutants",
-            "such as A24G or A24G:T30S of one chain, or FILE.csv with the column mutant, and of several chains id",
+            "such as A24G or A24G:T30S of one chain, S52AA where 52A becomes A, SH195A of chain H, WT; or FILE.csv "
+            "with the column mutant, and of several chains id",
             nargs="+",
             metavar="MUTANT",
         )
         | switch("--scan", "all substitutions of one residue", "store_const", dest="mutants", const=None)
         | option("--method", "a pass a chain, a residue, or a residue of each mutant", METHODS[1], choices=METHODS)
         | option(
+            "--numbering",
+            "of residues in mutants: the file's own numbers with insertion codes, or positions in the deposited "
+            "sequence, with residues that were not observed; FASTA has positions alone (default: file)",
+            choices=NUMBERINGS,
+        )
+        | option(
             "--offset",
-            "position of the sequence's first residue in the mutants; the sequence is the deposited one, with residues "
-            "that were not observed, and the file's own residue numbers are not read",
-            1,
+            "position of the sequence's first residue (default: 1); implies --numbering sequence",
+            type=int,
         )
         | PREDICTION
         | window("what is read around each residue of a longer chain")

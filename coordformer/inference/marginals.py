@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..model.chain import AMINO_ACIDS, Chain
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
+from ..model.residues import ResidueNumbers
 from ..model.windows import cut_window, longest_window, window_around
 from .mutants import parse_mutant
 from .predict import Row, encode, longest_first, plain_collator, predict
@@ -80,9 +81,33 @@ def log_probabilities(
 
 def score_mutants(
     model: PreTrainedModel, processor: CoordformerProcessor, asked: Sequence[tuple[Chain, Sequence[str]]],
-    method: str = "masked_marginal", *, offset: int = 1, **options: Any,
+    method: str = "masked_marginal", *, numbering: str | None = None, offset: int | None = None, **options: Any,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Score mutants of chains.
+    """Score mutants of chains and complexes.
+
+    Args:
+        asked: wild types, and of each its mutants, as `parse_mutant` takes them.
+        numbering, offset: what the numbers in the mutants are, as of `parse_mutant`.
+        model, processor, method, options: as of `score_substitutions`.
+
+    Returns:
+        For each chain (mutants,), float64: log-likelihood ratios in nats, higher is fitter, 0 is the wild type's.
+
+    Raises:
+        ValueError: `method` is none, a chain has no mutants, or one is not of its chain (see `parse_mutant`).
+    """
+    parsed = []
+    for chain, mutants in asked:
+        residues = ResidueNumbers(chain, numbering=numbering, offset=offset)
+        parsed.append((chain, [parse_mutant(mutant, residues) for mutant in mutants]))
+    return score_substitutions(model, processor, parsed, method, **options)
+
+
+def score_substitutions(
+    model: PreTrainedModel, processor: CoordformerProcessor,
+    asked: Sequence[tuple[Chain, Sequence[Sequence[tuple[int, str]]]]], method: str = "masked_marginal", **options: Any,
+) -> list[np.ndarray]:  # fmt: skip
+    """Score mutants of chains that are given as substitutions.
 
     - `wild_type_marginal`: log p(new letter) - log p(wild type) at the residue, which the model reads unmasked. One
       row for the whole chain; of a chain longer than `window` one for each window.
@@ -92,31 +117,30 @@ def score_mutants(
       residues whose window holds a substitution, since the others cancel. Residues X are not summed over.
 
     Marginals of several substitutions are added: each is scored with the wild type everywhere else, in masked marginals
-    with no other residue masked.
+    with no other residue masked. In a complex, which is one chain to the model, the other chains are there, too.
 
     Args:
         model, processor: a masked-LM Coordformer, and its processor.
-        asked: wild types, and of each its mutants, as `parse_mutant` takes them.
+        asked: wild types, and of each its mutants: for each substitution the residue's index, from 0 on, and the new
+            letter; a mutant without any is the wild type.
         method: one of `METHODS`.
-        offset: position of a chain's first residue in its mutants.
         options: those of `log_probabilities`; `token_budget` changes no score.
 
     Returns:
         For each chain (mutants,), float64: log-likelihood ratios in nats, higher is fitter, 0 is the wild type's.
 
     Raises:
-        ValueError: `method` is none, a chain has no mutants, or one is not of its chain (see `parse_mutant`).
+        ValueError: `method` is none, or a chain has no mutants.
     """
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
     if any(len(mutants) == 0 for _, mutants in asked):
         raise ValueError("There is nothing to score: the list of mutants is empty.")
-    chains = [chain for chain, _ in asked]
-    parsed = [[parse_mutant(mutant, chain.sequence, offset) for mutant in mutants] for chain, mutants in asked]
+    chains, parsed = [chain for chain, _ in asked], [mutants for _, mutants in asked]
     letters = [np.array([AMINO_ACIDS.find(letter) for letter in chain.sequence]) for chain in chains]  # -1: X
     if method == "pseudo_likelihood":
         return _pseudo_likelihoods(model, processor, chains, parsed, letters, options)
-    places = [np.unique([index for mutant in each for index, _ in mutant]) for each in parsed]
+    places = [np.array(sorted({index for mutant in each for index, _ in mutant}), dtype=np.int64) for each in parsed]
     pairs, masked = list(zip(chains, places, strict=True)), method == "masked_marginal"
     tables = log_probabilities(model, processor, pairs, masked=masked, **options)
     scores = []
@@ -144,7 +168,7 @@ def _pseudo_likelihoods(model, processor, chains, parsed, letters, options) -> l
                 sequence, new = list(chain.sequence), wild_type.copy()
                 for index, letter in substitutions:
                     sequence[index], new[index] = letter, AMINO_ACIDS.index(letter)
-                changed = np.array([index for index, _ in substitutions])[:, None]
+                changed = np.array([index for index, _ in substitutions], dtype=np.int64)[:, None]
                 seen = np.flatnonzero(((starts <= changed) & (changed < starts + inside)).any(axis=0))
                 asked.append((dataclasses.replace(chain, sequence="".join(sequence)), residues[seen]))
                 wanted.append((seen, new))
@@ -155,31 +179,32 @@ def _pseudo_likelihoods(model, processor, chains, parsed, letters, options) -> l
     return results
 
 
-def substitutions_of(chain: Chain) -> list[str]:
-    """All substitutions of one residue of a chain, 20 for each that is known, positions from 1.
+def substitutions_of(chain: Chain) -> list[list[tuple[int, str]]]:
+    """All substitutions of one residue of a chain, 20 for each that is known, by index and new letter.
 
     Raises:
         ValueError: the chain has only residues X.
     """
-    known = [(index, letter) for index, letter in enumerate(chain.sequence, 1) if letter in AMINO_ACIDS]
+    known = [index for index, letter in enumerate(chain.sequence) if letter in AMINO_ACIDS]
     if not known:
         raise ValueError(f"Chain {chain.id} has no residue that is known, only X; there is nothing to substitute.")
-    return [f"{letter}{index}{new}" for index, letter in known for new in AMINO_ACIDS]
+    return [[(index, letter)] for index in known for letter in AMINO_ACIDS]
 
 
 def scan_chains(
     model: PreTrainedModel, processor: CoordformerProcessor, chains: Sequence[Chain], *arguments: Any, **options: Any
 ) -> list[np.ndarray]:
-    """Score all substitutions of one residue of chains; the arguments are those of `score_mutants`.
+    """Score all substitutions of one residue of chains and complexes; the arguments are those of `score_substitutions`.
 
     Returns:
         For each chain (L, 20), float64, nats, in the order of `AMINO_ACIDS`: 0 for the wild type, NaN for residues X.
+        What the residues are called says `model.residues.ResidueNumbers`.
 
     Raises:
         ValueError: a chain has no residue that is known.
     """
     asked = [(chain, substitutions_of(chain)) for chain in chains]
-    scored = score_mutants(model, processor, asked, *arguments, **options)
+    scored = score_substitutions(model, processor, asked, *arguments, **options)
     return [scan_table(chain, scores) for chain, scores in zip(chains, scored, strict=True)]
 
 

@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, first_lines, hash_json
-from ..model.chain import AMINO_ACIDS, Chain
+from ..model.chain import AMINO_ACIDS, Chain, Complex
+from ..model.residues import ResidueNumbers, choose_numbering
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_scan
-from .marginals import METHODS, scan_table, score_mutants, substitutions_of
+from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import parse_mutant, read_mutants, spearman
 from .predict import as_chain, id_of
 from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, run_parts
@@ -24,33 +25,39 @@ from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, run_parts
 
 def score(
     checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
-    mutants: Sequence[str] | None = None, method: str = "masked_marginal", offset: int = 1,
-    without_coords: bool = False, dtype: str = "float32", token_budget: int = 8192, window: int = 1024,
-    entries_per_part: int = 16, progress: bool = True, **reading: Any,
+    mutants: Sequence[str] | None = None, method: str = "masked_marginal", numbering: str | None = None,
+    offset: int | None = None, without_coords: bool = False, dtype: str = "float32", token_budget: int = 8192,
+    window: int = 1024, entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Score mutants of proteins, or all substitutions of one of their residues.
 
     Args:
         checkpoint: folder or Hub name of a masked-LM Coordformer.
         inputs: structure and FASTA files, archives, folders, data sets.
-        output: a folder. Gets `scan.csv` (columns `id`, `position`, `wild_type` and one for each amino acid) and a heat
-            map of each chain, or of given mutants `scores.csv` (`id`, `mutant`, `score`, and `DMS_score` where
-            measured); and `score.json`.
+        output: a folder. Gets `scan.csv` and a heat map of each chain or complex, or of given mutants `scores.csv`; and
+            `score.json`. A scan has the columns `id`, `position` (in its chain, from 1 or `offset`), `wild_type`,
+            `chain`, `residue` (chain and the file's own number, see `ResidueNumbers.name`) and one for each amino acid;
+            scores have `id`, `mutant`, `score`, `DMS_score` where measured, and of the substituted residues, joined by
+            `:`, `residues` and `positions`.
         mutants: as `parse_mutant` takes them, of one chain; or the name of one CSV file, see `read_mutants`, which for
             several chains says in its column `id` which one a mutant is of. None: all substitutions.
-        method, offset, without_coords, token_budget, window: as of `score_mutants` and `log_probabilities`.
+        numbering, offset: what the numbers in the mutants are, as of `parse_mutant`, and those above the heat map.
+        method, without_coords, token_budget, window: as of `score_substitutions` and `log_probabilities`.
         dtype: of the weights.
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `shard`): as of `runner.Inputs`.
 
     Returns:
         What is also in `score.json`: the settings, counts, and `chains`, of each `chain` (its id), `residues`,
-        `observed`, `coordinates` (see `coordinates_given`), and of given mutants their number, `mutants`, and where
-        they were measured `spearman`, None where it is not defined. Of a single chain these stand at the top, too.
+        `observed`, `numbering` (`"sequence"` where the file has no numbers, whatever was asked for), `coordinates` (see
+        `coordinates_given`), of a complex `chains` (residues by name), and of given mutants their number, `mutants`,
+        and where they were measured `spearman`, None where it is not defined. Of a single chain these stand at the top,
+        too, but for `chains`.
 
     Raises:
         ValueError: an input is unusable, or mutants without `id` are of several chains.
     """
     output, measured, ids = Path(output), None, None
+    asked_numbering, first = choose_numbering(numbering, offset)
     mutants_of: dict[str, list[int]] = {}  # their numbers
     if mutants is not None and len(mutants) == 1 and mutants[0].lower().endswith(".csv"):
         mutants, measured, ids = read_mutants(mutants[0])
@@ -69,15 +76,18 @@ def score(
             names = ", ".join(map(id_of, records[:8]))
             fix = "choose one with `chain_ids` (--chains), or give a CSV file with the column id"
             raise ValueError(f"The mutants are of one chain, but the inputs have several, such as {names}; {fix}.")
-        asked: list[tuple[Chain, list[str]]] = []
+        asked: list[tuple[Chain, list[list[tuple[int, str]]]]] = []
         places = []  # of a chain's mutants in the list
+        named = []
         for record in records:
             mine = list(range(len(mutants or ()))) if ids is None else mutants_of.get(id_of(record), [])
             try:
                 chain = as_chain(record)
-                these = substitutions_of(chain) if mutants is None else [mutants[number] for number in mine]
-                for mutant in these if mutants is not None else ():
-                    parse_mutant(mutant, chain.sequence, offset)
+                residues = ResidueNumbers(chain, numbering=numbering, offset=offset)
+                if mutants is None:
+                    these = substitutions_of(chain)
+                else:
+                    these = [parse_mutant(mutants[number], residues) for number in mine]
                 if not these:
                     raise ValueError("no mutant has this chain in the column id")
             except ValueError as error:
@@ -85,31 +95,34 @@ def score(
             else:
                 asked.append((chain, these))
                 places.append(mine)
-        first = 1 if mutants is None else offset  # a scan counts by itself
-        scored = score_mutants(model, processor, asked, method, offset=first, progress=progress, **options)
+                named.append(residues)
+        scored = score_substitutions(model, processor, asked, method, progress=progress, **options)
         reports: list[dict[str, Any]] = []
         lines: list[list[str]] = []
         stems = file_stems(output, part, [chain for chain, _ in asked])
-        for (chain, these), mine, scores, stem in zip(asked, places, scored, stems, strict=True):
+        for (chain, these), residues, mine, scores, stem in zip(asked, named, places, scored, stems, strict=True):
             report: dict[str, Any] = {"chain": chain.id, "residues": len(chain)}
-            report["observed"] = int(chain.observed.any(axis=1).sum())
+            report |= {"observed": int(chain.observed.any(axis=1).sum()), "numbering": residues.numbering}
             report["coordinates"] = coordinates_given(model, chain.coords, without_coords)
+            if isinstance(chain, Complex):
+                report["chains"] = dict(zip(chain.chain_names, chain.chain_lengths, strict=True))
             if mutants is None:
                 table = scan_table(chain, scores)
-                lines += scan_lines(chain, table, offset)
+                lines += scan_lines(chain.id, residues, table)
                 picture = output / "scan.png" if len(records) == len(given) == 1 else stem.with_name(f"{stem.name}.png")
-                plot_scan(picture, table, chain.sequence, offset, f"{chain.id}, {method.replace('_', ' ')}")
+                plot_scan(picture, table, residues, f"{chain.id}, {method.replace('_', ' ')}")
             else:
                 report["mutants"] = len(these)
-                values = None if measured is None else measured[mine]
-                lines += score_lines(chain, these, scores, values)
+                texts, values = [mutants[number] for number in mine], None if measured is None else measured[mine]
+                lines += score_lines(chain.id, residues, texts, these, scores, values)
                 if values is not None:
                     correlation = spearman(scores, values)
                     report["spearman"] = None if math.isnan(correlation) else correlation  # JSON has no NaN
             reports.append(report)
         bar.update(len(records))
-        head = ["id", "position", "wild_type", *AMINO_ACIDS] if mutants is None else ["id", "mutant", "score"]
-        head += ["DMS_score"] * (measured is not None)
+        head = ["id", "position", "wild_type", "chain", "residue", *AMINO_ACIDS]
+        if mutants is not None:
+            head = ["id", "mutant", "score", *["DMS_score"] * (measured is not None), "residues", "positions"]
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([head, *lines])  # an id may have commas
         write_text(output / PARTS / f"{part}.csv", text.getvalue())
@@ -119,7 +132,8 @@ def score(
     settings = {
         "checkpoint": Path(checkpoint).name,
         "method": method,
-        "offset": offset,
+        "numbering": asked_numbering,
+        "offset": first,
         "window": window,
         "dtype": dtype,
     }
@@ -135,29 +149,33 @@ def score(
         outcome.list_rejects(output / REJECTS)
     summary: dict[str, Any] = settings | outcome.counts() | {"chains": reports}
     if outcome.complete:
-        summary |= reports[0] if len(reports) == 1 else {}
+        if len(reports) == 1:
+            summary |= {name: value for name, value in reports[0].items() if name != "chains"}
         tables = [output / record["file"] for record in outcome.records if "file" in record]
         join_tables(tables, output / ("scan.csv" if mutants is None else "scores.csv"))
         write_json(output / "score.json", summary)
     return summary
 
 
-def scan_lines(chain: Chain, table: np.ndarray, offset: int = 1) -> Iterator[list[str]]:
+def scan_lines(chain_id: str, residues: ResidueNumbers, table: np.ndarray) -> Iterator[list[str]]:
     """Rows of `scan.csv` of a chain's table."""
-    for position, (letter, scores) in enumerate(zip(chain.sequence, table, strict=True), offset):
+    for index, scores in enumerate(table):
+        place = str(residues.positions[index]), residues.sequence[index]
         cells = ["" if np.isnan(value) else f"{value:.6g}" for value in scores]
-        yield [chain.id, str(position), letter, *cells]
+        yield [chain_id, *place, residues.chain_name(index), residues.name(index), *cells]
 
 
 def score_lines(
-    chain: Chain, mutants: Sequence[str], scores: np.ndarray, measured: np.ndarray | None
-) -> Iterator[list[str]]:
-    """Rows of `scores.csv`."""
-    for number, (mutant, value) in enumerate(zip(mutants, scores, strict=True)):
-        cells = [chain.id, mutant, f"{value:.6g}"]
+    chain_id: str, residues: ResidueNumbers, mutants: Sequence[str], parsed: Sequence[Sequence[tuple[int, str]]],
+    scores: np.ndarray, measured: np.ndarray | None,
+) -> Iterator[list[str]]:  # fmt: skip
+    """Rows of `scores.csv`: of `mutants` as they were written, and as `parse_mutant` reads them."""
+    for number, (mutant, substitutions, value) in enumerate(zip(mutants, parsed, scores, strict=True)):
+        cells = [chain_id, mutant, f"{value:.6g}"]
         if measured is not None:
             cells.append("" if np.isnan(measured[number]) else repr(float(measured[number])))
-        yield cells
+        places = [index for index, _ in substitutions]
+        yield [*cells, ":".join(map(residues.name, places)), ":".join(str(residues.positions[i]) for i in places)]
 
 
 def describe(summary: Mapping[str, Any]) -> str:
@@ -165,7 +183,9 @@ def describe(summary: Mapping[str, Any]) -> str:
     lines = []
     for chain in summary["chains"]:
         what = counted(chain["mutants"], "mutant") if "mutants" in chain else "all substitutions"
-        line = f"{chain['chain']}: {what} of {counted(chain['residues'], 'residue')} by {summary['method']}"
+        line = f"{chain['chain']}: {what} of {counted(chain['residues'], 'residue')}"
+        line += f" in {counted(len(chain['chains']), 'chain')}" if "chains" in chain else ""
+        line += f" by {summary['method']}"
         line += f", coordinates {chain['coordinates']}"
         if chain.get("spearman") is not None:
             line += f"; Spearman's correlation with DMS_score {chain['spearman']:.3f}"

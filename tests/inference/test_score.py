@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,12 +18,13 @@ from datasets import Dataset
 from coordformer import CoordformerForMaskedLM, CoordformerProcessor
 from coordformer.data.rows import SCHEMA, chain_to_row, load_rows
 from coordformer.inference import marginals
-from coordformer.inference.figures import plot_scan
+from coordformer.inference.figures import _numbered_ticks, plot_scan
 from coordformer.inference.marginals import METHODS, scan_chains
 from coordformer.inference.mutants import parse_mutant, read_mutants, spearman
 from coordformer.inference.score import describe, scan_lines, score, score_lines
-from coordformer.model.chain import AMINO_ACIDS, Chain
+from coordformer.model.chain import AMINO_ACIDS, Chain, Complex, join_chains
 from coordformer.model.processing_coordformer import letter_ids
+from coordformer.model.residues import ResidueNumbers
 from coordformer.model.structure import read_chains
 from coordformer.model.windows import window_around
 from coordformer_command import main
@@ -78,6 +80,8 @@ def test_mutants_are_parsed():
     assert parse_mutant("V3A:M1M", "MKV") == [(2, "A"), (0, "M")]
     assert parse_mutant("K25R", "MKV", offset=24) == [(1, "R")]
     assert parse_mutant("K0R", "MKV", offset=-1) == [(1, "R")]
+    for text in ("WT", "wt", "_wt", " Wt "):
+        assert parse_mutant(text, "MKV") == []
 
 
 @pytest.mark.parametrize(
@@ -89,16 +93,94 @@ def test_mutants_are_parsed():
         ("M0A", "Mutant M0A: the chain has no position 0"),
         ("K2B", "Mutant K2B: B is no amino acid; substitutions are among ACDEFGHIKLMNPQRSTVWY"),
         ("X2A", "Mutant X2A: X is no amino acid"),
-        ("K2R:K2A", "Mutant K2R:K2A: position 2 is substituted twice"),
+        ("K2R:K2A", "Mutant K2R:K2A: position 2 of the chain is substituted twice"),
         ("K2", "Mutant 'K2' cannot be read; write A24G, or A24G:T30S"),
         ("", "Mutant '' cannot be read"),
         ("K2R,V3A", "Mutant 'K2R,V3A' cannot be read"),
+        ("K2R:WT", "Mutant 'K2R:WT' cannot be read"),
     ],
 )
 def test_bad_mutants_are_named(mutant, message):
     with pytest.raises(ValueError) as caught:
         parse_mutant(mutant, "MKV")
     assert message in str(caught.value)
+
+
+def make_chain(name: str, sequence: str, numbers: tuple[str, ...] = ()) -> Chain:
+    """Residues on a line, in frames that are far from each other."""
+    coords = np.array([[3.8 * place, len(sequence), 0] for place in range(len(sequence))])[:, None]
+    return Chain(name, sequence, coords, ("CA",), np.ones(len(sequence)), residue_numbers=numbers)
+
+
+@pytest.fixture(scope="module")
+def antibody() -> Complex:
+    """Two chains with insertion codes and a negative number, and one without numbers."""
+    heavy = make_chain("x_H", "SSYAMSW", ("51", "52", "52A", "53", "54", "100", "-1"))
+    light = make_chain("x_L", "GWKM", ("51", "53", "54", "100A"))
+    return join_chains("x", [heavy, light, make_chain("x_C", "YYK")], ["H", "L", "C"])
+
+
+@pytest.mark.parametrize(
+    ("mutant", "expected"),
+    [
+        ("S52A", [(1, "A")]),
+        ("Y52AA", [(2, "A")]),
+        ("YH52aA", [(2, "A")]),  # as SKEMPI has it
+        ("SH51A:GL51A", [(0, "A"), (7, "A")]),
+        ("ML100AC", [(10, "C")]),
+        ("SH100A", [(5, "A")]),  # and not 100A
+        ("WH-1A", [(6, "A")]),
+        ("W-1A", [(6, "A")]),
+        ("KC3R", [(13, "R")]),  # counted
+        ("SH/52A", [(1, "A")]),
+    ],
+)
+def test_mutants_have_the_numbers_of_the_file(antibody, mutant, expected):
+    assert parse_mutant(mutant, antibody) == expected
+    heavy = antibody.chains[0]
+    if expected[-1][0] < len(heavy):  # alone, with its name and without
+        assert parse_mutant(mutant, heavy) == parse_mutant(re.sub("H/?", "", mutant), heavy) == expected
+
+
+def test_mutants_by_positions_of_each_chain(antibody):
+    assert parse_mutant("YH3A:GL1A", antibody, numbering="sequence") == [(2, "A"), (7, "A")]
+    assert parse_mutant("YH13A", antibody, offset=11) == [(2, "A")]
+    assert parse_mutant("S52A", antibody.chains[0], numbering="file") == [(1, "A")]
+    with pytest.raises(ValueError, match="`offset` is 11, but the file's own numbers are not counted"):
+        parse_mutant("YH13A", antibody, numbering="file", offset=11)
+    with pytest.raises(ValueError, match="`numbering` is 'pdb'; choose one of file, sequence"):
+        parse_mutant("YH13A", antibody, numbering="pdb")
+
+
+@pytest.mark.parametrize(
+    ("mutant", "numbering", "message"),
+    [
+        ("S51A", "file", "51 may be H51 (position 1 of chain H) or L51 (position 1 of chain L); write H51 or L51"),
+        ("AH52AG", "file", "H52A (position 3 of chain H) is Y, not A; numbers are the file's own; positions in the "),
+        # What is right in the other numbering is named.
+        ("YH3A", "file", "no chain has a residue H3; chain H has 51 to -1, chain L has 51 to 100A, chain C has 1 to 3, "
+         "of 3 there is C3; write it like H51; numbers are the file's own; positions in the sequence need numbering="
+         "'sequence' (--numbering sequence): with it H52A (position 3 of chain H) is Y."),
+        ("YC1A:YC1F", "file", "position 1 of chain C is substituted twice"),
+        ("SH52A", "sequence", "no chain has a position H52; chain H has 1 to 7, chain L has 1 to 4, chain C has 1 to "
+         "3; write it like H1; positions count the deposited sequence from 1; the file's own numbers need numbering="
+         "'file' (--numbering file): with it H52 (position 2 of chain H) is S."),
+    ],
+)  # fmt: skip
+def test_bad_mutants_of_complexes_are_named(antibody, mutant, numbering, message):
+    with pytest.raises(ValueError) as caught:
+        parse_mutant(mutant, antibody, numbering=numbering)
+    assert message in str(caught.value)
+
+
+def test_a_wrong_wild_type_names_both_numbers(chain):
+    """Cro has 56A to 56E: from 57 on numbers are less than positions by 5."""
+    assert parse_mutant("N61A", chain) == parse_mutant("N66A", chain, numbering="sequence") == [(65, "A")]
+    found = "A66 (position 71 of chain A) is A, not N; numbers are the file's own; positions in the sequence need "
+    there = "numbering='sequence' (--numbering sequence): with it A61 (position 66 of chain A) is N."
+    with pytest.raises(ValueError) as caught:
+        parse_mutant("N66A", chain)
+    assert str(caught.value) == f"Mutant N66A: {found}{there}"
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -182,7 +264,7 @@ def test_chains_are_scored_together_as_alone(chain, method, monkeypatch):
     asked = [
         (part(chain, 0, 12), ["M1A"]),
         (part(chain, 0, 40), ["G24P", "T6W:L7G", "M1A"]),
-        (part(chain, 3, 20), ["R1A", "T3G"]),
+        (part(chain, 3, 20), ["R4A", "T6G"]),
     ]
     together = marginals.score_mutants(model, PROCESSOR, asked, method, window=15, token_budget=60)
     assert [len(scores) for scores in together] == [1, 3, 2]
@@ -240,7 +322,7 @@ def test_absolute_positions_limit_the_window(chain):
     model = make_model(position_embedding_type="absolute", max_position_embeddings=34)
     assert model.config.pad_token_id == 1
     actual, expected = (
-        score_mutants(model, PROCESSOR, chain, ["T6W", "A71G"], method, window=window)
+        score_mutants(model, PROCESSOR, chain, ["T6W", "A66G"], method, window=window)
         for window in (1024, 30)
         for method in ("masked_marginal",)
     )
@@ -300,17 +382,21 @@ def test_spearman_by_hand():
 
 def test_scores_are_read_back(tmp_path, chain):
     path = tmp_path / "scores.csv"
-    odd = dataclasses.replace(chain, id='a,"b"')
-    lines = score_lines(odd, ["A24G", "A24G:T30S"], np.array([-1.5, 2e-9]), np.array([0.1 + 0.2, np.nan]))
+    texts = ["A36G", "A36G:D56AS", "WT"]
+    residues = ResidueNumbers(chain)
+    parsed = [parse_mutant(text, residues) for text in texts]
+    lines = score_lines('a,"b"', residues, texts, parsed, np.array([-1.5, 2e-9, 0]), np.array([0.1 + 0.2, np.nan, 1]))
     with open(path, "w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([["id", "mutant", "score", "DMS_score"], *lines])
+        head = ["id", "mutant", "score", "DMS_score", "residues", "positions"]
+        csv.writer(file, lineterminator="\n").writerows([head, *lines])
     assert path.read_text().splitlines()[1:] == [
-        '"a,""b""",A24G,-1.5,0.30000000000000004',
-        '"a,""b""",A24G:T30S,2e-09,',
+        '"a,""b""",A36G,-1.5,0.30000000000000004,A36,36',
+        '"a,""b""",A36G:D56AS,2e-09,,A36:A56A,36:57',
+        '"a,""b""",WT,0,1.0,,',
     ]
     mutants, measured, ids = read_mutants(path)
-    assert mutants == ["A24G", "A24G:T30S"] and ids == [odd.id] * 2
-    np.testing.assert_array_equal(measured, [0.1 + 0.2, np.nan])
+    assert mutants == texts and ids == ['a,"b"'] * 3
+    np.testing.assert_array_equal(measured, [0.1 + 0.2, np.nan, 1])
     path.write_text("\ufeffmutant\nA24G\n", encoding="utf-8")  # as a spreadsheet writes it
     assert read_mutants(path) == (["A24G"], None, None)
     path.write_text("mutant, DMS_score\r\nA24G, 2\r\n")
@@ -320,20 +406,34 @@ def test_scores_are_read_back(tmp_path, chain):
 def test_a_heat_map_wraps(tmp_path, chain):
     image = pytest.importorskip("matplotlib.image")
     shapes = []
-    for sequence in (chain.sequence[:40], chain.sequence * 2):  # one row, and two
-        table = np.random.default_rng(0).normal(size=(len(sequence), 20))
+    for shown in (part(chain, 0, 40), join_chains("two", [chain, chain], ["A", "B"])):  # one row, and two
+        table = np.random.default_rng(0).normal(size=(len(shown), 20))
         table[5] = np.nan
-        plot_scan(tmp_path / "scan.png", table, sequence, offset=-3, title="chain")
+        plot_scan(tmp_path / "scan.png", table, ResidueNumbers(shown), title="chain")
         shapes.append(image.imread(tmp_path / "scan.png").shape)
     assert shapes[1][0] > 1.5 * shapes[0][0] and shapes[1][1] < 3 * shapes[0][1]
+
+
+def test_numbers_above_a_heat_map_are_those_of_the_file(antibody, chain):
+    """Of the first residue of a row and of a chain, and of every tenth, not so near that they touch."""
+    assert _numbered_ticks(ResidueNumbers(chain), 45, 71) == {45: "46", 49: "50", 64: "60"}
+    assert _numbered_ticks(ResidueNumbers(chain, numbering="sequence"), 45, 71) == {
+        45: "46", 49: "50", 59: "60", 69: "70"
+    }  # fmt: skip
+    assert _numbered_ticks(ResidueNumbers(antibody), 0, 14) == {0: "H 51", 7: "L 51", 11: "C 1"}
 
 
 def test_a_scan_in_rows(chain):
     table = np.random.default_rng(0).normal(size=(71, 20))
     table[5] = np.nan
-    rows = list(scan_lines(chain, table, offset=-3))
-    assert [row[:3] for row in (rows[0], rows[-1])] == [["1ORC_A", "-3", "M"], ["1ORC_A", "67", chain.sequence[-1]]]
-    assert float(rows[70][-1]) == pytest.approx(table[70, 19], rel=1e-5) and rows[5][3:] == [""] * 20
+    rows = list(scan_lines("cro", ResidueNumbers(chain), table))
+    ends = [["cro", "1", "M", "A", "A1"], ["cro", "71", "A", "A", "A66"]]
+    assert [rows[0][:5], rows[-1][:5]] == ends and rows[58][:5] == ["cro", "59", "E", "A", "A56C"]
+    assert float(rows[70][-1]) == pytest.approx(table[70, 19], rel=1e-5) and rows[5][5:] == [""] * 20
+    counted = list(scan_lines("cro", ResidueNumbers(chain, offset=-3), table))
+    assert [row[1:5] for row in (counted[0], counted[-1])] == [["-3", "M", "A", "A1"], ["67", "A", "A", "A66"]]
+    sequence = ResidueNumbers({"id": "cro", "sequence": chain.sequence}, offset=-3)
+    assert next(scan_lines("cro", sequence, table))[:5] == ["cro", "-3", "M", "", "-3"]
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +457,8 @@ def test_given_mutants(checkpoint, tmp_path, chain):
     model = CoordformerForMaskedLM.from_pretrained(checkpoint)
     expected = score_mutants(model, PROCESSOR, chain, ["M1A", "T6W:L7G", "G24P", "L7L"])
     rows = read_rows(tmp_path / "out" / "scores.csv")
-    assert list(rows[0]) == ["id", "mutant", "score", "DMS_score"] and {row["id"] for row in rows} == {"1ORC_A"}
+    assert list(rows[0])[:4] == ["id", "mutant", "score", "DMS_score"] and {row["id"] for row in rows} == {"1ORC_A"}
+    assert [(row["residues"], row["positions"]) for row in rows[:2]] == [("A1", "1"), ("A6:A7", "6:7")]
     assert [row["mutant"] for row in rows] == ["M1A", "T6W:L7G", "G24P", "L7L"]
     assert [row["DMS_score"] for row in rows] == ["1.5", "-2.0", "0.5", ""]
     np.testing.assert_allclose([float(row["score"]) for row in rows], expected, atol=1e-4)
@@ -365,6 +466,8 @@ def test_given_mutants(checkpoint, tmp_path, chain):
     assert (summary["chain"], summary["residues"], summary["observed"], summary["mutants"]) == ("1ORC_A", 71, 64, 4)
     assert summary["coordinates"] == "given" and summary == json.loads((tmp_path / "out" / "score.json").read_text())
     assert "1ORC_A: 4 mutants of 71 residues by masked_marginal, coordinates given; Spearman's" in describe(summary)
+
+    assert (summary["numbering"], summary["offset"]) == ("file", 1)
 
     # Mutants as words, another numbering, another method, no coordinates: as of the sequence alone.
     fasta = tmp_path / "cro.fasta"
@@ -374,7 +477,9 @@ def test_given_mutants(checkpoint, tmp_path, chain):
     two = quietly(checkpoint, fasta, tmp_path / "two", **options)
     assert [each["coordinates"] for each in (one, two)] == ["not given", "unknown"]
     texts = [(tmp_path / name / "scores.csv").read_text() for name in ("one", "two")]
-    assert texts[0] == texts[1] and texts[0].startswith("id,mutant,score\n1ORC_A,T16W,")
+    assert texts[0].startswith("id,mutant,score,residues,positions\n1ORC_A,T16W,")
+    assert texts[0] == texts[1].replace(",16,16\n", ",A6,16\n") != texts[1]
+    assert (one["numbering"], two["numbering"], one["offset"]) == ("sequence", "sequence", 11)
     assert "spearman" not in one and "spearman" not in two
 
 
@@ -406,7 +511,7 @@ def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
     reasons = {chain: reason for _, chain, reason in rejected}
     assert list(reasons) == ["1BD2_B", "1BD2_D", "1BD2_E", "nowhere"] and summary["rejected"] == 4
     assert "no mutant has this chain" in reasons["1BD2_B"] and "the inputs have no such chain" in reasons["nowhere"]
-    assert f"position 1 of the chain is {first['1BD2_E']}, not W" in reasons["1BD2_E"]
+    assert f"E1 (position 1 of chain E) is {first['1BD2_E']}, not W" in reasons["1BD2_E"]
     assert "4 files or chains were left out; the first: 1BD2_B: no mutant" in caplog.text
     assert summary["residues"] == len(chains[0]) + len(chains[2])
 
@@ -414,7 +519,7 @@ def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
     table.write_text(table.read_text().replace("1BD2_C,0", "1BD2_C,7"))
     with pytest.raises(ValueError, match="holds another run .mutants: '.*' -> '.*'.; choose another"):
         quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out", **options)
-    with pytest.raises(ValueError, match=r"1ORC_A: Mutant M2A: position 2 of the chain is E, not M; positions count"):
+    with pytest.raises(ValueError, match=r"1ORC_A: Mutant M2A: A2 \(position 2 of chain A\) is E, not M; numbers"):
         quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "one", mutants=["M2A"])
     assert quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "one", mutants=["M1A"])["mutants"] == 1
 
@@ -428,8 +533,9 @@ def test_a_scan_of_one_chain_of_a_file(checkpoint, tmp_path):
     options = {"chain_ids": ["C"], "method": "wild_type_marginal", "offset": 4}
     assert quietly(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path, **options)["residues"] == 9
     rows = read_rows(tmp_path / "scan.csv")
-    assert list(rows[0]) == ["id", "position", "wild_type", *AMINO_ACIDS]
+    assert list(rows[0]) == ["id", "position", "wild_type", "chain", "residue", *AMINO_ACIDS]
     assert "".join(row["wild_type"] for row in rows) == "LLFGYPVYV" and rows[0]["position"] == "4"
+    assert rows[0]["residue"] == "C1" and rows[8]["residue"] == "C9"
     assert all(float(row[row["wild_type"]]) == 0 and row["id"] == "1BD2_C" for row in rows)
     assert (tmp_path / "scan.png").stat().st_size > 10000
 
@@ -455,7 +561,7 @@ def test_a_scan_of_several_chains(checkpoint, tmp_path, monkeypatch):
     rows = [line.split(",") for line in one.splitlines()]
     assert one.count("id,position") == two.count("id,position") == 1
     assert [row[:3] for row in rows[5:]] == [["A/B", "1", "M"], ["A/B", "2", "X"], ["rejected", "1", "W"]]
-    assert rows[6][3:] == [""] * 20 and two.splitlines()[5].split(",")[:3] == rows[5][:3]
+    assert rows[6][3:] == ["", "2"] + [""] * 20 and two.splitlines()[5].split(",")[:3] == rows[5][:3]
 
 
 def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
@@ -471,7 +577,12 @@ def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("1orc.pdb.gz", ["--mutants", "A1G"], "1ORC_A: Mutant A1G: position 1 of the chain is M, not A"),
+        ("1orc.pdb.gz", ["--mutants", "A1G"], "1ORC_A: Mutant A1G: A1 (position 1 of chain A) is M, not A"),
+        (
+            "1orc.pdb.gz",
+            ["--scan", "--numbering", "file", "--offset", "3"],
+            "`offset` is 3, but the file's own numbers",
+        ),
         ("1orc.pdb.gz", ["--mutants", "empty.csv"], "empty.csv has no mutants"),
         (
             "1orc.pdb.gz",
