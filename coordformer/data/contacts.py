@@ -1,7 +1,7 @@
 """Contacts of residues: labels and training batches.
 
 Two residues are in contact if their C-alphas are less than 8 Å apart and they are at least 6 apart in the sequence
-(paper, section 6).
+(paper, section 6), or in two chains. Residues that the sequence lacks count where positions have a gap for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,24 @@ import torch
 
 from ..model.chain import Chain
 from ..model.modeling_coordformer import IGNORED_LABEL
-from ..model.processing_coordformer import chain_arrays
+from ..model.processing_coordformer import chain_arrays, chain_layout
 from .collator import CoordformerDataCollator
 
 CONTACT = 8.0  # Å
 MIN_SEPARATION = 6  # residues
 
 
-def contact_labels(coords: Any) -> torch.Tensor:
+def contact_labels(coords: Any, positions: Any = None, chain_index: Any = None) -> torch.Tensor:
     """Which residues are in contact.
 
     Args:
         coords: C-alpha positions (..., residues, D), Å, NaN where not observed; an array or a tensor.
+        positions, chain_index: places along the chain, and the number of the chain, (..., residues), see
+            `Chain.positions` and `Complex.chain_index`; by default one chain without gaps.
 
     Returns:
         (..., residues, residues), int8: 1 for contacts, 0 for others, -100 where one of the two is not observed or they
-        are fewer than 6 apart in the sequence.
+        are fewer than 6 apart in a chain.
 
     Examples:
         >>> contact_labels([[0.0, 0, 0], *[[50.0 * i, 0, 0] for i in range(1, 6)], [0, 7.9, 0]])[0]
@@ -37,14 +39,24 @@ def contact_labels(coords: Any) -> torch.Tensor:
     coords = coords.float() if torch.is_tensor(coords) else torch.tensor(np.asarray(coords, dtype=np.float32))
     # Not by a matrix product, whose rounding would move pairs across the threshold.
     distances = torch.cdist(coords, coords, compute_mode="donot_use_mm_for_euclid_dist")
-    place = torch.arange(coords.shape[-2], device=coords.device)
-    known = ((place.unsqueeze(1) - place).abs() >= MIN_SEPARATION) & distances.isfinite()
-    return (distances < CONTACT).to(torch.int8).masked_fill(~known, IGNORED_LABEL)
+    places = torch.arange(coords.shape[-2]) if positions is None else torch.as_tensor(positions)
+    chains = torch.zeros_like(places) if chain_index is None else torch.as_tensor(chain_index)
+    apart = (places.unsqueeze(-1) - places.unsqueeze(-2)).abs() >= MIN_SEPARATION
+    apart = (apart | (chains.unsqueeze(-1) != chains.unsqueeze(-2))).to(coords.device)
+    return (distances < CONTACT).to(torch.int8).masked_fill(~(apart & distances.isfinite()), IGNORED_LABEL)
 
 
 def chain_labels(chain: Chain | Mapping[str, Any]) -> np.ndarray:
-    """`contact_labels` of a chain, or of a row of a data set: (residues, residues), int8."""
-    return contact_labels(chain_arrays(chain, ("CA",))[1][:, 0]).numpy()
+    """`contact_labels` of a chain or complex, or of a row of a data set: (residues, residues), int8."""
+    return contact_labels(chain_arrays(chain, ("CA",))[1][:, 0], *(chain_layout(chain) or ())).numpy()
+
+
+def separations(chain: Chain | Mapping[str, Any]) -> np.ndarray:
+    """How far residues are apart in their chain, (residues, residues), infinite between chains."""
+    length = len(chain["sequence"] if isinstance(chain, Mapping) else chain.sequence)
+    positions, chain_index = chain_layout(chain) or (np.arange(length), np.zeros(length))
+    apart = np.abs(positions[:, None] - positions).astype(np.float64)
+    return np.where(chain_index[:, None] == chain_index, apart, np.inf)
 
 
 @dataclass
@@ -72,4 +84,5 @@ class ContactCollator:
             exact = self._exact(features)["coords"]
         batch = self.collator(features)
         alpha = exact if exact.dim() == 3 else exact[:, :, self._alpha]
-        return batch | {"labels": contact_labels(alpha[:, 1:-1])}
+        layout = [batch[name][:, 1:-1] for name in ("position_ids", "chain_ids") if name in batch]
+        return batch | {"labels": contact_labels(alpha[:, 1:-1], *layout)}

@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import fetch_rows
-from ..data.contacts import MIN_SEPARATION, chain_labels
+from ..data.contacts import MIN_SEPARATION, chain_labels, separations
 from ..data.files import write_json, write_text
 from ..data.records import counted, first_lines
 from ..model.processing_coordformer import chain_arrays
+from ..model.residues import ResidueNumbers
 from ..model.windows import WindowMean
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_contacts
@@ -63,15 +64,17 @@ def measure_precision(
         progress: show a progress bar.
 
     Returns:
-        (chains, ranges, cuts), in the order of `RANGES` and `CUTS`; NaN where a chain has no known pair.
+        (chains, ranges, cuts), in the order of `RANGES` and `CUTS`; NaN where a chain has no known pair. Of a complex
+        these are of pairs within a chain.
     """
     table = np.full((len(rows), len(RANGES), len(CUTS)), np.nan)
     with tqdm(total=len(rows), unit="chain", disable=not progress) as bar:
         for start in range(0, len(rows), 64):
             chains = fetch_rows(rows, range(start, min(start + 64, len(rows))))
             for number, scores in predict_contacts(model, chains, tokenizer, bar=bar, **options):
-                precision = precision_at(scores, chain_labels(chains[number]))
-                table[start + number] = [list(cuts.values()) for cuts in precision.values()]
+                chain = chains[number]
+                precision = precision_at(scores, chain_labels(chain), separations(chain))
+                table[start + number] = [list(precision[name].values()) for name in RANGES]
     return table
 
 
@@ -85,17 +88,20 @@ def contacts(
     Args:
         checkpoint: folder or Hub name of a Coordformer with a contact head.
         inputs: structure and FASTA files, archives, folders, data sets.
-        output: a folder. Gets for each chain, by its id (see `file_stems`): ID.npz with `probabilities` (residues,
-            residues), float32, `contacts` (as of `contact_labels`) and `sequence`; ID.tsv with the 5 L most probable
-            pairs; ID.png with both triangles; and `contacts.json`.
+        output: a folder. Gets for each chain or complex, by its id (see `file_stems`): ID.npz with `probabilities`
+            (residues, residues), float32, `contacts` (as of `contact_labels`), `sequence` and `residues` (their names,
+            see `ResidueNumbers.name`); ID.tsv with the 5 L most probable pairs (see `pair_lines`); ID.png with both
+            triangles; and `contacts.json`.
         without_coords, token_budget, window: as of `predict_contacts`.
         dtype: of the weights.
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `shard`): as of `runner.Inputs`.
 
     Returns:
         What is also in `contacts.json`: `protein` (names of the inputs), `checkpoint`, `dtype`, `window`, counts, and
-        in `chains` of each its `id`, `file` (without the ending), `residues`, `coordinates` (see `coordinates_given`),
-        `contacts` (known pairs; None without structure) and `precision` as of `precision_at`, None where not defined.
+        in `chains` of each its `id`, `file` (without the ending), `residues`, `numbering` (`"file"` where their names
+        have the file's own numbers, else `"sequence"`), `coordinates` (see `coordinates_given`), of a complex `chains`
+        (residues by name), `contacts` (known pairs; None without structure) and `precision` as of `precision_at`, None
+        where not defined.
 
     Raises:
         ValueError: the checkpoint has no contact head, or an input is unusable.
@@ -115,12 +121,16 @@ def contacts(
         for number, probabilities in predict_contacts(
             model, chains, processor.tokenizer, without_coords=without_coords, **options
         ):
-            labels, stem = chain_labels(chains[number]), stems[number]
-            sequence, coords = chain_arrays(chains[number], atoms)
-            precision = precision_at(probabilities, labels)
+            chain, stem, residues = chains[number], stems[number], ResidueNumbers(chains[number])
+            labels, separation = chain_labels(chain), separations(chain)
+            sequence, coords = chain_arrays(chain, atoms)
+            precision = precision_at(probabilities, labels, separation)
             known = bool((labels >= 0).any())
-            report: dict[str, Any] = {"id": id_of(chains[number]), "file": stem.relative_to(output).as_posix()}
-            report |= {"residues": len(sequence), "coordinates": coordinates_given(model, coords, without_coords)}
+            report: dict[str, Any] = {"id": id_of(chain), "file": stem.relative_to(output).as_posix()}
+            report |= {"residues": len(sequence), "numbering": residues.numbering}
+            report["coordinates"] = coordinates_given(model, coords, without_coords)
+            if len(residues.chain_names) > 1:
+                report["chains"] = dict(zip(residues.chain_names, residues.chain_lengths, strict=True))
             report |= {"contacts": int((labels == 1).sum()) // 2 if known else None, "precision": {}}
             reports[number] = report
             for name, cuts in precision.items():  # JSON has no NaN
@@ -128,9 +138,11 @@ def contacts(
             title = f"{report['id']}, coordinates {report['coordinates']}"
             title += f"\nprecision at L: {describe_precision(precision)}" if known else ""
             # Not `with_suffix`: an id may have dots.
-            write_arrays(Path(f"{stem}.npz"), probabilities=probabilities, contacts=labels, sequence=sequence)
-            write_text(Path(f"{stem}.tsv"), pair_lines(probabilities, sequence))
-            plot_contacts({title: probabilities}, labels, Path(f"{stem}.png"))
+            names = np.array([residues.name(index) for index in range(len(residues))])
+            arrays = {"probabilities": probabilities, "contacts": labels, "sequence": sequence, "residues": names}
+            write_arrays(Path(f"{stem}.npz"), **arrays)
+            write_text(Path(f"{stem}.tsv"), pair_lines(probabilities, residues, separation))
+            plot_contacts({title: probabilities}, labels, Path(f"{stem}.png"), separation, residues)
         return {"reports": [reports[number] for number in sorted(reports)]}
 
     settings = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "window": window}
@@ -144,14 +156,19 @@ def contacts(
     return summary
 
 
-def pair_lines(probabilities: np.ndarray, sequence: str) -> str:
-    """The 5 L most probable pairs i < j, at least 6 apart, as TSV: residues counted from 1, letters, probability."""
-    first, second = np.triu_indices(len(sequence), MIN_SEPARATION)
-    order = np.argsort(-probabilities[first, second], kind="stable")[: LISTED * len(sequence)]
-    lines = ["i\tj\tresidue_i\tresidue_j\tprobability"]
-    for i, j in zip(first[order], second[order], strict=True):
+def pair_lines(probabilities: np.ndarray, residues: ResidueNumbers, separation: np.ndarray) -> str:
+    """The 5 L most probable pairs i < j, at least 6 apart in a chain or in two chains, as TSV.
+
+    Columns: places in the whole sequence from 1, letters, probability, and names (`ResidueNumbers.name`).
+    """
+    first, second = np.nonzero(np.triu(separation >= MIN_SEPARATION))
+    order = np.argsort(-probabilities[first, second], kind="stable")[: LISTED * len(residues)]
+    lines = ["i\tj\tresidue_i\tresidue_j\tprobability\tname_i\tname_j"]
+    for i, j in zip(first[order].tolist(), second[order].tolist(), strict=True):
         if np.isfinite(probabilities[i, j]):  # not of pairs that no window holds, which come last
-            lines.append(f"{i + 1}\t{j + 1}\t{sequence[i]}\t{sequence[j]}\t{probabilities[i, j]:.6g}")
+            letters = f"{residues.sequence[i]}\t{residues.sequence[j]}"
+            names = f"{residues.name(i)}\t{residues.name(j)}"
+            lines.append(f"{i + 1}\t{j + 1}\t{letters}\t{probabilities[i, j]:.6g}\t{names}")
     return "\n".join(lines) + "\n"
 
 

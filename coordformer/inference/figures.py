@@ -10,11 +10,14 @@ import numpy as np
 from ..data.contacts import MIN_SEPARATION
 from ..data.files import write_atomically
 from ..model.chain import AMINO_ACIDS
+from ..model.residues import ResidueNumbers
 
 logger = logging.getLogger(__name__)
 
 PLOTTED_LETTERS = "AVILMFYWGPCSTNQDEHKR"  # by kind: aliphatic, aromatic, G and P, polar, charged
 PLOTTED_RESIDUES = 100  # of one row of a heat map
+ROOM = 3  # residues that the number above one takes
+PLOTTED_NAMES = 8  # along the axes of a contact map
 
 
 def new_figure(size: tuple[float, float], path: str | Path) -> Any:
@@ -70,8 +73,12 @@ def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Pat
     save_figure(figure, path)
 
 
-def plot_scan(path: Path, table: np.ndarray, sequence: str, offset: int = 1, title: str = "") -> None:
-    """A heat map of a scan (residues, 20), nats, as PNG: residues from left to right, in as many rows as they need."""
+def plot_scan(path: Path, table: np.ndarray, residues: ResidueNumbers, title: str = "") -> None:
+    """A heat map of a scan (residues, 20), nats, as PNG: residues from left to right, in as many rows as they need.
+
+    Every tenth residue has its number above, as `residues` are numbered, and the first one of a chain its chain.
+    """
+    sequence = residues.sequence
     rows, width = -(-len(sequence) // PLOTTED_RESIDUES), min(len(sequence), PLOTTED_RESIDUES)
     if (figure := new_figure((0.13 * max(width, 40) + 1.6, 3.3 * rows + 0.7), path)) is None:
         return
@@ -90,36 +97,66 @@ def plot_scan(path: Path, table: np.ndarray, sequence: str, offset: int = 1, tit
         axes.set_xticks(range(start, end), sequence[start:end], fontsize=6)
         axes.set_yticks(range(len(PLOTTED_LETTERS)), PLOTTED_LETTERS, fontsize=6)
         axes.tick_params(length=0, pad=2)
-        tens = [index for index in range(start, end) if (offset + index) % 10 == 0 or index == start]
-        axes.secondary_xaxis("top").set_xticks(tens, [offset + index for index in tens], fontsize=7)
-    panels[-1].set_xlabel("wild type (dots), position above")
+        for first in residues.chain_starts[1:]:
+            axes.axvline(first - 0.5, color="k", linewidth=1)
+        ticks = _numbered_ticks(residues, start, end)
+        axes.secondary_xaxis("top").set_xticks(list(ticks), list(ticks.values()), fontsize=7)
+    panels[-1].set_xlabel("wild type (dots), " + ("number" if residues.numbering == "file" else "position") + " above")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), extend="both", label="log-likelihood ratio (nats)")
     figure.suptitle(title)
     save_figure(figure, path)
 
 
-def plot_contacts(maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str | Path) -> None:
+def _numbered_ticks(residues: ResidueNumbers, start: int, end: int) -> dict[int, str]:
+    """What stands above the residues of a row: by index, far enough from each other to be read."""
+    ticks: dict[int, str] = {}
+    for index in range(start, end):
+        number = residues.numbers[index]
+        if index == start or index in residues.chain_starts:
+            name = residues.chain_name(index) if len(residues.chain_names) > 1 else ""
+            ticks = {place: text for place, text in ticks.items() if index - place > ROOM}
+            ticks[index] = f"{name} {number}".strip()
+        elif number.endswith("0") and index - max(ticks) > ROOM:
+            ticks[index] = number
+    return ticks
+
+
+def plot_contacts(
+    maps: Mapping[str, np.ndarray], labels: np.ndarray, path: str | Path, separation: np.ndarray | None = None,
+    residues: ResidueNumbers | None = None,
+) -> None:  # fmt: skip
     """Predicted probabilities above the diagonal and true contacts below, as PNG; a panel for each of `maps`, by title.
 
     Pairs fewer than 6 apart are left blank; gray are those of which nobody knows. The L/5 most probable are darkest.
+    `separation` is that of `data.contacts.separations`, by default of one chain without gaps. The axes count from 1, or
+    have the names of `residues`, and lines between chains.
     """
     if (figure := new_figure((5.4 * len(maps), 5.0), path)) is None:
         return
-    residues = len(labels)
-    separation = np.arange(residues) - np.arange(residues)[:, None]
+    length = len(labels)
+    places = np.arange(length) - np.arange(length)[:, None]
+    apart = (np.abs(places) if separation is None else separation) >= MIN_SEPARATION
     shades = np.array([(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 0.15)])  # no contact, contact; the last for -100
-    truth = shades[np.maximum(labels, -1)] * (separation <= -MIN_SEPARATION)[..., None]
+    truth = shades[np.maximum(labels, -1)] * (apart & (places < 0))[..., None]
     below = "true contacts (gray: not known)" if (labels >= 0).any() else "nothing, as no structure is known"
-    extent = (0.5, residues + 0.5, residues + 0.5, 0.5)
+    extent = (0.5, length + 0.5, length + 0.5, 0.5)
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
     for axes, (title, probabilities) in zip(panels, maps.items(), strict=True):
-        predicted = np.where(separation >= MIN_SEPARATION, probabilities, np.nan)
-        best = np.sort(predicted[np.isfinite(predicted)])[-max(residues // 5, 1) :]
+        predicted = np.where(apart & (places > 0), probabilities, np.nan)
+        best = np.sort(predicted[np.isfinite(predicted)])[-max(length // 5, 1) :]
         drawing = {"extent": extent, "interpolation": "none"}
         image = axes.imshow(predicted, cmap="Blues", vmin=0.0, vmax=best.min(initial=1.0), **drawing)
         axes.imshow(truth, **drawing)
-        axes.plot([0.5, residues + 0.5], [0.5, residues + 0.5], color="0.6", linewidth=0.8)
+        axes.plot([0.5, length + 0.5], [0.5, length + 0.5], color="0.6", linewidth=0.8)
         axes.set(xlabel="residue", ylabel="residue")
+        if residues is not None:
+            ticks = range(0, length, max(length // PLOTTED_NAMES, 1))
+            names = [residues.name(index) for index in ticks]
+            axes.set_xticks([index + 1 for index in ticks], names, fontsize=7)
+            axes.set_yticks([index + 1 for index in ticks], names, fontsize=7)
+            for first in residues.chain_starts[1:]:
+                axes.axvline(first + 0.5, color="0.6", linewidth=0.8)
+                axes.axhline(first + 0.5, color="0.6", linewidth=0.8)
         axes.set_title(f"{title}\nabove: predicted, below: {below}", fontsize=9)
         figure.colorbar(image, ax=axes, extend="max", label="predicted probability of contact", shrink=0.8)
     save_figure(figure, path)

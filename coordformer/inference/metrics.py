@@ -148,14 +148,16 @@ def bootstrap(
 
 
 RANGES = {"short": (6, 11), "medium": (12, 23), "long": (24, math.inf)}  # separations, both ends included
+INTERCHAIN = "interchain"  # a further range, of complexes
 CUTS = {"L": 1, "L/2": 2, "L/5": 5}  # of how many predictions the precision is: residues divided by this
 
 
-def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
+def precision_at(scores: Any, labels: Any, separation: Any = None) -> dict[str, dict[str, float]]:
     """Share of contacts among the highest-scoring pairs of a chain.
 
-    By sequence separation (`short`: 6 to 11, `medium`: 12 to 23, `long`: from 24) of the best L, L/2 and L/5 pairs,
-    rounded down but at least one, where L is the number of residues, observed or not. Pairs without a label or a score
+    By sequence separation (`short`: 6 to 11, `medium`: 12 to 23, `long`: from 24; `interchain`: between the chains of a
+    complex, where there are several) of the best L, L/2 and L/5 pairs, rounded down but at least one, where L is the
+    number of residues, observed or not, in all chains. Pairs without a label or a score
     do not compete. Where a range has fewer pairs than that, all of them count, as in CASP, which divides by the number
     of predictions; ESM's published evaluation divides by L/k all the same. Where contacts are fewer, even a perfect
     prediction stays below 1: `precision_at(labels, labels)` says how far.
@@ -164,6 +166,7 @@ def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
         scores: probabilities or logits (residues, residues), an array or a tensor on the CPU, NaN where there is none;
             the upper triangle is read. Of equal ones first ranks the pair that comes first in the chain.
         labels: (residues, residues), 1, 0, or negative where unknown.
+        separation: (residues, residues), as of `data.contacts.separations`; the default is one chain without gaps.
 
     Returns:
         Precision by range and cut; NaN in a range without a pair that competes.
@@ -172,13 +175,15 @@ def precision_at(scores: Any, labels: Any) -> dict[str, dict[str, float]]:
     if scores.shape != labels.shape or scores.shape != 2 * scores.shape[:1]:
         shapes = f"`scores` has shape {scores.shape} and `labels` {labels.shape}"
         raise ValueError(f"{shapes}; both have to be (residues, residues).")
-    first, second = np.triu_indices(len(labels), MIN_SEPARATION)
-    known = (labels[first, second] >= 0) & ~np.isnan(scores[first, second])
-    first, second = first[known], second[known]
+    first, second = np.triu_indices(len(labels), 1)
+    apart = second - first if separation is None else np.asarray(separation)[first, second]
+    known = (labels[first, second] >= 0) & ~np.isnan(scores[first, second]) & (apart >= MIN_SEPARATION)
+    first, second, apart = first[known], second[known], apart[known]
+    several = separation is not None and bool(np.isinf(separation).any())
     best = {cut: max(len(labels) // share, 1) for cut, share in CUTS.items()}
     precision = {}
-    for name, (least, most) in RANGES.items():
-        inside = (second - first >= least) & (second - first <= most)
+    for name, (least, most) in (RANGES | ({INTERCHAIN: (math.inf, math.inf)} if several else {})).items():
+        inside = (apart >= least) & (apart <= most) & (np.isinf(apart) == (name == INTERCHAIN))
         pairs = first[inside], second[inside]
         ranked = labels[pairs][np.argsort(-scores[pairs], kind="stable")]
         precision[name] = {cut: float(ranked[:n].mean()) if ranked.size else math.nan for cut, n in best.items()}

@@ -1,21 +1,33 @@
 """Contacts: precision by hand and against a loop, predictions in one piece and in windows, files."""
 
+import itertools
 import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import CHAINS, STRUCTURES, make_config
+from datasets import Dataset
 
-from coordformer import CoordformerForContactPrediction, CoordformerForMaskedLM, CoordformerProcessor, read_chains
+from coordformer import (
+    CoordformerForContactPrediction,
+    CoordformerForMaskedLM,
+    CoordformerProcessor,
+    read_chains,
+    read_complex,
+)
 from coordformer.data.batching import fetch_rows
-from coordformer.data.contacts import contact_labels
-from coordformer.data.rows import load_rows
+from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.contacts import ContactCollator, chain_labels, contact_labels, separations
+from coordformer.data.rows import SCHEMA, chain_to_row, load_rows
 from coordformer.inference.checkpoints import load_checkpoint
-from coordformer.inference.contacts import contacts, describe, measure_precision, predict_contacts
+from coordformer.inference.contacts import contacts, describe, measure_precision, pair_lines, predict_contacts
 from coordformer.inference.metrics import CUTS, RANGES, precision_at
 from coordformer.inference.runner import file_stems
+from coordformer.model.chain import Chain
+from coordformer.model.residues import ResidueNumbers
 from coordformer_command import main
 
 STRUCTURE = STRUCTURES / "1orc.pdb.gz"
@@ -97,6 +109,30 @@ def test_perfect_predictions_reach_one_where_contacts_suffice():
     few = np.zeros((80, 80))
     few[0, 40] = 1
     assert precision_at(few, few)["long"] == {"L": 1 / 80, "L/2": 1 / 40, "L/5": 1 / 16}
+
+
+def test_precision_of_chains_of_a_complex():
+    """Two chains of seven and eight residues, of which the first lacks 20 after its third; ranges are of one chain."""
+    positions, chain_index = np.array([0, 1, 2, *range(23, 27), *range(127, 135)]), np.repeat([0, 1], (7, 8))
+    row = {"id": "x", "sequence": "A" * 15, "positions": positions, "chain_lengths": [7, 8]}
+    separation = separations(row)
+    assert separation[0, 3] == 23 and separation[7, 14] == 7 and np.isinf(separation[6, 7])
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(15, 15)), rng.integers(0, 2, (15, 15))
+    seen = precision_at(scores, labels, separation)
+    assert list(seen) == ["short", "medium", "long", "interchain"]
+    pairs = {name: [] for name in seen}
+    for i, j in itertools.combinations(range(15), 2):
+        apart = positions[j] - positions[i]
+        same = chain_index[i] == chain_index[j]
+        name = "interchain" if not same else next((n for n, (a, b) in RANGES.items() if a <= apart <= b), None)
+        if name:
+            pairs[name].append((-scores[i, j], labels[i, j]))
+    assert [len(pairs[name]) for name in seen] == [3, 6, 6, 56]
+    for name, found in pairs.items():
+        for cut, number in (("L", 15), ("L/2", 7), ("L/5", 3)):
+            assert seen[name][cut] == pytest.approx(np.mean([label for _, label in sorted(found)[:number]]))
+    assert list(precision_at(scores[:7, :7], labels[:7, :7], separation[:7, :7])) == list(RANGES)
 
 
 def test_precision_needs_one_chain():
@@ -185,18 +221,20 @@ def test_three_files_of_each_chain_and_a_summary(checkpoint, tmp_path):
     assert np.array_equal(arrays["contacts"], labels)
 
     head, *lines = (tmp_path / "out" / "1ORC_A.tsv").read_text().splitlines()
-    assert head.split("\t") == ["i", "j", "residue_i", "residue_j", "probability"]
+    assert head.split("\t") == ["i", "j", "residue_i", "residue_j", "probability", "name_i", "name_j"]
     pairs = [line.split("\t") for line in lines]
     assert len(pairs) == 5 * len(chain)
     values = [float(pair[4]) for pair in pairs]
     assert values == sorted(values, reverse=True)
     assert values[0] == pytest.approx(np.triu(probabilities, 6).max(), rel=1e-5)
-    for i, j, *letters, value in pairs:
+    for i, j, *letters, value, name_i, name_j in pairs:
         i, j = int(i) - 1, int(j) - 1
         assert j - i >= 6 and letters == [chain.sequence[i], chain.sequence[j]]
+        assert [name_i, name_j] == [f"A{chain.residue_numbers[i]}", f"A{chain.residue_numbers[j]}"]
         assert float(value) == pytest.approx(probabilities[i, j], rel=1e-5)
 
-    assert report["coordinates"] == "given" and report["residues"] == len(chain)
+    assert arrays["residues"].tolist() == [f"A{number}" for number in chain.residue_numbers]
+    assert report["coordinates"] == "given" and report["residues"] == len(chain) and report["numbering"] == "file"
     assert report["contacts"] == (np.triu(labels) == 1).sum()
     assert report["precision"] == precision_at(probabilities, labels)
     assert describe(summary).startswith("1ORC_A: 71 residues, coordinates given; precision at L: short 0.")
@@ -219,6 +257,7 @@ def test_without_structure(checkpoint, tmp_path):
     assert (np.load(tmp_path / "out" / "sp_P1.2.npz")["contacts"] == -100).all()
     assert (tmp_path / "out" / "sp_P1.2.png").stat().st_size > 1000
     assert (tmp_path / "out" / "tiny.tsv").read_text().count("\n") == 1 and tiny["residues"] == 3
+    assert first["numbering"] == "sequence" and "\t1\t" in (tmp_path / "out" / "sp_P1.2.tsv").read_text()
 
     options = {"chain_ids": ["tiny"], "dtype": "bfloat16"}
     found = quietly(checkpoint, tmp_path / "two.fasta", tmp_path / "half", **options)["chains"]
@@ -245,6 +284,47 @@ def test_chains_of_a_data_set_in_parts(checkpoint, rows, tmp_path, monkeypatch):
         np.testing.assert_allclose(arrays["probabilities"], expected, atol=1e-5)
         assert str(arrays["sequence"]) == sequence
         assert "\tU\t" in (tmp_path / "out" / f"{report['file']}.tsv").read_text() or "U" not in sequence
+
+
+def test_contacts_of_a_complex(checkpoint, tmp_path):
+    """HIV protease, whose chains touch, as a row of a data set: pairs and names of both, and a range of its own."""
+    both = read_complex(STRUCTURES / "1hvr.pdb.gz")
+    rows = Dataset(pa.Table.from_pylist([chain_to_row(both)], schema=SCHEMA))
+    rows.to_parquet(tmp_path / "complexes.parquet")
+    (report,) = quietly(checkpoint, tmp_path / "complexes.parquet", tmp_path / "out")["chains"]
+    assert report["residues"] == 198 and list(report["chains"].values()) == [99, 99]
+    arrays = np.load(tmp_path / "out" / f"{report['file']}.npz")
+    labels = arrays["contacts"]
+    distances = np.linalg.norm(both.coords - both.coords[:, 0], axis=-1)
+    other = both.chain_index[:, None] != both.chain_index
+    assert (labels >= 0)[other].all() and np.array_equal(labels[other] == 1, distances[other] < 8)
+    assert np.array_equal(labels[:99, :99], contact_labels(both.coords[:99, 0]))
+    assert (labels[other] == 1).sum() > 20 and report["contacts"] == (labels == 1).sum() // 2
+    assert report["precision"] == precision_at(arrays["probabilities"], labels, separations(both))
+    assert 0 <= report["precision"]["interchain"]["L"] <= 1
+    model, processor = load_checkpoint(checkpoint, any_head=True)
+    np.testing.assert_allclose(arrays["probabilities"], predict_chain(model, processor, both), atol=1e-5)
+
+    residues = ResidueNumbers(both)
+    text = pair_lines(arrays["probabilities"], residues, separations(both))
+    lines = [line.split("\t") for line in text.splitlines()[1:]]
+    assert len(lines) == 5 * 198
+    for i, j, *_, name_i, name_j in lines:
+        assert [residues.find(name_i), residues.find(name_j)] == [int(i) - 1, int(j) - 1]
+        assert name_i[0] != name_j[0] or int(j) - int(i) >= 6
+    assert any(name_i[0] != name_j[0] for *_, name_i, name_j in lines)
+
+
+def test_separation_counts_residues_that_are_missing():
+    """Eight residues in a row of 3.8 Å; where six are missing the first and the second part are apart."""
+    coords = np.array([[1.0 * place, 0, 0] for place in range(8)])[:, None]
+    gapped = Chain("g_A", "MKVLAGST", coords, ("CA",), np.ones(8), positions=np.array([0, 1, 2, 3, 10, 11, 12, 13]))
+    labels = chain_labels(gapped)
+    assert (labels[:4, 4:] == 1).all() and (labels[:4, :4] == -100).all() and (labels[4:, 4:] == -100).all()
+    batch = ContactCollator(CoordformerDataCollator(CoordformerProcessor().tokenizer))([gapped, gapped])
+    assert np.array_equal(batch["labels"][1], labels)
+    lines = pair_lines(np.ones((8, 8)), ResidueNumbers(gapped), separations(gapped)).splitlines()[1:]
+    assert [line.split("\t")[:2] for line in lines] == [[str(i), str(j)] for i in range(1, 5) for j in range(5, 9)]
 
 
 def test_the_command_without_matplotlib(checkpoint, tmp_path, monkeypatch, capsys):
@@ -279,7 +359,7 @@ def test_files_are_named_by_ids_on_every_system(checkpoint, tmp_path):
     assert {stem.parent for stem in stems} == {tmp_path}
     (stem,) = file_stems(tmp_path, "00003-of-00079", [{"id": "a"}])
     assert stem == tmp_path / "00003-of-00079" / "a" and stem.parent.is_dir()
-    name = "tr|" + 300 * "A"
+    name = "tr|" + 257 * "A"  # 260 letters; file systems have 255
     (tmp_path / "three.fasta").write_text(f">A\nMKVAA\n>a\nMKVLLLL\n>{name}\nMK\n")
     found = quietly(checkpoint, tmp_path / "three.fasta", tmp_path / "out")["chains"]
     assert [(each["id"], each["file"]) for each in found] == [("A", "A"), ("a", "a-2"), (name, "tr_" + 197 * "A")]
