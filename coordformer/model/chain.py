@@ -70,7 +70,9 @@ class Chain:
         if (missing.any(-1) != missing.all(-1)).any():
             raise ValueError(f"chain {self.id}: an atom in coords is NaN in part; set all of x, y, z to NaN")
         places = np.arange(length) if self.positions is None else np.asarray(self.positions)
-        if places.shape != (length,) or places[0] != 0 or (np.diff(places) < 1).any():
+        whole = places.shape == (length,) and places.dtype.kind in "iu"
+        steps = np.diff(places.astype(np.int64)) if whole else np.zeros(1)
+        if not whole or places[0] != 0 or (steps < 1).any() or places[-1] > np.iinfo(np.int32).max:
             raise ValueError(f"chain {self.id}: positions are {length} whole numbers that rise from 0, not {places}")
         self.positions = places.astype(np.int32)
         self.residue_numbers = tuple(map(str, self.residue_numbers))
@@ -148,6 +150,17 @@ class Complex(Chain):
             )
             chains.append(chain)
         return chains
+
+
+def chain_positions(lengths: Sequence[int]) -> np.ndarray:
+    """Positions int64 `(sum(lengths),)` of the residues of a complex whose chains have no gaps of their own.
+
+    Examples:
+        >>> chain_positions([2, 3])
+        array([  0,   1, 102, 103, 104])
+    """
+    starts = np.cumsum([0, *(length + CHAIN_GAP for length in lengths[:-1])])
+    return np.concatenate([start + np.arange(length) for start, length in zip(starts, lengths, strict=True)])
 
 
 def join_chains(name: str, chains: Sequence[Chain], chain_names: Sequence[str]) -> Complex:

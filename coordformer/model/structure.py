@@ -36,7 +36,7 @@ _PLACEHOLDERS = re.compile(
     re.IGNORECASE,
 )
 _HEAD = 2**16  # bytes, of a file that is not read but asked for its entry
-_ENTRY = re.compile(rb"^\s*_entry\.id\s+(?:'([^'\r\n]*)'|\"([^\"\r\n]*)\"|(\S+))", re.MULTILINE | re.IGNORECASE)
+_ENTRY = re.compile(rb"^[ \t]*_entry\.id\s+(?:'([^'\r\n]*)'|\"([^\"\r\n]*)\"|(\S+))", re.MULTILINE | re.IGNORECASE)
 _HEADER = re.compile(rb"^HEADER.{56}(.{4})", re.MULTILINE)
 
 _FASTA_LETTERS = str.maketrans({**STANDARD_PARENTS, "B": "X", "Z": "X", "J": "X"})
@@ -145,11 +145,12 @@ def read_complex(
     model, found = _chains_of(content, path, atoms, least, chains if assembly is None else None, None, entry)
     named = [(polymer.name, chain) for polymer, chain in found]
     if assembly is not None:
-        operations = model.operations(str(assembly), f"{path}: no assembly {assembly}")
         named = []
         copies: Counter[str] = Counter()
-        for inside, rotation, translation in operations:
-            for polymer, chain in (pair for pair in found if inside(pair[0])):
+        for names, rotation, translation in model.operations(str(assembly)):
+            for polymer, chain in found:
+                if (polymer.author if model.is_pdb else polymer.subchain) not in names:
+                    continue
                 copies[polymer.name] += 1
                 number = f"-{copies[polymer.name]}" if copies[polymer.name] > 1 else ""
                 moved = (chain.coords @ rotation.T + translation).astype(np.float32)

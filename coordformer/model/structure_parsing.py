@@ -7,14 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from itertools import accumulate, pairwise
+from functools import cache, cached_property, partial
+from itertools import accumulate, count, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .chain import AMINO_ACIDS, Chain, StructureError
+from .chain import AMINO_ACIDS, CHAIN_GAP, Chain, StructureError
 
 try:
     import gemmi
@@ -28,11 +28,14 @@ PEPTIDE_BOND = 2.0
 SPAN = 3.8
 """No chain of n bonds between C-alpha atoms reaches farther than n times so many Å."""
 
+MOST_MISSING = 9999
+"""Numbers that jump farther count from somewhere else, and no residues between."""
+
 # Selenocysteine and pyrrolysine have letters of their own but are not among the 20; these are their parents in the CCD.
 STANDARD_PARENTS = {"U": "C", "O": "K"}
-# Names that simulation programs give to protonation states and ends; no dictionary of the PDB holds them.
-_FORCE_FIELD_PARENTS = dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H")
-_FORCE_FIELD_PARENTS |= {"CYX": "C", "CYM": "C", "ASH": "D", "GLH": "E", "LYN": "K"}
+# Names that simulation programs give to protonation states and ends, and CSE, the former one of selenocysteine.
+_OTHER_PARENTS = dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H")
+_OTHER_PARENTS |= {"CYX": "C", "CYM": "C", "ASH": "D", "GLH": "E", "LYN": "K", "LSN": "K", "ARN": "R", "CSE": "C"}
 # Of GROMACS and CHARMM, in four letters: the third is that of the residue, the fourth of its state.
 _FOUR_LETTERS = re.compile(
     r"(HIS)[ABDEHP12]|(LYS)[HNP]|(ASP)[HP]|(GLU)[HP]|(CYS)[HSNX12]|(ARG)[NP]|(TYR)[HN]|[NC](.{3})"
@@ -40,23 +43,26 @@ _FOUR_LETTERS = re.compile(
 
 _MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*+data_", re.IGNORECASE)
 _PDB_ATOM = re.compile(rb"^(?:ATOM  |HETATM)", re.MULTILINE)
-# Coordinates and B-factor are numbers, and column 21 is blank.
-_PDB_USUAL = rb".{14} .{9}(?:(?=[-+. ]{0,7}\d)[-+. \d]{8}){3}.{6}(?=[-+. ]{0,5}\d)"
-_PDB_UNUSUAL = re.compile(rb"^(?:ATOM  |HETATM)(?!" + _PDB_USUAL + rb")[^\r\n]*", re.MULTILINE)
+# Column 21 is blank, coordinates are written as %8.3f, and the B-factor is a number; other lines are looked at.
+_PDB_COORDINATE = rb"(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}"
+_PDB_UNUSUAL = re.compile(
+    rb"^(?:ATOM|HETA)(?!.{16} .{9}" + _PDB_COORDINATE * 3 + rb".{6}(?=[-+. ]{0,5}\d))[^\r\n]*",
+    re.MULTILINE | re.IGNORECASE,
+)
 _PDB_NUMBER = re.compile(rb" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _PDB_MODIFIED = re.compile(rb"^SEQADV.{6}(.{3}).{24}(.{3}).{7}MODIFIED RESIDUE", re.MULTILINE)
-_PDB_NEEDED = re.compile(
-    rb"^(?:ATOM  |HETATM|TER|MODEL |ENDMDL|HEADER|EXPDTA|REMARK|SEQRES|MODRES|SEQADV|END\s)[^\n]*", re.MULTILINE
-)
-_PDB_MISSING = re.compile(r"REMARK 465 [ \d]{2}. +(\w{1,3}) (.{1,2}) +(-?\d+\w?) *$")
+_PDB_TER = re.compile(rb"\nTER(?!\S)")
+_PDB_END = re.compile(rb"\n(?:ENDMDL|MODEL )")
+_PDB_NEEDED = re.compile(rb"^(?:ATOM  |HETATM|TER|HEADER|EXPDTA|REMARK|SEQRES|MODRES|SEQADV|END\s)[^\n]*", re.MULTILINE)
+_PDB_MISSING = re.compile(r"REMARK 465 [ \d]{2}. +(\w{1,3}) (.{1,2}) +(-?\d+\w?) *$", re.ASCII)
+_NUMBER = re.compile(r"(-?\d+)[A-Za-z]?", re.ASCII)  # of a residue, with insertion code
+# A data block, or a category with a loop or without; a tag of the same category goes on with it.
+_MMCIF_CATEGORY = re.compile(rb"^[ \t]*(?:data_|(loop_)\s+(_[^\s.]+\.)|(_[^\s.]+\.))", re.MULTILINE | re.IGNORECASE)
+# What chains are made of; and what else is read.
+_MMCIF_ATOMS = ("_atom_site.", "_entry.", "_exptl.", "_refine.", "_entity", "_struct_asym.")
 _MMCIF_NEEDED = (
-    "_atom_site.",
-    "_entry.",
-    "_exptl.",
-    "_refine.",
-    "_entity",
-    "_struct_asym.",
-    "_pdbx_struct_mod_residue.",
+    *(*_MMCIF_ATOMS, "_pdbx_struct_mod_residue.", "_struct_ref_seq_dif.", "_pdbx_poly_seq_scheme."),
+    *("_pdbx_struct_assembly", "_pdbx_struct_oper_list."),
 )
 # What stands for a value that is missing, since gemmi reads a number in its place.
 _NO_COORDINATE, _NO_B_FACTOR = -999.999, -999.9
@@ -87,7 +93,7 @@ class StructureModel:
     def __init__(self, data: bytes, path: Path, atoms: tuple[str, ...]) -> None:
         if gemmi is None:
             raise ImportError("reading structure files needs gemmi: pip install gemmi")
-        self.is_pdb = _MMCIF.match(data) is None
+        self.path, self.is_pdb = path, _MMCIF.match(data) is None
         self.parsed = parsed = _parse(data, not self.is_pdb, path)
         structure = parsed.structure
         if not len(structure) or not len(structure[0]):
@@ -103,11 +109,7 @@ class StructureModel:
         self.chain_names: list[str] = [name for name, _ in placed]
         self.residues: list[Any] = [residue for _, residue in placed]
         self.names: list[str] = [residue.name for residue in self.residues]
-        try:
-            flat: Any = gemmi.FlatStructure(structure)
-        except RuntimeError as error:  # names of 8 letters and more
-            raise StructureError(f"{path}: {error}; shorten the name") from error
-        flat.strings_as_numbers = False
+        flat = _flat(structure)
         names, elements, positions = flat.atom_names, flat.element_names, np.array(flat.pos)
         positions[(positions == _NO_COORDINATE).all(axis=1)] = np.nan
         observed = ~np.isnan(positions).any(axis=1)
@@ -127,15 +129,23 @@ class StructureModel:
         columns = (rows, slots, positions, flat.altlocs, flat.occ)
         self.row, self.slot, self.xyz, self.altloc, self.occupancy = (column[wanted] for column in columns)
         self.b_iso = np.array(flat.b_iso[wanted], dtype=np.float32)
-        self.b_iso[self.b_iso == np.float32(_NO_B_FACTOR)] = np.nan
-        self._ends = self._rows_before_ter() if self.is_pdb else set()
+        self.b_iso[np.isinf(self.b_iso) | (self.b_iso == np.float32(_NO_B_FACTOR))] = np.nan
+        row_of = {atoms: row for row, atoms in enumerate(accumulate(map(len, self.residues)))}
+        self._before_ter = {row_of[atoms] for atoms in parsed.atoms_before_ter if atoms in row_of}
 
     def polymers(self) -> list[Polymer]:
         """The protein chains of the file, in its order."""
         entities = {entity.name: entity for entity in self.parsed.structure.entities}
         entity_of = {subchain: entity for entity in entities.values() for subchain in entity.subchains}
+        groups: dict[tuple[str, str], list[int]] = {}
+        for row, (chain, residue) in enumerate(zip(self.chain_names, self.residues, strict=True)):
+            if residue.entity_type.name in ("NonPolymer", "Branched", "Water"):
+                continue
+            # Without an entity a label_asym_id means nothing: Biopython has a new one wherever HETATM follow ATOM.
+            known = residue.entity_id in entities or residue.subchain in entity_of
+            groups.setdefault((chain, residue.subchain if known else ""), []).append(row)
         found: list[Polymer] = []
-        for (chain, subchain), rows in self._groups().items():
+        for (chain, subchain), rows in groups.items():
             # gemmi names the entities of a PDB file, which are its SEQRES records, after the chains.
             first = self.residues[rows[0]]
             entity = entities.get(chain if self.is_pdb else first.entity_id) or entity_of.get(first.subchain)
@@ -146,48 +156,40 @@ class StructureModel:
             verified = bool(deposited) and first.label_seq is not None
             pieces = [self._amino_acids(rows)] if verified else self._pieces(rows, deposited)
             for number, piece in enumerate(pieces, 1):
-                name = chain if len(pieces) == 1 else f"{chain}.{number}".removeprefix(".")
-                found.append(Polymer(name, piece, [] if number > 1 else deposited, chain, subchain, verified))
-        found = [polymer for polymer in found if polymer.rows]
+                name = chain or subchain
+                name = name if len(pieces) == 1 else f"{name}.{number}".removeprefix(".")
+                if piece:
+                    sequence = deposited if number == 1 else []
+                    found.append(Polymer(name, piece, sequence, chain, self.residues[piece[0]].subchain, verified))
         shared = Counter(polymer.name for polymer in found)
+        taken: set[str] = set()
         for polymer in found:
             if shared[polymer.name] > 1 and polymer.subchain:
                 polymer.name += f".{polymer.subchain}"
+            name = polymer.name
+            copies = count(2)
+            while polymer.name in taken:
+                polymer.name = f"{name}.{next(copies)}"
+            taken.add(polymer.name)
         return found
 
-    def _groups(self) -> dict[tuple[str, str], list[int]]:
-        """Rows that may be a chain: of a name in a PDB file, of a `label_asym_id` in mmCIF."""
-        groups: dict[tuple[str, str], list[int]] = {}
-        # Where only residues of polymers have a `label_seq_id`, as the dictionary says, the others are none.
-        numbered = any(residue.label_seq is not None for residue in self.residues)
-        for row, (chain, residue) in enumerate(zip(self.chain_names, self.residues, strict=True)):
-            if not self.is_pdb:
-                other = residue.entity_type.name in ("NonPolymer", "Branched", "Water")
-                if other or (numbered and residue.label_seq is None):
-                    continue
-            groups.setdefault((chain, "" if self.is_pdb else residue.subchain), []).append(row)
-        return groups
-
-    def _rows_before_ter(self) -> set[int]:
-        """Rows after which a PDB file has TER."""
-        last = list(accumulate(len(residue) for residue in self.residues))
-        row_of = {atoms: row for row, atoms in enumerate(last)}
-        return {row_of[atoms] for atoms in self.parsed.atoms_before_ter if atoms in row_of}
-
-    def operations(self, assembly: str, absent: str) -> list[tuple[Callable[[Polymer], bool], np.ndarray, np.ndarray]]:
-        """What makes a biological assembly: for each operation which chains it moves, rotation and translation, Å."""
+    def operations(self, assembly: str) -> list[tuple[set[str], np.ndarray, np.ndarray]]:
+        """What makes a biological assembly: for each operation names of chains, as the author's and as
+        `label_asym_id`, rotation and translation, Å."""
         assemblies = {each.name: each for each in self.parsed.structure.assemblies}
         if assembly not in assemblies:
-            raise StructureError(f"{absent}; the file has {', '.join(assemblies) or 'none'}")
-
-        def inside(generator: Any, polymer: Polymer) -> bool:
-            return polymer.author in generator.chains or polymer.subchain in generator.subchains
-
-        return [
-            (partial(inside, generator), np.array(each.transform.mat.tolist()), np.array(each.transform.vec.tolist()))
-            for generator in assemblies[assembly].generators
-            for each in generator.operators
-        ]
+            raise StructureError(f"{self.path}: no assembly {assembly}; the file has {', '.join(assemblies) or 'none'}")
+        operations = []
+        for generator in assemblies[assembly].generators:
+            for each in generator.operators:
+                matrix, vector = np.array(each.transform.mat.tolist()), np.array(each.transform.vec.tolist())
+                if not (np.abs(matrix @ matrix.T - np.eye(3)) < 0.01).all() or not (np.abs(vector) < 1e6).all():
+                    raise StructureError(
+                        f"{self.path}: operation {each.name} of assembly {assembly} is no rotation and translation "
+                        f"({matrix.tolist()}, {vector.tolist()}); correct it, or read without assembly"
+                    )
+                operations.append(({*generator.chains, *generator.subchains}, matrix, vector))
+        return operations
 
     def build(self, polymer: Polymer, chain_id: str) -> Chain:
         """The chain with its sequence and coordinates; `ChainError` if they do not fit."""
@@ -242,15 +244,16 @@ class StructureModel:
         say, where the chain reaches so far, or else as the distance asks for at least.
         """
         first = dict(zip(reversed(places), reversed(polymer.rows), strict=True))  # one row of each place
-        rows = [first[place] for place in range(len(first))]
         steps = [0]
-        for before, after in pairwise(rows):
+        for before, after in pairwise(first[place] for place in range(len(first))):
             distance, step = self._distance(before, after), 1
             apart = self._number(after) - self._number(before)
-            if math.isnan(distance):
-                step = max(apart, 1)
-            elif distance > LINKED and not self._bonded(before, after):
-                step = apart if apart > 1 and distance <= SPAN * apart + 1 else max(math.ceil(distance / SPAN), 2)
+            # Where an atom is missing the distance is NaN, and compares as False.
+            if not (self._bonded(before, after) or distance <= LINKED):
+                if 1 < apart <= MOST_MISSING and not distance > SPAN * apart + 1:
+                    step = apart
+                elif distance > LINKED:
+                    step = max(math.ceil(min(distance / SPAN, CHAIN_GAP)), 2)
             steps.append(step)
         return np.cumsum(steps)
 
@@ -259,7 +262,7 @@ class StructureModel:
         numbers = [""] * length
         for place, row in zip(places, polymer.rows, strict=True):
             numbers[place] = str(self.residues[row].seqid) if self.residues[row].seqid.num is not None else ""
-        missing = [place for place in range(length) if place not in set(places)]
+        missing = sorted(set(range(length)).difference(places))
         if missing:
             for place, number in self._listed_numbers(polymer, missing).items():
                 numbers[place] = number
@@ -268,12 +271,13 @@ class StructureModel:
 
     def _listed_numbers(self, polymer: Polymer, missing: Sequence[int]) -> dict[int, str]:
         """Numbers of residues that were not observed, as `_pdbx_poly_seq_scheme` or REMARK 465 have them."""
-        listed = self.parsed.listed_residues().get(polymer.author if self.is_pdb else polymer.subchain, [])
         if not self.is_pdb:
-            return {place: listed[place][1] for place in missing if place < len(listed)}
-        if [name for name, _ in listed] != [polymer.deposited[place] for place in missing]:
+            listed = self.parsed.numbers_of_sequence.get(polymer.subchain, {})
+            return {place: listed[place + 1] for place in missing if place + 1 in listed}
+        unobserved = self.parsed.unobserved.get(polymer.author, [])
+        if [name for name, _ in unobserved] != [polymer.deposited[place] for place in missing]:
             return {}
-        return {place: number for place, (_, number) in zip(missing, listed, strict=True)}
+        return {place: number for place, (_, number) in zip(missing, unobserved, strict=True)}
 
     def _number(self, row: int) -> int:
         seqid = self.residues[row].seqid
@@ -298,29 +302,44 @@ class StructureModel:
         """Residues of a polymer without its caps, which gemmi knows and knows not to be amino acids."""
         return [row for row in rows if self._letter(self.names[row]) or not _tabulated(self.names[row])[1]]
 
-    def _pieces(self, rows: list[int], deposited: Sequence[str]) -> list[list[int]]:
+    def _pieces(self, rows: list[int], deposited: list[str]) -> list[list[int]]:
         """Amino acids of a chain in which ligands and waters may follow the polymer: of each protein those of its own.
 
-        A chain ends at TER, where its backbone ends, too: what follows is another one, if it is no ligand.
+        A chain ends where its backbone does and TER says so, or numbers begin anew in another segment; what follows is
+        another one, if it is no ligand.
         """
         pieces: list[list[int]] = []
-        start, ended = 0, True
+        start = 0
         for end, row in enumerate(rows, 1):
-            at_ter = row in self._ends
-            if end < len(rows) and not at_ter:
+            at_ter = row in self._before_ter
+            if end < len(rows) and not at_ter and not self._anew(row, rows[end]):
                 continue
             piece = self._polymer_rows(rows[start:end], deposited, at_ter)
             start = end
-            ligands = ended and all(self.residues[row].het_flag == "H" for row in piece)
-            if piece and pieces and not ligands and (not ended or self._linked(pieces[-1][-1], piece[0])):
+            if pieces and all(self.residues[row].het_flag == "H" for row in piece):
+                continue
+            if pieces and self._linked(pieces[-1][-1], piece[0]):
                 pieces[-1] += piece
-            elif piece and not (pieces and ligands):
+            elif piece:
                 pieces.append(piece)
-            ended = at_ter
+        if len(pieces) > 1 and deposited:
+            whole = [row for piece in pieces for row in piece]
+            try:
+                self._places(Polymer("", whole, deposited, "", "", verified=False))
+                return [whole]  # TER at the gaps of one chain
+            except ChainError:
+                pass
         return pieces
 
+    def _anew(self, row: int, following: int) -> bool:
+        """Whether numbers begin anew in another segment, where a program named these in place of chains."""
+        before, after = self.residues[row], self.residues[following]
+        if (before.segment, before.subchain) == (after.segment, after.subchain):
+            return False
+        return self._number(following) < self._number(row)
+
     def _polymer_rows(self, rows: list[int], deposited: Sequence[str], at_ter: bool) -> list[int]:
-        """The amino acids among residues in a row; those before TER are known to be of the polymer."""
+        """The amino acids among residues in a row."""
         named = {name for monomer in deposited for name in monomer.split(",")}
         known = {row for row in rows if self._letter(self.names[row]) is not None}
         unknown = {
@@ -329,15 +348,22 @@ class StructureModel:
         candidates = [row for row in rows if row in known or row in unknown]
         kept = []
         for index, row in enumerate(candidates):
-            sure = row in known or at_ter or self.residues[row].het_flag == "A" or self.names[row] in named
+            sure = row in known or self.residues[row].het_flag == "A" or self.names[row] in named
             if sure or any(self._bonded(*pair) for pair in pairwise(candidates[max(index - 1, 0) : index + 2])):
                 kept.append(row)
-        # Without TER, a free amino acid may follow; the polymer's own are bonded.
-        while not at_ter and kept and (self.residues[kept[-1]].het_flag == "H" or kept[-1] not in known):
-            if self._linked(kept[-2], kept[-1]) if len(kept) > 1 else bool(deposited):
-                break
-            kept.pop()
-        return kept
+        # Behind these may be free amino acids and peptides of HETATM records; the polymer's own are bonded to it.
+        # Right before TER is the polymer, but for programs that write ligands there, too.
+        closed = at_ter and kept[-1:] == rows[-1:]
+        own = [index for index, row in enumerate(kept, 1) if row in known and self._in_polymer(row, closed)]
+        end = own[-1] if own else 1
+        while end < len(kept) and self._bonded(kept[end - 1], kept[end]):
+            end += 1
+        return kept[:end] if own or end > 1 or deposited else []
+
+    def _in_polymer(self, row: int, before_ter: bool) -> bool:
+        """Whether an amino acid belongs to the polymer by its record; there, the 20 are ATOM records."""
+        modified = before_ter and not gemmi.find_tabulated_residue(self.names[row]).is_standard()
+        return modified or self.residues[row].het_flag != "H"
 
     def _distance(self, row: int, other: int) -> float:
         """Between the C-alpha atoms, Å; NaN if one has none."""
@@ -348,9 +374,12 @@ class StructureModel:
         return self._distance(row, other) <= LINKED
 
     def _bonded(self, row: int, other: int) -> bool:
-        """Whether a peptide bond leads from the first residue to the second; without C and N `_linked` decides."""
+        """Whether a peptide bond leads from the first residue to the second, or both are types of one position;
+        without C and N `_linked` decides."""
         bond = float(np.linalg.norm(self.backbone["C"][row] - self.backbone["N"][other]))
-        return self._linked(row, other) if math.isnan(bond) else bond <= PEPTIDE_BOND
+        if math.isnan(bond):
+            return self._linked(row, other)
+        return bond <= PEPTIDE_BOND or self.residues[row].seqid == self.residues[other].seqid
 
     def _places(self, polymer: Polymer) -> list[int]:
         """Index in the sequence of each row; several rows share one where the residue type varies."""
@@ -430,8 +459,8 @@ class StructureModel:
         aligned = gemmi.align_string_sequences([each[0] for each in keys], target, [])
         fix = "correct the one that is wrong, or read the mmCIF file of the entry"
         here = there = 0
-        for count, kind in re.findall(r"(\d+)([MID])", aligned.cigar_str()):
-            for _ in range(int(count)):
+        for length, kind in re.findall(r"(\d+)([MID])", aligned.cigar_str()):
+            for _ in range(int(length)):
                 residue = self._label(residues[min(here, len(residues) - 1)][0])
                 if kind == "M" and target[there] not in keys[here]:
                     return f"{residue} is {deposited[there]} at position {there + 1} of SEQRES; {fix}"
@@ -519,21 +548,17 @@ def _place_runs(
 
 def _count_on(numbers: list[str]) -> None:
     """Number residues that have none as the ones beside them say, in place; where these disagree they stay without."""
-    known = [place for place, number in enumerate(numbers) if number]
+    found = ((place, _NUMBER.match(number)) for place, number in enumerate(numbers))
+    known = [(place, int(match[1])) for place, match in found if match]
+    if not known:
+        return
+    (first, lowest), (last, highest) = known[0], known[-1]
+    ends = [(-1, lowest - first - 1), *known, (len(numbers), highest + len(numbers) - last)]
     taken = set(numbers)
-    for before, after in zip([None, *known], [*known, None], strict=True):
-        if before is None and after is None:
-            return
-        start = 0 if before is None else before + 1
-        end = len(numbers) if after is None else after
-        first = int(re.sub(r"\D+$", "", numbers[start - 1])) + 1 if before is not None else None
-        last = int(re.sub(r"\D+$", "", numbers[end])) - 1 if after is not None else None
-        if first is None:
-            first = (last or 0) - (end - start) + 1
-        counted = [str(first + step) for step in range(end - start)]
-        agree = last is None or first + (end - start) - 1 == last
-        if agree and not taken.intersection(counted):
-            numbers[start:end] = counted
+    for (before, number), (after, following) in pairwise(ends):
+        counted = [str(number + step) for step in range(1, after - before)]
+        if following - number == after - before and not taken.intersection(counted):
+            numbers[before + 1 : after] = counted
 
 
 def _four_letter_parent(name: str) -> str | None:
@@ -546,8 +571,8 @@ def _four_letter_parent(name: str) -> str | None:
 @cache
 def _tabulated(name: str) -> tuple[str | None, bool]:
     """Letter of an amino acid (None: not one), and whether the name is known at all."""
-    if name in _FORCE_FIELD_PARENTS:
-        return _FORCE_FIELD_PARENTS[name], True
+    if name in _OTHER_PARENTS:
+        return _OTHER_PARENTS[name], True
     if len(name) == 4 and (parent := _four_letter_parent(name)):
         return _tabulated(parent)
     info = gemmi.find_tabulated_residue(name)
@@ -556,6 +581,23 @@ def _tabulated(name: str) -> tuple[str | None, bool]:
     letter = info.one_letter_code.upper()
     letter = STANDARD_PARENTS.get(letter, letter)
     return (letter if letter in AMINO_ACIDS else "X"), True
+
+
+def _flat(structure: Any) -> Any:
+    """The atoms of a structure as arrays, which know names of at most 7 letters; longer ones are cut."""
+    try:
+        flat = gemmi.FlatStructure(structure)
+    except RuntimeError:
+        short = structure.clone()
+        for chain in short[0]:
+            chain.name = ""
+            for residue in chain:
+                residue.name = residue.subchain = residue.entity_id = ""
+                for atom in residue:
+                    atom.name = atom.name[:7]
+        flat = gemmi.FlatStructure(short)
+    flat.strings_as_numbers = False
+    return flat
 
 
 def _atoms_named(name: str, names: np.ndarray, elements: np.ndarray) -> np.ndarray:
@@ -594,19 +636,24 @@ class _Parsed:
         columns = (self.block.find_values(f"_atom_site.Cartn_{axis}") for axis in ("xyz" if self.block else ""))
         return not all(usual.match(value) for column in columns for value in column)
 
-    def listed_residues(self) -> dict[str, list[tuple[str, str]]]:
-        """Names and numbers of residues, in their order: of an mmCIF file, by `label_asym_id`, those of the whole
-        sequence, of a PDB file by chain those that were not observed (REMARK 465)."""
-        listed: dict[str, list[tuple[str, str]]] = {}
-        if self.block is None:
-            for match in filter(None, map(_PDB_MISSING.match, self.structure.raw_remarks)):
-                listed.setdefault(match[2].strip(), []).append((match[1], match[3]))
-            return listed
-        columns = ["asym_id", "mon_id", "pdb_seq_num", "?pdb_ins_code"]
+    @cached_property
+    def numbers_of_sequence(self) -> dict[str, dict[int, str]]:
+        """Of an mmCIF file, by `label_asym_id` and `label_seq_id`: the author's number with insertion code."""
+        columns = ["asym_id", "seq_id", "pdb_seq_num", "?pdb_ins_code"]
+        numbers: dict[str, dict[int, str]] = {}
         for row in self.block.find("_pdbx_poly_seq_scheme.", columns):
-            code = row.str(3) if row.has(3) else ""
-            listed.setdefault(row.str(0), []).append((row.str(1), row.str(2) + code.strip(".?")))
-        return listed
+            number = row.str(2) + (row.str(3) if row.has(3) else "")
+            if row.str(1).isdecimal() and _NUMBER.fullmatch(number):
+                numbers.setdefault(row.str(0), {})[int(row.str(1))] = number
+        return numbers
+
+    @cached_property
+    def unobserved(self) -> dict[str, list[tuple[str, str]]]:
+        """Of a PDB file, by chain: names and numbers of the residues in REMARK 465, in its order."""
+        found: dict[str, list[tuple[str, str]]] = {}
+        for match in filter(None, map(_PDB_MISSING.match, self.structure.raw_remarks)):
+            found.setdefault(match[2].strip(), []).append((match[1], match[3]))
+        return found
 
 
 def _parse(data: bytes, is_mmcif: bool, path: Path) -> _Parsed:
@@ -622,21 +669,61 @@ def _parse(data: bytes, is_mmcif: bool, path: Path) -> _Parsed:
     except ChainError as error:
         raise StructureError(f"{path}: {error}") from error
     except (ValueError, RuntimeError, IndexError) as error:
-        raise StructureError(f"{path}: {error}; the file is broken or cut off, get it again") from error
+        reason = " ".join(str(error).split())
+        raise StructureError(f"{path}: {reason}; the file is broken or cut off, get it again") from error
     if parsed is None:
         raise StructureError(f"{path}: an mmCIF without atoms (_atom_site); give one with coordinates")
     return parsed
 
 
 def _parse_mmcif(data: bytes) -> _Parsed | None:
-    blocks = (block for block in gemmi.cif.read_string(data) if block.find_values("_atom_site.Cartn_x"))
-    block = next(blocks, None)
+    """An mmCIF file as a whole or, if that cannot be read, the categories that are needed."""
+    return _first_of(
+        lambda: _read_mmcif(data),
+        lambda: _read_mmcif(_categories(data, _MMCIF_NEEDED)),
+        lambda: _read_mmcif(_categories(data, _MMCIF_ATOMS)),
+    )
+
+
+def _first_of(*attempts: Callable[[], Any]) -> Any:
+    """What the first attempt finds, or the next one if it cannot be read; if none can, the error of the first."""
+    reason = None
+    for attempt in attempts:
+        try:
+            if (found := attempt()) is not None:
+                return found
+        except (ValueError, RuntimeError, IndexError) as error:
+            reason = reason or error
+    if reason:
+        raise reason
+    return None
+
+
+def _categories(data: bytes, needed: tuple[str, ...]) -> bytes:
+    """The text of these categories."""
+    parts: list[bytes] = []
+    start, category, keep = 0, "", True
+    for match in _MMCIF_CATEGORY.finditer(data):
+        found = (match[2] or match[3] or b"").decode("latin-1").lower()
+        if match[1] is None and found and found == category:
+            continue
+        if keep:
+            parts.append(data[start : match.start()])
+        start, category, keep = match.start(), found, not found or found.startswith(needed)
+    return b"".join((*parts, data[start:] if keep else b""))
+
+
+def _read_mmcif(data: bytes) -> _Parsed | None:
+    """The first block with atoms; None if there is none."""
+    document = gemmi.cif.read_string(data, check_level=0)  # blocks may have one name
+    document.check_for_missing_values()  # a tag without one would end the process
+    block = next((block for block in document if block.find_values("_atom_site.Cartn_x")), None)
     if block is None:
         return None
     # gemmi returns no atom at all where one of its columns is missing; the value of these is not needed.
     loop = block.find_values("_atom_site.Cartn_x").get_loop()
     for column, value in (("id", "1"), ("label_alt_id", "."), ("type_symbol", "X"), ("B_iso_or_equiv", "?")):
-        if loop is not None and f"_atom_site.{column}" not in loop.tags:
+        if loop is not None and not block.find_values(f"_atom_site.{column}"):
             loop.add_columns([f"_atom_site.{column}"], value)
     b_factors = block.find_values("_atom_site.B_iso_or_equiv")
     if not {"?", "."}.isdisjoint(b_factors):
@@ -645,42 +732,43 @@ def _parse_mmcif(data: bytes) -> _Parsed | None:
                 b_factors[index] = str(_NO_B_FACTOR)
     changes = block.find("_struct_ref_seq_dif.", ["mon_id", "db_mon_id", "details"])
     modified = [(row.str(0), row.str(1)) for row in changes if row.str(2).upper() == "MODIFIED RESIDUE"]
-    try:
-        structure = gemmi.make_structure_from_block(block)
-    except (ValueError, RuntimeError, IndexError):
-        needed = gemmi.cif.Block(block.name)  # what is wrong may be in a category that nothing needs
-        for item in block:
-            tag = item.loop.tags[0] if item.loop is not None else item.pair[0] if item.pair is not None else ""
-            if tag.lower().startswith(_MMCIF_NEEDED):
-                needed.add_item(item)
-        structure = gemmi.make_structure_from_block(needed)
-    return _Parsed(structure, modified, block=block)
+    return _Parsed(gemmi.make_structure_from_block(block), modified, block=block)
 
 
 def _parse_pdb(data: bytes) -> _Parsed:
+    first = _PDB_ATOM.search(data)
+    end = _PDB_END.search(data, first.end()) if first else None
+    data = data[: end.start() + 1] if end else data  # the first model is all that is read
     found = _PDB_MODIFIED.findall(data)
     modified = [(name.decode("latin-1").strip(), parent.decode("latin-1").strip()) for name, parent in found]
     if lines := [match[0] for match in _PDB_UNUSUAL.finditer(data)]:
-        # Column 21 is the first letter of a chain's name, or the fourth of a residue's.
-        four = {line[17:21].decode("latin-1") for line in lines if line[20:21].strip()}
-        states = {name for name in four if _four_letter_parent(name)}
-        if any(_tabulated(name[:3].strip())[0] for name in four - states):
-            states = set()  # as they would be of GLY, which has none
-        data = _PDB_UNUSUAL.sub(partial(_usual_line, states), data)
-    pieces = data.split(b"\nTER")
-    counts = accumulate(
-        (b"\n" + piece).count(b"\nATOM  ") + (b"\n" + piece).count(b"\nHETATM") for piece in pieces[:-1]
+        data = _PDB_UNUSUAL.sub(partial(_usual_line, _four_letter_names(lines)), data)
+    pieces = _PDB_TER.split(b"\n" + data)
+    counts = accumulate(piece.count(b"\nATOM") + piece.count(b"\nHETA") for piece in pieces[:-1])
+    return _Parsed(_pdb_structure(data), modified, list(counts))
+
+
+def _pdb_structure(data: bytes) -> Any:
+    """What gemmi reads of a PDB file; if it cannot, of the records that are needed, or of their first 72 columns: until
+    1996 columns 73 to 80 held the entry and the line's number, where element and charge are now."""
+    read = partial(gemmi.read_pdb_string, split_chain_on_ter=True)
+    return _first_of(
+        lambda: read(data),
+        lambda: read(data, max_line_length=72),
+        lambda: read(b"\n".join(_PDB_NEEDED.findall(data))),
+        lambda: read(b"\n".join(_PDB_NEEDED.findall(data)), max_line_length=72),
     )
-    for text, length in ((data, 0), (data, 72), (b"\n".join(_PDB_NEEDED.findall(data)), 0)):
-        try:
-            # Until 1996 columns 73 to 80 held the entry and the line's number, where element and charge are now.
-            structure = gemmi.read_pdb_string(text, max_line_length=length, split_chain_on_ter=True)
-            break
-        except (ValueError, RuntimeError) as error:
-            reason = error
-    else:
-        raise reason
-    return _Parsed(structure, modified, list(counts))
+
+
+def _four_letter_names(lines: Iterable[bytes]) -> set[str]:
+    """Residue names in four letters, such as LYSH, among atoms with something in column 21.
+
+    It is the fourth letter of a residue's name, or the first of a chain's: then it stands behind other names, too.
+    """
+    names = {line[17:21].decode("latin-1") for line in lines if line[20:21].strip()}
+    states = {name for name in names if _four_letter_parent(name)}
+    chains = {name[3] for name in names - states if _tabulated(name[:3].strip())[0]}
+    return {name for name in states if name[3] not in chains}
 
 
 def _usual_line(states: Collection[str], match: re.Match[bytes]) -> bytes:
@@ -689,7 +777,7 @@ def _usual_line(states: Collection[str], match: re.Match[bytes]) -> bytes:
     coords = [line[start : start + 8] for start in (30, 38, 46)]
     if any(each.strip().lower().lstrip(b"-+") == b"nan" for each in coords):
         coords = [b"%8.3f" % _NO_COORDINATE] * 3
-    if not all(map(_PDB_NUMBER.fullmatch, coords)):
+    if len(line) < 54 or not all(map(_PDB_NUMBER.fullmatch, coords)):
         number = match.string.count(b"\n", 0, match.start()) + 1
         raise ChainError(
             f"line {number} has no number in a coordinate column ({line.decode('latin-1')!r}); correct or remove it"
