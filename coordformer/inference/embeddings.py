@@ -3,11 +3,15 @@
 - Parquet: columns `id`, `length` (residues) and `embedding`, (hidden,) or without pooling flat (residues, hidden).
 - safetensors: a tensor `embeddings` (chains, hidden), or without pooling one (residues, hidden) for each chain, by its
   id; the ids in their order are JSON in the metadata `ids`.
+
+Without pooling there are also `residue_numbers`, the file's own, such as 52A, and of complexes `chain_names` and
+`chain_lengths` (residues of each chain): as columns, or as JSON in the metadata, for each chain in the order of the
+ids; null where the input has none.
 """
 
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,17 @@ from .predict import Record, id_of, residues_of
 
 FORMATS = ("parquet", "safetensors")
 SHARD_SCHEMA = pa.schema({"id": pa.string(), "length": pa.int32(), "embedding": pa.large_list(pa.float32())})
+RESIDUE_COLUMNS = {  # of vectors that are not pooled
+    "residue_numbers": pa.list_(pa.string()),
+    "chain_names": pa.list_(pa.string()),
+    "chain_lengths": pa.list_(pa.int32()),
+}
 
 
 def write_shard(path: Path, chains: Sequence[Record], vectors: Sequence[np.ndarray]) -> None:
     """Write vectors of chains, in the format that the file's name says."""
-    ids = [id_of(chain) for chain in chains]
+    ids, pooled = [id_of(chain) for chain in chains], vectors[0].ndim == 1
+    names = {} if pooled else {name: [_listed(chain, name) for chain in chains] for name in RESIDUE_COLUMNS}
 
     def write_parquet(temporary: Path) -> None:
         ends = np.cumsum([0, *(vector.size for vector in vectors)], dtype=np.int64)
@@ -35,16 +45,25 @@ def write_shard(path: Path, chains: Sequence[Record], vectors: Sequence[np.ndarr
         embedding = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
         lengths = pa.array([residues_of(chain) for chain in chains], pa.int32())
         table = pa.table([pa.array(ids), lengths, embedding], schema=SHARD_SCHEMA)
+        for name, column in names.items():
+            table = table.append_column(name, pa.array(column, RESIDUE_COLUMNS[name]))
         pq.write_table(table, temporary, use_dictionary=False)
 
     def write_safetensors(temporary: Path) -> None:
-        tensors = {"embeddings": np.stack(vectors)} if vectors[0].ndim == 1 else dict(zip(ids, vectors, strict=True))
+        tensors = {"embeddings": np.stack(vectors)} if pooled else dict(zip(ids, vectors, strict=True))
+        metadata = {name: json.dumps(values, separators=(",", ":")) for name, values in names.items()}
         try:
-            save_file(tensors, temporary, metadata={"ids": json.dumps(ids)})
+            save_file(tensors, temporary, metadata={"ids": json.dumps(ids)} | metadata)
         except SafetensorError as error:  # what it makes of an error of the operating system
             raise OSError(errno.EIO, str(error)) from error
 
     write_atomically(path, write_safetensors if path.suffix == ".safetensors" else write_parquet)
+
+
+def _listed(chain: Record, name: str) -> list[Any] | None:
+    """A chain's column, None where there is nothing in it."""
+    values = chain.get(name) if isinstance(chain, Mapping) else getattr(chain, name, None)
+    return None if values is None or not len(values) else np.asarray(values).tolist()
 
 
 def load_embeddings(folder: str | Path) -> tuple[list[str], Any]:

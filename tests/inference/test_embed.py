@@ -15,14 +15,15 @@ import pytest
 import torch
 from conftest import CHAINS, STRUCTURES, make_model
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers import set_seed
 
-from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chains
+from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chains, read_complex
 from coordformer.data.batching import fetch_rows
 from coordformer.data.pack import write_pack
 from coordformer.data.rows import load_rows
 from coordformer.inference.embed import describe, embed, embed_chains
-from coordformer.inference.embeddings import load_embeddings
+from coordformer.inference.embeddings import load_embeddings, write_shard
 from coordformer.model.windows import window_starts
 from coordformer_command import main
 
@@ -159,6 +160,55 @@ def test_both_formats_hold_the_same_numbers(checkpoint, chains, pooling, tmp_pat
     assert np.array_equal(one, left[3])
 
 
+@pytest.mark.parametrize("pooling", [None, "mean"])
+def test_vectors_of_residues_have_their_numbers(checkpoint, pooling, tmp_path):
+    """Of a file, of FASTA, which has none, and of a complex, which is one protein; in both formats."""
+    (tmp_path / "one.fasta").write_text(">one\nMKV\n")
+    alone, both = read_chains(STRUCTURES / "1orc.pdb.gz")[0], read_complex(STRUCTURES / "1hvr.pdb.gz")
+    shutil.copy(STRUCTURES / "1orc.pdb.gz", tmp_path / "first.pdb.gz")
+    inputs = [tmp_path / "first.pdb.gz", tmp_path / "one.fasta"]
+    columns = ("residue_numbers", "chain_names", "chain_lengths")
+    for file_format in ("parquet", "safetensors"):
+        quietly(checkpoint, inputs, tmp_path / file_format, pooling=pooling, file_format=file_format)
+        path = tmp_path / file_format / f"shard-00000-of-00001.{file_format}"
+        expected = {"residue_numbers": [list(alone.residue_numbers), None]} | dict.fromkeys(columns[1:], [None] * 2)
+        assert residue_columns(path) == ({} if pooling else expected)
+
+        model = CoordformerForMaskedLM.from_pretrained(checkpoint).eval()
+        vectors = embed_chains(model, [both, alone], PROCESSOR.tokenizer, pooling)
+        states = states_alone(model, both)[1:-1]
+        np.testing.assert_allclose(vectors[0], states if pooling is None else states.mean(dim=0), atol=1e-5, rtol=0)
+        path = tmp_path / f"complex.{file_format}"
+        write_shard(path, [both, alone], vectors)
+        expected = {"residue_numbers": [list(both.residue_numbers), list(alone.residue_numbers)]}
+        expected |= {"chain_names": [["A", "B"], None], "chain_lengths": [[99, 99], None]}
+        assert residue_columns(path) == ({} if pooling else expected)
+
+
+def residue_columns(path: Path) -> dict:
+    """What a shard says of its residues."""
+    if path.suffix == ".parquet":
+        table = pq.read_table(path)
+        return {name: table[name].to_pylist() for name in table.column_names[3:]}
+    with safe_open(path, framework="np") as file:
+        return {name: json.loads(text) for name, text in sorted(file.metadata().items()) if name != "ids"}
+
+
+def test_a_folder_of_an_older_version_is_read(checkpoint, tmp_path):
+    """Whose shards say nothing of residues."""
+    for file_format in ("parquet", "safetensors"):
+        out = tmp_path / file_format
+        quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", out, pooling=None, file_format=file_format)
+        ids, vectors = load_embeddings(out)
+        path = out / f"shard-00000-of-00001.{file_format}"
+        if file_format == "parquet":
+            pq.write_table(pq.read_table(path).select(["id", "length", "embedding"]), path)
+        else:
+            save_file({ids[0]: vectors[0]}, path, metadata={"ids": json.dumps(ids)})
+        again, same = load_embeddings(out)
+        assert again == ids and np.array_equal(same[0], vectors[0]) and not residue_columns(path)
+
+
 def test_a_packed_file_is_a_data_set(checkpoint, tmp_path):
     rows = load_rows(CHAINS, "valid").select(range(4))
     rows.to_parquet(tmp_path / "chains.parquet")
@@ -194,18 +244,16 @@ def test_what_cannot_be_read_is_listed_and_costs_nothing_else(checkpoint, tmp_pa
     command = ["embed", str(checkpoint), str(inputs), "--output", str(tmp_path / "out"), "--quiet", "--json"]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["chains"] == 7 and json.loads(printed.out)["rejected"] == 5
-    assert "5 files or chains were left out; the first: " in caplog.text
+    assert json.loads(printed.out)["chains"] == 9 and json.loads(printed.out)["rejected"] == 3
+    assert "3 files or chains were left out; the first: " in caplog.text
     lines = [line.split("\t") for line in (tmp_path / "out" / "rejected.tsv").read_text().splitlines()]
     assert lines[0] == ["file", "chain", "reason"]
     reasons = {(name, chain): reason for name, chain, reason in lines[1:]}
-    assert reasons.keys() == {("1A8O.pdb.gz", "1A8O_A"), ("3jqh.bcif.gz", ""), ("more/broken.cif", ""),
-                              ("more/a.fasta", "1A8O_A"), ("more/b.FAA", "two")}  # fmt: skip
-    assert "a chain of 1A8O.cif.gz has this id, too" in reasons["1A8O.pdb.gz", "1A8O_A"]
+    assert reasons.keys() == {("3jqh.bcif.gz", ""), ("more/broken.cif", ""), ("more/b.FAA", "two")}
     assert "BinaryCIF is not supported" in reasons["3jqh.bcif.gz", ""] and "1" in reasons["more/b.FAA", "two"]
     ids, _ = load_embeddings(tmp_path / "out")
-    assert ids == ["1A8O_A", *(f"1BD2_{name}" for name in "ABCDE"), "one"]
-    assert main(command) == 0 and json.loads(capsys.readouterr().out)["rejected"] == 5  # nothing is left to do
+    assert ids == ["1A8O.cif_A", "1A8O.pdb_A", *(f"1BD2_{name}" for name in "ABCDE"), "one", "1A8O_A"]
+    assert main(command) == 0 and json.loads(capsys.readouterr().out)["rejected"] == 3  # nothing is left to do
 
 
 def test_chains_are_chosen_by_name(checkpoint, tmp_path):
