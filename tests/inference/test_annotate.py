@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CHAINS, STRUCTURES, make_model
 
-from coordformer import CoordformerForSequenceClassification, CoordformerProcessor, read_chains
+from coordformer import CoordformerForSequenceClassification, CoordformerProcessor, read_chains, read_complex
 from coordformer.data.batching import fetch_rows
 from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import annotate, describe, predict_terms
@@ -27,6 +27,15 @@ def test_predictions_are_in_the_order_of_the_chains():
     alone = model(**PROCESSOR([chain["sequence"] for chain in chains])).logits.sigmoid().detach().numpy()
     np.testing.assert_allclose(not_given, alone, atol=1e-5)
     assert abs(not_given - together).max() > 1e-3
+
+
+def test_a_complex_is_one_protein():
+    model = make_model("multi_label")
+    both = read_complex(STRUCTURES / "1hvr.pdb.gz")
+    found = predict_terms(model, [both, read_chains(STRUCTURE)[0]], PROCESSOR.tokenizer)
+    expected = model(**PROCESSOR(chains=[both])).logits.sigmoid().detach().numpy()
+    np.testing.assert_allclose(found[:1], expected, atol=1e-5)
+    assert abs(found[0] - predict_terms(model, both.chains[:1], PROCESSOR.tokenizer)[0]).max() > 1e-3
 
 
 def test_a_long_chain_has_the_mean_of_its_windows():
@@ -95,23 +104,23 @@ def test_sequences_have_terms(classifier, tmp_path):
 
 @pytest.mark.parametrize("entries", [1000, 2])
 def test_what_is_left_out_lies_beside_the_table(classifier, tmp_path, caplog, entries):
-    """Chains of one id, in one part or in two, and what cannot be read; nothing of an earlier run stays."""
+    """What cannot be read, and chains of one id: told apart in a part; of two parts the later one has no place in a
+    table by id. Nothing of an earlier run stays."""
     folder = tmp_path / "in"
     folder.mkdir()
     for name, text in (("a.fasta", ">one\nMKV\n"), ("b.fasta", ">odd\nM1V\n"), ("c.fasta", ">one\nGGGGGGG\n")):
         (folder / name).write_text(text)
     found = quietly(classifier, folder, output=tmp_path / "terms.tsv", entries_per_part=entries)
     alone = quietly(classifier, folder / "a.fasta")
-    assert list(found) == ["one"]
-    assert [each["probability"] for each in found["one"]] == pytest.approx(
+    assert list(found) == (["a/one", "c/one"] if entries == 1000 else ["one"])
+    first = next(iter(found.values()))
+    assert [each["probability"] for each in first] == pytest.approx(
         [each["probability"] for each in alone["one"]], abs=1e-6
     )
     rejected = [line.split("\t") for line in (tmp_path / "terms.rejected.tsv").read_text().splitlines()[1:]]
-    assert [(file, chain) for file, chain, _ in rejected] == [
-        ("b.fasta", "odd"), ("c.fasta" if entries == 1000 else "", "one")
-    ]  # fmt: skip
-    assert "has this id, too; rename one" in rejected[1][2]
-    assert "2 files or chains were left out; the first: b.fasta: odd: letters '1'" in caplog.text
+    assert [row[:2] for row in rejected] == [["b.fasta", "odd"], ["", "one"]][: 1 if entries == 1000 else 2]
+    assert all("has this id, too; rename one" in reason for *_, reason in rejected[1:])
+    assert f"{len(rejected)} files or chains were left out; the first: b.fasta: odd: letters '1'" in caplog.text
     for name in ("b.fasta", "c.fasta"):
         (folder / name).unlink()
     quietly(classifier, folder, output=tmp_path / "terms.tsv")
