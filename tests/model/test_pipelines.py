@@ -1,5 +1,6 @@
 """`pipeline`: sequences with the stock tasks, structures with those of the package, in it and from copied code."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,9 +14,9 @@ from conftest import CHAINS, STRUCTURES, make_model
 from transformers import AutoModelForMaskedLM, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains
+from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains, read_complex
 from coordformer.data.batching import fetch_rows
-from coordformer.data.rows import load_rows
+from coordformer.data.rows import chain_to_row, load_rows
 from coordformer.hub.export import export
 from coordformer.inference.contacts import predict_contacts
 from coordformer.inference.embed import embed_chains
@@ -27,6 +28,7 @@ from coordformer.model.windows import window_around
 
 STRUCTURE = STRUCTURES / "1orc.pdb.gz"  # one chain of 71 residues
 COMPLEX = STRUCTURES / "1A8O.cif.gz"
+PROTEASE = STRUCTURES / "1hvr.pdb.gz"  # two chains of 99 residues each
 BATCHED = pytest.mark.parametrize("batch_size", [1, 3])
 
 
@@ -219,6 +221,90 @@ def test_options_reach_the_reader_and_the_model(checkpoint, chain, tmp_path):
 
 
 @BATCHED
+def test_a_complex_is_one_protein(checkpoint, model, batch_size):
+    """As a file, an object, a row and a dictionary; in a batch with a chain, whose positions have no gap."""
+    both, alone = read_complex(PROTEASE), read_chains(STRUCTURE)[0]
+    row = {**chain_to_row(both), "residue_numbers": list(both.residue_numbers)}
+    arrays = {name: getattr(both, name) for name in ("id", "sequence", "coords", "positions", "residue_numbers")}
+    arrays |= {"chain_names": ("A", "B"), "chain_lengths": np.array([99, 99])}
+    extract = pipeline("protein-feature-extraction", model=checkpoint, batch_size=batch_size)
+    [whole] = extract(str(PROTEASE), as_complex=True)
+    results = extract([alone, both, alone, row, {"sequence": alone.sequence, "coords": alone.coords}, arrays])
+    expected = embed_chains(model, [both, alone], extract.processor.tokenizer, None)
+    for [found] in [[whole], results[1], results[3], results[5]]:
+        assert (found["id"], found["sequence"]) == ("1HVR", both.sequence)
+        assert found["residue_numbers"] == list(both.residue_numbers)
+        assert (found["chain_names"], found["chain_lengths"]) == (["A", "B"], [99, 99])
+        np.testing.assert_allclose(found["residue_embeddings"], expected[0], atol=1e-5)
+    for [found] in (results[0], results[2], results[4]):
+        assert "chain_names" not in found
+        np.testing.assert_allclose(found["residue_embeddings"], expected[1], atol=1e-5)
+    assert results[0][0]["residue_numbers"] == list(alone.residue_numbers) and results[4][0]["residue_numbers"] is None
+    [apart, _] = extract(PROTEASE)
+    assert np.abs(apart["residue_embeddings"] - whole["residue_embeddings"][:99]).max() > 0.01
+    [assembly] = extract(COMPLEX, assembly=1)
+    assert assembly["chain_names"] == ["A", "A-2"] and len(assembly["sequence"]) == 140
+
+
+@BATCHED
+def test_contacts_and_gaps(checkpoint, model, batch_size):
+    """A chain with a gap, and one without."""
+    predict = pipeline("protein-contact-prediction", model=checkpoint, batch_size=batch_size)
+    alone = read_chains(STRUCTURE)[0]
+    positions = alone.positions + 40 * (np.arange(71) >= 30)
+    gapped = dataclasses.replace(alone, positions=positions)
+    maps = dict(predict_contacts(model, [gapped, alone], predict.processor.tokenizer))
+    found = [chains[0]["probabilities"] for chains in predict([gapped, alone, gapped])]
+    for probabilities, number in zip(found, (0, 1, 0), strict=True):
+        np.testing.assert_allclose(probabilities, maps[number], atol=1e-5)
+    assert np.abs(maps[0] - maps[1]).max() > 0.01
+
+
+@BATCHED
+def test_residues_by_their_own_numbers(checkpoint, model, chain, batch_size):
+    """Cro, which has 56A to 56E; a complex, whose chains share numbers; and a file of which one chain is asked for."""
+    fill = pipeline("protein-fill-mask", model=checkpoint, batch_size=batch_size, top_k=20)
+    [found] = fill(STRUCTURE, residues="A56-A57 A1 66")
+    named = [(each["position"], each["residue_number"], each["residue"]) for each in found["predictions"]]
+    numbers = ["56", "56A", "56B", "56C", "56D", "56E", "57"]
+    letters = zip(range(56, 63), numbers, chain.sequence[55:62], strict=True)
+    assert named == [*letters, (1, "1", "M"), (71, "66", "A")] and "chain" not in found["predictions"][0]
+    [same] = fill(STRUCTURE, positions=[position for position, *_ in named])
+    assert same["predictions"] == found["predictions"]
+
+    both = read_complex(PROTEASE)
+    [found] = fill(both, residues=["B30", "A99-A99"])
+    named = [(each["position"], each["chain"], each["residue_number"]) for each in found["predictions"]]
+    assert named == [(129, "B", "30"), (99, "A", "99")]
+    (expected,) = log_probabilities(model, fill.processor, [(both, [128, 98])], masked=True)
+    np.testing.assert_allclose(table(found["predictions"]), np.exp(expected), atol=1e-5)
+
+    several = fill(PROTEASE, residues="B30-B32")
+    assert [each["id"] for each in several] == ["1HVR_B"]
+    assert [each["residue_number"] for each in several[0]["predictions"]] == ["30", "31", "32"]
+    [sequence] = fill({"sequence": chain.sequence}, residues="3-4")
+    assert [(each["position"], each["residue_number"]) for each in sequence["predictions"]] == [(3, None), (4, None)]
+
+
+@BATCHED
+def test_masks_in_a_complex(checkpoint, model, batch_size):
+    """Of the dictionary that a complex with masked residues is."""
+    both = read_complex(PROTEASE)
+    sequence = both.sequence[:98] + "<mask>" + both.sequence[99:101] + "<mask>" + both.sequence[102:]
+    protein = {"id": "design", "sequence": sequence, "coords": both.coords, "positions": both.positions}
+    protein |= {"chain_lengths": both.chain_lengths, "residue_numbers": both.residue_numbers}
+    fill = pipeline("protein-fill-mask", model=checkpoint, top_k=20)
+    [found] = fill(protein, batch_size=batch_size)
+    named = [(each["position"], each["chain"], each["residue_number"]) for each in found["predictions"]]
+    assert named == [(99, "1", "99"), (102, "2", "3")] and found["chain_names"] == ["1", "2"]
+    batch = fill.processor(chains=[both])
+    batch["input_ids"][0, [99, 102]] = fill.processor.tokenizer.mask_token_id
+    letters = fill.processor.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS))
+    expected = model(**batch).logits[0, [99, 102]][:, letters].softmax(dim=-1)
+    np.testing.assert_allclose(table(found["predictions"]), expected.detach(), atol=1e-5)
+
+
+@BATCHED
 def test_several_atoms(tmp_path, batch_size):
     model = make_model("base", coordinate_atoms=("N", "CA", "C"))
     extract = pipeline("protein-feature-extraction", model=save(model, tmp_path), batch_size=batch_size)
@@ -267,6 +353,22 @@ def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
             fill(STRUCTURE, positions=positions)
     with pytest.raises(ValueError, match=r"`positions` is \[1\], but the sequence has <mask>"):
         fill({"sequence": "MK<mask>"}, positions=[1])
+    for residues, message in (
+        ("B1", "Residues 'B1': chain A has no residue B1, its residues are 1 to 66"),
+        ("A56F", "of 56 there is A56, A56A, A56B, A56C, A56D, A56E; write it like A1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fill(STRUCTURE, residues=residues)
+    with pytest.raises(ValueError, match="1 may be A1 .position 1 of chain A. or B1 .position 1 of chain B.; write A1"):
+        fill(PROTEASE, residues="1")
+    with pytest.raises(ValueError, match=r"`positions` is \[1\] and `residues` 'A1'; choose residues one way"):
+        fill(STRUCTURE, positions=[1], residues="A1")
+    with pytest.raises(ValueError, match="`residues` is 1, but the sequence has <mask>"):
+        fill({"sequence": "MK<mask>"}, residues="1")
+    with pytest.raises(ValueError, match="and so do `as_complex` and `assembly`; chains are"):
+        extract({"sequence": "MKV"}, as_complex=True)
+    with pytest.raises(ValueError, match="Chain short: residues with residue_numbers are 2, where 3 is right"):
+        extract({"id": "short", "sequence": "MKV", "residue_numbers": ["1", "2"]})
     with pytest.raises(ValueError, match="`top_k` is 0;"):
         fill(STRUCTURE, top_k=0)
 
