@@ -22,6 +22,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
 from ..model.structure import MAX_BYTES
+from .records import lock_folder
 
 CHUNK = 2**16  # bytes
 MAX_WAIT = 120.0  # seconds between two attempts, whatever the server asks for
@@ -138,7 +139,8 @@ def fetch(
 
     Raises:
         ValueError: an argument is out of range, or an id is none.
-        OSError: a file cannot be written, as on a full disk; files fetched before stay.
+        OSError: a file cannot be written, as on a full disk, and files fetched before stay; or another process is
+            fetching into the folder.
     """
     for name, value, least in (("attempts", attempts, 1), ("connections", connections, 1), ("backoff", backoff, 0)):
         if not least <= value < math.inf:
@@ -151,13 +153,12 @@ def fetch(
             raise ValueError(f"`{name}` is {url!r}; it must start with http:// or https://.")
     ids = list(dict.fromkeys(map(_require_id, ids)))
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    found = _find_files(ids, folder)
     reasons: dict[str, str] = {}
     client = _Client(1 / requests_per_second, attempts, timeout, backoff)
     fetch_id = partial(_fetch_id, client, folder, rcsb_url.rstrip("/"), alphafold_url.rstrip("/"))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_folder(folder))
+        found = _find_files(ids, folder)
         bar = stack.enter_context(tqdm(total=len(ids), initial=len(found), unit="id", disable=not progress))
         pool = ThreadPoolExecutor(connections, initializer=client.open_session)
         stack.callback(pool.shutdown, cancel_futures=True)

@@ -6,17 +6,20 @@ An archive is read where it lies: nothing of it is ever written to the disk, and
 import bz2
 import contextlib
 import gzip
+import json
 import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ..model.chain import StructureError
-from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES
+from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES, entry_id, file_entry
 from .files import write_text
 
 SEQUENCE_SUFFIXES = (".fasta", ".fa", ".faa")
@@ -25,6 +28,8 @@ MAX_EXPANSION = 200
 """A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
 MAX_HEADER = 1024**2
 """Bytes between the contents of two members: names and the like have some hundred, and `tarfile` sets no bound."""
+HEADS = (2**12, 2**16)
+"""Bytes of a file that are looked through for its entry: most have it in the first lines, `entry_id` reads no more."""
 
 Reject = tuple[str, str, str]  # file, chain or "", reason
 
@@ -33,10 +38,11 @@ Reject = tuple[str, str, str]  # file, chain or "", reason
 class Source:
     """A file, a member of a tar archive, or a compressed archive as a whole, which only can be read from its start."""
 
-    name: str  # path below the folder that all inputs have in common; of a member `archive/member`
+    name: str  # path below the folder that all inputs have in common, as text; of a member `archive/member`
     path: str  # of the file or archive
     size: int  # bytes, of a member those of the member
     offset: int | None = None  # of a member, where its content begins in the archive
+    entry: str | None = None  # what its ids begin with, where its own entry is also that of another source
 
 
 def has_suffix(name: str, suffixes: Sequence[str]) -> bool:
@@ -79,13 +85,107 @@ def list_sources(
     sources: list[Source] = []
     rejects: list[Reject] = []
     for file, path in sorted(found.items(), key=lambda item: item[1]):
-        name = file.relative_to(root).as_posix()
+        name = _as_text(file.relative_to(root).as_posix())
         if has_suffix(path.name, ARCHIVES) and not _opener(path):
             for member in _members(path, name, suffixes, rejects):
-                sources.append(Source(f"{name}/{member.name}", str(path), member.size, member.offset_data))
+                sources.append(Source(_below(name, member), str(path), member.size, member.offset_data))
         else:
             sources.append(Source(name, str(path), path.stat().st_size))
     return sources, rejects
+
+
+def name_entries(sources: Sequence[Source]) -> list[Source]:
+    """Give sources whose ids would be equal an `entry`: the shortest part of their path that tells them apart.
+
+    `a/model.cif` and `b/model.cif` become `a/model` and `b/model`, files of different names their names, and
+    `model.cif` and `model.pdb` of one folder keep their suffixes. The heads of all files decide, so every job, worker
+    and resumed run names them alike. FASTA files have ids of their own, and nobody knows what is in a compressed
+    archive: `distinct_ids` is for these.
+    """
+    if len(sources) < 2:
+        return list(sources)
+    own = [_peek_entry(source) for source in sources]
+    named = [number for number, entry in enumerate(own) if entry is not None]
+    entries = _first_distinct(
+        [str(own[number]) for number in named], lambda place: _path_ends(sources[named[place]].name, named[place])
+    )
+    found = list(sources)
+    for number, entry in zip(named, entries, strict=True):
+        if entry != own[number]:
+            found[number] = replace(sources[number], entry=entry)
+    return found
+
+
+def distinct_ids(ids: Sequence[str], sources: Sequence[str], sequences: Sequence[bool] | None = None) -> list[str]:
+    """Ids without equal ones: of these, the entry becomes the shortest part of the path that tells them apart.
+
+    Args:
+        ids: of chains, `<entry>_<chain>`.
+        sources: names of the files that they were read from.
+        sequences: whether each comes from a FASTA file, whose ids have no entry: the part is put before the id.
+    """
+
+    def candidates(number: int) -> Iterator[str]:
+        name, chain_id = sources[number], ids[number]
+        start = f"{file_entry(name)}_"
+        chain = chain_id.removeprefix(start) if chain_id.startswith(start) else chain_id.rpartition("_")[2]
+        end = f"/{chain_id}" if sequences is not None and sequences[number] else f"_{chain}"
+        return (part + end for part in _path_ends(name, number))
+
+    return _first_distinct(list(ids), candidates)
+
+
+def _first_distinct(names: list[str], others: Callable[[int], Iterator[str]]) -> list[str]:
+    """Of each item the first of its names that no other has; all that share one go on to the next of `others`."""
+    following: dict[int, Iterator[str]] = {}
+    while len(counts := Counter(names)) < len(names):
+        for number in [number for number, name in enumerate(names) if counts[name] > 1]:
+            if number not in following:
+                following[number] = others(number)
+            names[number] = next(following[number])
+    return names
+
+
+def _path_ends(name: str, number: int) -> Iterator[str]:
+    """Ends of a source's path, the shortest first: without the suffixes of the file, then with them."""
+    *folders, file = [part for part in name.split("/") if part not in ("", ".", "..")]
+    stem = file_entry(file)
+    for suffix in SEQUENCE_SUFFIXES:
+        stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
+    for end in (stem or file, file.removesuffix(".gz"), file):
+        for depth in range(len(folders) + 1):
+            yield "/".join([*folders[len(folders) - depth :], end])
+    yield from (f"{name}-{each}" for each in count(number + 1))  # two members of an archive may have one name
+
+
+def _peek_entry(source: Source) -> str | None:
+    """The entry that a source's ids begin with; None of FASTA files, and of what is not read or holds several files."""
+    if is_archive(source) or has_suffix(source.name, (".bcif",)):
+        return None
+    for most in HEADS:
+        head = _read_head(source, most)
+        if head.lstrip().startswith(b">"):
+            return None
+        if len(head) == most:
+            head = head[: head.rfind(b"\n") + 1]  # the last line may be cut
+        if entry := entry_id(head):
+            return entry
+        if len(head) < most // 2:
+            break
+    return file_entry(source.name)
+
+
+def _read_head(source: Source, most: int) -> bytes:
+    """The first bytes of a source, decompressed; none of what cannot be read, which says so in its turn."""
+    try:
+        with open(source.path, "rb", buffering=0) as file:
+            file.seek(source.offset or 0)
+            data = file.read(min(most, source.size))
+        if data.startswith(b"\x1f\x8b"):
+            data = zlib.decompressobj(wbits=31).decompress(data, most)
+    except (OSError, zlib.error):
+        return b""
+    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def is_archive(source: Source) -> bool:
@@ -111,7 +211,7 @@ def read_contents(
     path = Path(source.path)
     if is_archive(source):
         for member, data in _members(path, source.name, suffixes, rejects):
-            yield f"{source.name}/{member.name}", data
+            yield _below(source.name, member), data
         return
     try:
         if source.size > MAX_BYTES:
@@ -128,11 +228,35 @@ def read_contents(
     yield source.name, data if len(data) == source.size else "cut off: the archive ends within it; get it again"
 
 
+def read_and_hash(
+    source: Source,
+    rejects: list[Reject],
+    digest: Any,
+    suffixes: Sequence[str] = (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES),
+) -> Iterator[tuple[str, bytes | str]]:
+    """`read_contents`; what decides its chains goes into `digest`: names and contents, and the entry if it has one."""
+    if source.entry is not None:
+        digest.update(json.dumps(source.entry).encode())
+    for name, data in read_contents(source, rejects, suffixes):
+        digest.update(json.dumps(name).encode())
+        digest.update(data if isinstance(data, bytes) else data.encode())
+        yield name, data
+
+
 def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
     """Write what was left out, a line for each file or chain, with the reason."""
     lines = [("file", "chain", "reason"), *rejects]
     text = "".join("\t".join(" ".join(value.split()) for value in line) + "\n" for line in lines)
     write_text(path, text.encode(errors="backslashreplace").decode())  # a file's name may be no UTF-8
+
+
+def _as_text(name: str) -> str:
+    """A name that may be no UTF-8 as text that can be written: ids and tables are made of it."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def _below(archive: str, member: tarfile.TarInfo) -> str:
+    return f"{archive}/{_as_text(member.name)}"
 
 
 def _opener(path: Path) -> Any:
@@ -171,17 +295,17 @@ def _members(path: Path, name: str, suffixes: Sequence[str], rejects: list[Rejec
                 archive.members = []  # or it keeps the headers of millions
                 if stream is not None:
                     if member.offset_data + member.size > limit:
-                        reason = f"{member.name} brings it beyond {MAX_EXPANSION} times its size; a bomb?"
+                        reason = f"{_as_text(member.name)} brings it beyond {MAX_EXPANSION} times its size; a bomb?"
                         rejects.append((name, "", reason))
                         return
                     stream.left = member.size + MAX_HEADER
                 if not has_suffix(member.name, suffixes):
                     continue
-                last = member.name
+                last = _as_text(member.name)
                 if not member.isreg() or member.issparse():
-                    rejects.append((f"{name}/{member.name}", "", "a link or special file; only plain files are read"))
+                    rejects.append((_below(name, member), "", "a link or special file; only plain files are read"))
                 elif member.size > MAX_BYTES:
-                    rejects.append((f"{name}/{member.name}", "", f"larger than {MAX_BYTES} bytes; split the file"))
+                    rejects.append((_below(name, member), "", f"larger than {MAX_BYTES} bytes; split the file"))
                 else:
                     yield member if opener is None else (member, archive.extractfile(member).read())
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:

@@ -8,14 +8,15 @@ Three steps, each of which can be stopped at any moment and called again:
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,8 +37,17 @@ from .cluster import assign_splits, cluster_sequences, find_mmseqs
 from .fetch import fetch as fetch_files
 from .fetch import parse_ids
 from .files import write_atomically, write_json, write_text
-from .inputs import Reject, Source, is_archive, list_sources, read_contents, write_rejects
-from .records import begin_run, counted, hash_file, hash_json
+from .inputs import (
+    Reject,
+    Source,
+    distinct_ids,
+    is_archive,
+    list_sources,
+    name_entries,
+    read_and_hash,
+    write_rejects,
+)
+from .records import begin_run, counted, hash_file, hash_json, lock_folder
 from .rows import SCHEMA, chain_to_row, read_footer
 
 FILES_PER_PART = 64
@@ -47,7 +57,7 @@ ROWS_AT_ONCE = 2000
 
 logger = logging.getLogger(__name__)
 READING, DATA, SHEET = "reading", "data", "datasheet.json"
-REJECTS_KEY = b"coordformer.rejects"  # in the metadata of a part
+REJECTS_KEY, CONTENTS_KEY = b"coordformer.rejects", b"coordformer.contents"  # in the metadata of a part
 
 
 @dataclass
@@ -57,7 +67,7 @@ class PrepareSettings:
     Attributes:
         atoms: the atoms to keep.
         min_plddt: residues of predicted structures below this confidence count as not observed.
-        min_mean_plddt: chains of predicted structures with a lower mean confidence are rejected.
+        min_mean_plddt: chains of predicted structures with a lower mean confidence, as deposited, are rejected.
         min_length, max_length: chains with fewer or more residues are rejected.
         min_observed: chains with a smaller share of observed residues are rejected.
         keep_duplicates: keep all chains of equal sequence; the default merges them into the best observed one.
@@ -114,11 +124,6 @@ class PrepareSettings:
             return f"{len(chain)} residues are more than max_length={self.max_length}"
         if observed < self.min_observed:
             return f"{observed:.3f} of the residues are observed, less than min_observed={self.min_observed}"
-        if self.min_mean_plddt is not None:
-            if chain.method is not None and "THEORETICAL" not in chain.method.upper():
-                return f"min_mean_plddt needs a predicted model, but the file is experimental ({chain.method})"
-            if (mean := float(np.nanmean(chain.b_factor))) < self.min_mean_plddt:
-                return f"the mean pLDDT is {mean:.1f}, less than min_mean_plddt={self.min_mean_plddt}"
         return None
 
 
@@ -128,20 +133,24 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
     A compressed archive is a part for itself. What cannot be read of the archives comes after the parts.
     """
     sources, rejects = list_sources(inputs)
+    sources = name_entries(sources)
     parts = [[source] for source in sources if is_archive(source)]
     sources = [source for source in sources if not is_archive(source)]
     parts += [sources[start : start + FILES_PER_PART] for start in range(0, len(sources), FILES_PER_PART)]
     return parts, rejects
 
 
-def _read_file(name: str, data: bytes | str, settings: PrepareSettings, rejects: list[Reject]) -> list[dict[str, Any]]:
+def _read_file(
+    name: str, data: bytes | str, entry: str | None, settings: PrepareSettings, rejects: list[Reject]
+) -> list[dict[str, Any]]:
     """Rows of the chains that are kept; what is not goes to `rejects`."""
     problems: list[tuple[str, str]] = []
     rows = []
+    least: dict[str, Any] = {"min_plddt": settings.min_plddt, "min_mean_plddt": settings.min_mean_plddt}
     try:
         if isinstance(data, str):
             raise ValueError(data)
-        for chain in read_chains(name, settings.atoms, settings.min_plddt, problems=problems, data=data):
+        for chain in read_chains(name, settings.atoms, **least, problems=problems, data=data, entry=entry):
             if (reason := settings.reject(chain)) is None:
                 rows.append(chain_to_row(chain, source=name))
             else:
@@ -157,24 +166,56 @@ def _read_file(name: str, data: bytes | str, settings: PrepareSettings, rejects:
 def read_part(part: Sequence[Source], settings: PrepareSettings, path: str | Path) -> int:
     """Read a part into a Parquet file, which appears whole or not at all; returns the number of structure files."""
     rejects: list[Reject] = []
+    hashes: list[str] = []
     files = 0
 
     def write(temporary: Path) -> None:
         nonlocal files
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             rows: list[dict[str, Any]] = []
-            for source in part:
-                for name, data in read_contents(source, rejects, STRUCTURE_SUFFIXES):
-                    files += 1
-                    rows += _read_file(name, data, settings, rejects)
-                    if len(rows) >= ROWS_AT_ONCE:
-                        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-                        rows = []
+            for source, name, data in _contents(part, rejects, hashes):
+                files += 1
+                rows += _read_file(name, data, source.entry, settings, rejects)
+                if len(rows) >= ROWS_AT_ONCE:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                    rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-            writer.add_key_value_metadata({REJECTS_KEY: json.dumps(rejects).encode(), b"files": str(files).encode()})
+            metadata = {REJECTS_KEY: json.dumps(rejects), CONTENTS_KEY: json.dumps(hashes), b"files": str(files)}
+            writer.add_key_value_metadata({key: value.encode() for key, value in metadata.items()})
 
     write_atomically(Path(path), write)
     return files
+
+
+def _contents(
+    part: Sequence[Source], rejects: list[Reject], hashes: list[str]
+) -> Iterator[tuple[Source, str, bytes | str]]:
+    """The files of a part, each with its source and name; `hashes` gets the SHA-256 of each source."""
+    for source in part:
+        digest = hashlib.sha256()
+        for name, data in read_and_hash(source, rejects, digest, STRUCTURE_SUFFIXES):
+            yield source, name, data
+        hashes.append(digest.hexdigest())
+
+
+def hash_part(part: Sequence[Source]) -> list[str]:
+    """SHA-256 of each source of a part, as it is now: of all that its rows are made of."""
+    hashes: list[str] = []
+    for _ in _contents(part, [], hashes):
+        pass
+    return hashes
+
+
+def is_read(part: Sequence[Source], path: str | Path) -> bool:
+    """Whether the file of a part is there, and was made of what the part has now.
+
+    Raises:
+        ValueError: it is there and unreadable.
+    """
+    if not Path(path).exists():
+        return False
+    made_of = (read_footer(Path(path)).metadata or {}).get(CONTENTS_KEY)  # not yet in those of older versions
+    return made_of is not None and json.loads(made_of) == hash_part(part)
 
 
 def part_path(output: Path, number: int) -> Path:
@@ -182,11 +223,13 @@ def part_path(output: Path, number: int) -> Path:
 
 
 def _read_all(parts: list[list[Source]], settings: PrepareSettings, output: Path, workers: int, progress: bool) -> None:
-    """Read the parts that are not there yet."""
+    """Read the parts that are not there yet, and those whose files have changed since."""
     paths = [part_path(output, number) for number in range(len(parts))]
     for path in filter(Path.exists, paths):
         read_footer(path)  # or raises
-    left = [(part, settings, path) for part, path in zip(parts, paths, strict=True) if not path.exists()]
+    with ThreadPoolExecutor(workers) as threads:
+        there = list(threads.map(is_read, parts, paths))
+    left = [(part, settings, path) for part, path, done in zip(parts, paths, there, strict=True) if not done]
     total = sum(map(len, parts))
     done = total - sum(len(part) for part, *_ in left)
     with contextlib.ExitStack() as stack:
@@ -244,12 +287,17 @@ def assemble(
     parts = sorted((output / READING).glob("part-*.parquet"))
     footers = [read_footer(part).metadata for part in parts]
     all_rejects = [*rejects, *(tuple(reject) for footer in footers for reject in json.loads(footer[REJECTS_KEY]))]
-    columns = ["id", "sequence", "length", "observed", "resolution", "method"]
+    contents = [each for footer in footers for each in json.loads(footer.get(CONTENTS_KEY, b"[]"))]
+    columns = ["id", "sequence", "length", "observed", "resolution", "method", "source"]
     tables = [pq.read_table(part, columns=columns) for part in parts]
     table = pa.concat_tables([SCHEMA.empty_table().select(columns), *tables])
     # More than 2^31 letters together do not fit in Arrow's plain strings.
     large = [each.with_type(pa.large_string()) if each.type == pa.string() else each for each in table.schema]
     table = table.cast(pa.schema(large))
+    if pc.count_distinct(table["id"]).as_py() < len(table):  # of compressed archives, or of parts of older versions
+        ids = distinct_ids(table["id"].to_pylist(), [source or "" for source in table["source"].to_pylist()])
+        table = table.set_column(0, table.schema.field("id"), pa.array(ids, pa.large_string()))
+    table = table.drop_columns("source")
     kept = np.arange(len(table))
     aliases: list[list[str] | None] = [None] * len(table)
     if not settings.keep_duplicates:
@@ -266,6 +314,7 @@ def assemble(
         clusters = np.unique(labels, return_inverse=True)[1][np.argsort(order)]
     extra = pa.table(
         {
+            "id": summary["id"],
             "cluster": pa.nulls(len(kept), pa.int32()) if clusters is None else pa.array(clusters, pa.int32()),
             "split": pa.nulls(len(kept), pa.string()) if splits is None else pa.array(names, pa.string()),
             "aliases": pa.array(aliases, SCHEMA.field("aliases").type),
@@ -286,7 +335,8 @@ def assemble(
         rows = pq.read_table(part).take(pa.array(kept[inside] - start))
         more = extra.take(pa.array(inside))
         for column in extra.column_names:
-            rows = rows.set_column(rows.column_names.index(column), SCHEMA.field(column), more[column])
+            place = rows.column_names.index(column)
+            rows = rows.set_column(place, SCHEMA.field(column), more[column].cast(SCHEMA.field(column).type))
         for name, writer in writers.items():
             writer.add(rows.filter(pa.array(names[inside] == name, pa.bool_())))
     for writer in writers.values():
@@ -298,7 +348,7 @@ def assemble(
     files = sum(int(footer[b"files"]) for footer in footers)
     counts = {"chains_read": len(table), "files": files, "duplicates_merged": len(table) - len(kept)}
     chains = summary.append_column("split", pa.array(names, pa.string()))
-    sheet = write_datasheet(output, chains, clusters, all_rejects, counts, settings.decisive())
+    sheet = write_datasheet(output, chains, clusters, all_rejects, counts, settings.decisive(), hash_json(contents))
     shutil.rmtree(output / READING, ignore_errors=True)
     return sheet
 
@@ -336,8 +386,12 @@ def write_datasheet(
     rejects: Sequence[Reject],
     counts: Mapping[str, int],
     settings: Mapping[str, Any],
+    contents: str,
 ) -> dict[str, Any]:
-    """Write what a user of the data set has to know as `datasheet.json` and, for people and the Hub, `README.md`."""
+    """Write what a user of the data set has to know as `datasheet.json` and, for people and the Hub, `README.md`.
+
+    `contents` is the hash of all that it was made of.
+    """
     lengths, observed = chains["length"].to_numpy(), chains["observed"].to_numpy()
     names = np.array(chains["split"].to_pylist(), dtype=object)
     # Numbers differ from file to file, the reason does not.
@@ -366,6 +420,7 @@ def write_datasheet(
         "methods": dict(Counter(method or "not stated" for method in chains["method"].to_pylist()).most_common()),
         "reject_reasons": dict(reasons.most_common(20)),
         "settings": dict(settings),
+        "contents": contents,
         "versions": {name: version(name) for name in ("coordformer", "gemmi", "pyarrow")},
         "shards": {
             path.name: {"rows": read_footer(path).num_rows, "bytes": path.stat().st_size, "sha256": hash_file(path)}
@@ -395,7 +450,9 @@ def prepare(
     """Turn structure files into Parquet shards that `datasets.load_dataset(output)` reads and streams.
 
     The data set appears whole or not at all; a run that was stopped goes on where it was when it is called again with
-    the same arguments. The result depends on the files alone, not on the number of workers.
+    the same arguments, and reads again what has changed since. The result depends on the files alone, not on the number
+    of workers. Ids are all different: chains of equal ones have the part of their file's path in them that tells them
+    apart, see `inputs.name_entries`.
 
     Args:
         inputs: structure files, tar archives of them, and folders that are searched for both.
@@ -410,8 +467,9 @@ def prepare(
         The datasheet, see `write_datasheet`.
 
     Raises:
-        ValueError: an option is unusable, there is nothing to read, or `output` holds another data set.
-        OSError: a worker was lost or a disk is full; what was read stays.
+        ValueError: an option is unusable, there is nothing to read, or `output` holds another data set, or one of files
+            that have changed since.
+        OSError: a worker was lost or a disk is full, and what was read stays; or another run is writing to `output`.
     """
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -419,10 +477,24 @@ def prepare(
         raise ValueError(f"`workers` is {workers}; it must be at least 1.")
     output, settings = Path(output), PrepareSettings(**options)
     parts, rejects = plan(inputs)
-    if not begin(output, settings, parts):
-        return _read_sheet(output)
-    _read_all(parts, settings, output, workers, progress)
-    return assemble(output, settings, [*((name, "", reason) for name, reason in failed), *rejects], workers)
+    with lock_folder(output):
+        if not begin(output, settings, parts):
+            _check_contents(parts, output, workers)
+            return _read_sheet(output)
+        _read_all(parts, settings, output, workers, progress)
+        return assemble(output, settings, [*((name, "", reason) for name, reason in failed), *rejects], workers)
+
+
+def _check_contents(parts: list[list[Source]], output: Path, workers: int) -> None:
+    """`ValueError` unless the files are those that a finished data set was made of."""
+    before = _read_sheet(output).get("contents")  # older versions did not write it
+    if before is None:
+        return
+    with ThreadPoolExecutor(workers) as threads:
+        hashes = [each for part in threads.map(hash_part, parts) for each in part]
+    if hash_json(hashes) != before:
+        what = "the files that this data set was made of have changed since"
+        raise ValueError(f"{output}: {what}; choose another output folder, or delete it.")
 
 
 def begin(output: Path, settings: PrepareSettings, parts: Sequence[Sequence[Source]]) -> bool:

@@ -1,20 +1,86 @@
 """What a run leaves beside its results: its settings, the contents it read by hash, the code and command it ran.
 
-One guard for every verb that fills a folder: `begin_run` writes `run.json`, and refuses a folder of another run.
+Two guards for every verb that fills a folder: `begin_run` writes `run.json`, and refuses a folder of another run;
+`lock_folder` refuses one that another process is writing to.
 """
 
 import hashlib
 import json
+import math
+import os
 import re
 import shlex
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .files import write_json
 
 RUN = "run.json"
+
+
+@contextmanager
+def lock_folder(folder: str | Path, job: int = 1, jobs: int = 1) -> Iterator[None]:
+    """Keep other processes from writing the same files, and from taking half-written ones for what a kill left.
+
+    The lock is the operating system's, so it goes with the process, however that ends. Its file `.K-of-N.lock` goes at
+    the end; one that a kill left holds nobody up. Jobs of an array may share the folder unless they do the same part:
+    job k of n and job l of m, where k = l modulo the greatest common divisor of n and m.
+
+    Args:
+        folder: is made if there is none.
+        job, jobs: number of this job, and of all.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{job}-of-{jobs}.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lock_file(path))
+            for other, k, n in other_locks(folder, job, jobs):
+                if (job - k) % math.gcd(jobs, n) == 0:
+                    with _lock_file(other):
+                        pass  # what a kill left, which goes
+        except Timeout:
+            fix = "wait for its end, or choose another output folder"
+            raise BlockingIOError(f"{folder}: another run is writing there; {fix}") from None
+        except OSError:
+            if os.access(folder, os.W_OK):  # who may not write there needs no lock
+                raise
+        yield
+
+
+def other_locks(folder: Path, job: int = 1, jobs: int = 1) -> list[tuple[Path, int, int]]:
+    """Lock files of jobs other than this one, each with the number of its job and of all; a kill may have left them."""
+    found = [(path, re.fullmatch(r"\.(\d+)-of-(\d+)\.lock", path.name)) for path in sorted(folder.glob(".*.lock"))]
+    numbered = [(path, int(match[1]), int(match[2])) for path, match in found if match]
+    return [(path, k, n) for path, k, n in numbered if (k, n) != (job, jobs)]
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[None]:
+    """Hold a lock file, which is removed; a `filelock.Timeout` says that another process does.
+
+    A thread may hold it several times: a verb to its end, and what it calls.
+    """
+    # For a second: jobs that start together may all look at one that a kill left.
+    lock = FileLock(path, timeout=1, is_singleton=True)
+    outermost = not lock.is_locked
+    with lock:
+        try:
+            yield
+        finally:
+            # Where a file system has no locks, it is of another kind by now, which removes its file itself.
+            if outermost and type(lock) is FileLock:
+                with suppress(OSError):  # Windows removes no file that is open
+                    path.unlink()  # while it is held, or it could be the lock of the next process
 
 
 def begin_run(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..model.chain import Chain
+from ..model.chain import Chain, chain_positions
 from .batching import ChainBatches, EpochBatches, check_budget, packed_slots, token_lengths
 
 SCHEMA = pa.schema(
@@ -27,6 +27,10 @@ SCHEMA = pa.schema(
         ("atoms", pa.list_(pa.string())),
         ("coords", pa.list_(pa.float32())),  # Å
         ("b_factor", pa.list_(pa.float32())),  # Å^2, or pLDDT in predicted structures
+        ("positions", pa.list_(pa.int32())),  # places along the chain from 0; null where they have no gap
+        ("residue_numbers", pa.list_(pa.string())),  # of the file, such as 52A; null where it has none
+        ("chain_names", pa.list_(pa.string())),  # of a complex, in the order of its residues; null for a chain
+        ("chain_lengths", pa.list_(pa.int32())),  # residues of each of them; null for a chain
         ("method", pa.string()),
         ("resolution", pa.float32()),  # Å
         ("source", pa.string()),  # the file a chain was read from, or the collection it belongs to
@@ -38,10 +42,12 @@ SCHEMA = pa.schema(
 
 
 def chain_to_row(chain: Chain, source: str | None = None) -> dict[str, Any]:
-    """The row of a chain; `processing_coordformer.chain_arrays` reads it back."""
+    """The row of a chain or complex; `processing_coordformer.chain_arrays` reads it back."""
     sizes = {"length": len(chain), "observed": int(chain.observed.any(axis=1).sum())}
     flat = {"atoms": list(chain.atoms), "coords": chain.coords.reshape(-1)}
-    return dict.fromkeys(SCHEMA.names) | vars(chain) | sizes | flat | {"source": source}
+    gaps = chain.positions is not None and int(chain.positions[-1]) != len(chain) - 1  # they rise from 0
+    numbers = {"positions": chain.positions if gaps else None, "residue_numbers": chain.residue_numbers or None}
+    return dict.fromkeys(SCHEMA.names) | vars(chain) | sizes | flat | numbers | {"source": source}
 
 
 def load_rows(path: str | Path, split: str | None = None) -> Dataset:
@@ -54,7 +60,7 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
             the rows of the shards of that name.
 
     Returns:
-        A `datasets.Dataset` with the columns of `SCHEMA`.
+        A `datasets.Dataset` with the columns of `SCHEMA`; a data set that an older version made lacks the later ones.
 
     Raises:
         FileNotFoundError: there is no Parquet file.
@@ -111,10 +117,12 @@ def read_compact(path: str | Path) -> pa.Table:
     """Read the compact layout: one C-alpha per residue in whole hundredths of an Å.
 
     The columns `ca_x`, `ca_y` and `ca_z` are lists of int16, -32768 where not observed; `id` and `sequence` are
-    required, `source`, `method`, `resolution`, `cluster30`, `split` and `alias_ids` are taken where present.
+    required, `source`, `method`, `resolution`, `cluster30`, `split` and `alias_ids` are taken where present. Of
+    complexes also `lengths` and `chain_ids`, of their chains, between which `sequence` has `/`; their cluster is
+    `component`.
 
     Returns:
-        A table with the columns of `SCHEMA`; `b_factor` is null.
+        A table with the columns of `SCHEMA`, null where the layout has none, such as `b_factor`.
 
     Raises:
         ValueError: a column is missing, or coordinates and sequence of a chain differ in length.
@@ -125,6 +133,13 @@ def read_compact(path: str | Path) -> pa.Table:
     if table["sequence"].null_count:
         raise ValueError(f"{path} has {table['sequence'].null_count} rows without a sequence; remove them.")
     sequences = table["sequence"].combine_chunks()
+    complexes = "lengths" in table.column_names
+    if complexes:
+        sequences = pc.replace_substring(sequences, "/", "")
+        table = table.set_column(table.column_names.index("sequence"), "sequence", sequences)
+        renamed = {"lengths": "chain_lengths", "chain_ids": "chain_names", "component": "cluster30"}
+        table = table.drop_columns([name for name in ("cluster30",) if name in table.column_names])
+        table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
     lengths = np.asarray(pc.utf8_length(sequences))
     planes = []
     for name in ("ca_x", "ca_y", "ca_z"):
@@ -145,6 +160,9 @@ def read_compact(path: str | Path) -> pa.Table:
         "coords": pa.ListArray.from_arrays(pa.array(3 * offsets, pa.int32()), pa.array(coords.reshape(-1))),
         "b_factor": pa.nulls(len(table), SCHEMA.field("b_factor").type),
     }
+    if complexes:
+        positions = [chain_positions(each) for each in table["chain_lengths"].to_pylist()]
+        made["positions"] = pa.array(positions, SCHEMA.field("positions").type)
     for field in SCHEMA:
         name = {"cluster": "cluster30", "aliases": "alias_ids"}.get(field.name, field.name)
         if field.name not in made:
@@ -220,7 +238,10 @@ class ShardBatches(EpochBatches):
         run = index % self._runs
         if run not in self._open or self._open[run][0] != shard:
             self._open.pop(run, None)  # before the next one is read
-            table = _read_table(self.files[shard], ["id", "sequence", "length", "atoms", "coords"])
+            columns = ["id", "sequence", "length", "atoms", "coords"]
+            more = {"positions", "chain_lengths"}  # not in data sets of older versions
+            columns += [name for name in read_footer(self.files[shard]).schema.to_arrow_schema().names if name in more]
+            table = _read_table(self.files[shard], columns)
             self._open[run] = shard, ChainBatches(Dataset(table), **self._options)
         batches = self._open[run][1]
         batches.set_epoch(self.epoch)

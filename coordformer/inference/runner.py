@@ -33,14 +33,17 @@ from ..data.inputs import (
     STRUCTURE_SUFFIXES,
     Reject,
     Source,
+    distinct_ids,
     has_suffix,
     is_archive,
     list_sources,
-    read_contents,
+    name_entries,
+    read_and_hash,
     write_rejects,
 )
 from ..data.pack import open_chains
-from ..data.records import RUN, begin_run, hash_json
+from ..data.records import RUN, begin_run, hash_json, lock_folder, other_locks
+from ..model.chain import Chain
 from ..model.structure import read_proteins
 from .predict import Record, id_of, residues_of
 
@@ -71,6 +74,9 @@ class _Rows:
 class Inputs:
     """The chains of files and data sets, in parts.
 
+    Files whose ids would be equal have their entry replaced, see `name_entries`. Equal ids of FASTA files and of
+    members of compressed archives are told apart within a part, see `distinct_ids`; between parts they may be equal.
+
     Args:
         inputs: structure and FASTA files, tar archives, folders of these, and data sets (see `is_data_set`).
         split: only rows of the data sets whose column `split` has this value.
@@ -84,6 +90,7 @@ class Inputs:
     Attributes:
         names: of what was given, without the folders it lies in.
         job, jobs: number of this job, and of all.
+        may_repeat: whether chains of two parts may have one id: only structure files are asked for theirs beforehand.
         rejects: what of the archives cannot be listed.
 
     Raises:
@@ -114,6 +121,7 @@ class Inputs:
         self.rejects: list[Reject] = []
         self._parts: list[list[Source] | _Rows] = []
         listed: list[Any] = []
+        sources: list[Source] = []
         chains: Counter[str] = Counter()
         for path in data_sets:
             rows = open_chains(path, split)
@@ -129,11 +137,14 @@ class Inputs:
             raise ValueError(f"{what}; give each chain its own.")
         if files:
             sources, self.rejects = list_sources(files, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES))
+            sources = name_entries(sources)
             listed.append([[source.name, source.size] for source in sources])
             self._parts += _parts_of(sources, entries_per_part, cut=chain_ids is None)
         if not self._parts and not self.rejects:
             raise ValueError(_no_chain(self, []))
         self.settings |= {"entries_per_part": entries_per_part, "inputs": hash_json(listed)}
+        sequences = [has_suffix(source.name, SEQUENCE_SUFFIXES) or is_archive(source) for source in sources]
+        self.may_repeat = len(self._parts) > 1 and bool(files) and (bool(data_sets) or any(sequences))
 
     def __len__(self) -> int:
         """Number of parts."""
@@ -162,26 +173,24 @@ class Inputs:
         digest = hashlib.sha256()
         contents = self._contents(number, rejects, digest)
         if isinstance(self._parts[number], _Rows):
-            return [row for _, row in contents], digest.hexdigest()
-        chains: list[Record] = []
-        sources: dict[str, str] = {}
-        for name, data in contents:
+            return [row for _, _, row in contents], digest.hexdigest()
+        chains: list[Chain] = []
+        names: list[str] = []
+        for name, entry, data in contents:
             problems: list[tuple[str, str]] = []
-            found: list[Any] = []
             try:
                 if isinstance(data, str):
                     raise ValueError(data)
-                found = read_proteins(name, **self._reading, problems=problems, data=data)
+                found = read_proteins(name, **self._reading, problems=problems, data=data, entry=entry)
+                chains += found
+                names += [name] * len(found)
             except (ValueError, OSError, RuntimeError) as error:
                 problems.append(("", str(error).removeprefix(f"{name}: ")))
-            for chain in found:
-                if chain.id in sources:
-                    problems.append((chain.id, f"a chain of {sources[chain.id]} has this id, too; rename one"))
-                else:
-                    sources[chain.id] = name
-                    chains.append(chain)
             rejects += [(name, chain_id, reason) for chain_id, reason in problems]
-        return chains, digest.hexdigest()
+        sequences = [not chain.observed.any() for chain in chains]  # a structure has something that is observed
+        for chain, chain_id in zip(chains, distinct_ids(list(map(id_of, chains)), names, sequences), strict=True):
+            chain.id = chain_id
+        return list(chains), digest.hexdigest()
 
     def read_all(self) -> list[Record]:
         """The chains of all parts.
@@ -192,19 +201,18 @@ class Inputs:
         rejects = list(self.rejects)
         if not (chains := [chain for number in range(len(self)) for chain in self.read(number, rejects)[0]]):
             raise ValueError(_no_chain(self, rejects))
+        _warn_of_equal(map(id_of, chains))
         return chains
 
-    def _contents(self, number: int, rejects: list[Reject], digest: Any) -> Iterator[tuple[str, Any]]:
-        """Names and contents of a part's files, or ids and rows, all of which go into `digest`."""
+    def _contents(self, number: int, rejects: list[Reject], digest: Any) -> Iterator[tuple[str, str | None, Any]]:
+        """Names, entries and contents of a part's files, or ids and rows, all of which go into `digest`."""
         part = self._parts[number]
         if isinstance(part, list):
             for source in part:
-                for name, data in read_contents(source, rejects):
-                    name = name.encode(errors="backslashreplace").decode()  # ids may be made of it
-                    digest.update(json.dumps(name).encode() + (data if isinstance(data, bytes) else data.encode()))
-                    yield name, data
+                for name, data in read_and_hash(source, rejects, digest):
+                    yield name, source.entry, data
             return
-        records = fetch_rows(part.rows, part.inside)
+        records = fetch_rows(part.rows, part.inside, names=True)
         for column in ("cluster", "scop_sccs"):
             if column in part.rows.column_names:
                 values = part.rows[column][part.inside.start : part.inside.stop]
@@ -213,8 +221,9 @@ class Inputs:
                     record[column] = f"{part.mark}{value}" if marked else value
         for record in records:
             words = {name: value for name, value in record.items() if name != "coords"}
-            digest.update(json.dumps(words).encode() + np.asarray(record["coords"], dtype=np.float32).tobytes())
-            yield str(record["id"]), record
+            digest.update(json.dumps(words, default=np.ndarray.tolist).encode())
+            digest.update(np.asarray(record["coords"], dtype=np.float32).tobytes())
+            yield str(record["id"]), None, record
 
 
 def _parts_of(sources: Sequence[Source], entries_per_part: int, cut: bool) -> Iterator[list[Source]]:
@@ -318,11 +327,22 @@ def run_parts(
     Raises:
         ValueError: `folder` is a file or holds another run, what a part was made of has changed since, or no chain
             could be used.
-        OSError: a file could not be written; the parts before it stay.
+        OSError: a file could not be written, and the parts before it stay; or another run is writing to `folder`, see
+            `lock_folder`.
     """
-    folder = Path(folder)
-    if folder.is_file():
-        raise ValueError(f"`output` is {folder}, which is a file; give a folder.")
+    folder = _as_folder(folder)
+    with lock_folder(folder, inputs.job, inputs.jobs):
+        return _run_parts(inputs, folder, settings, work, progress)
+
+
+def _as_folder(path: str | Path) -> Path:
+    if Path(path).is_file():
+        raise ValueError(f"`output` is {path}, which is a file; give a folder.")
+    return Path(path)
+
+
+def _run_parts(inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: Any, progress: bool) -> Outcome:
+    """`run_parts` of a locked folder."""
     parts, start = folder / PARTS, time.time()
     # Jobs of an array start together: of them, a run without a part is a run.
     begun = any(parts.glob("*.json")) or (inputs.jobs > 1 and (folder / RUN).exists())
@@ -343,21 +363,35 @@ def run_parts(
             chains, contents = inputs.read(part, rejects)
             bar.total += len(chains)
             bar.refresh()
-            record = {"contents": contents, "chains": len(chains), "residues": sum(map(residues_of, chains))}
+            record: dict[str, Any] = {"contents": contents, "chains": len(chains)}
+            record["residues"] = sum(map(residues_of, chains))
+            if inputs.may_repeat:
+                record["ids"] = list(map(id_of, chains))
             result = work(chains, inputs.name(part), rejects, bar) if chains else {}
             write_json(paths[part], {**record, "rejected": rejects, **result})
     records = [_read_record(path) for path in paths if path.exists()]
     rejected = [tuple(reject) for record in records for reject in record["rejected"]]
     outcome = Outcome(records, len(paths), inputs.rejects + rejected)
-    for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")) if outcome.complete else ():
-        with suppress(FileNotFoundError):
-            if leftover.stat().st_mtime < start:  # what a kill left, and not what another process is writing
-                leftover.unlink()
-    if outcome.complete and not outcome.counts()["chains"]:
+    if not outcome.complete:
+        return outcome
+    if not other_locks(folder, inputs.job, inputs.jobs):
+        for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):
+            with suppress(FileNotFoundError):
+                if leftover.stat().st_mtime < start:  # what a kill left, and not what another process is writing
+                    leftover.unlink()
+    if not outcome.counts()["chains"]:
         shutil.rmtree(parts, ignore_errors=True)
         write_rejects(folder / REJECTS, outcome.rejects)
         raise ValueError(_no_chain(inputs, outcome.rejects))
+    _warn_of_equal(chain_id for record in records for chain_id in record.pop("ids", ()))
     return outcome
+
+
+def _warn_of_equal(ids: Iterable[str]) -> None:
+    """Say which chains cannot be told apart by their ids."""
+    if equal := [chain_id for chain_id, number in Counter(ids).items() if number > 1]:
+        what = "1 id stands" if len(equal) == 1 else f"{len(equal):,} ids stand"
+        logger.warning("%s for several chains, such as %s; rename them to tell them apart", what, ", ".join(equal[:3]))
 
 
 def _no_chain(inputs: Inputs, rejects: Sequence[Reject]) -> str:
@@ -382,7 +416,8 @@ def _read_record(path: Path) -> dict[str, Any]:
 def parts_beside(output: str | Path | None, inputs: Inputs) -> Iterator[Path]:
     """Where the parts of a verb lie whose result is one file: in FILE.parts, which goes when the verb is done.
 
-    The parts of an array of jobs stay, since another one may be reading them. Without a file they are temporary.
+    The parts of an array of jobs stay, since another one may be reading them. Without a file they are temporary. The
+    folder is locked, see `lock_folder`.
     """
     if output is None:
         if inputs.jobs > 1:
@@ -390,10 +425,11 @@ def parts_beside(output: str | Path | None, inputs: Inputs) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
         return
-    folder = Path(f"{output}.parts")
-    yield folder
-    if inputs.jobs == 1:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = _as_folder(f"{output}.parts")
+    with lock_folder(folder, inputs.job, inputs.jobs):
+        yield folder
+        if inputs.jobs == 1:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_file(path: str | Path | None, *suffixes: str) -> None:

@@ -1,5 +1,6 @@
 """Masked-LM training with `Trainer`: what `coordformer train`, `examples/pretraining` and `make demo` run."""
 
+import contextlib
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ from ..data.batching import ChainBatches, fetch_rows, read_lengths
 from ..data.collator import CoordformerDataCollator
 from ..data.files import write_json, write_text
 from ..data.pack import open_chains
-from ..data.records import begin_run, counted, current_commit, describe_command, hash_data
+from ..data.records import begin_run, counted, current_commit, describe_command, hash_data, lock_folder
 from ..inference.figures import plot_losses
 from ..inference.metrics import count_predictions, summarize
 from ..model.configuration_coordformer import CoordformerConfig
@@ -157,9 +158,9 @@ def _begin_run(output: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
         output,
         settings,
         holds_results=trained or last_whole_checkpoint(output) is not None,
-        # The same data may lie elsewhere by now; its size stands for it.
+        # The same data may lie elsewhere by now; its hash stands for it, which older versions did not keep.
         passing=("transformers_version", "data", "valid_data"),
-        defaults=asdict(ModelArguments()) | asdict(DataArguments()),
+        defaults=asdict(ModelArguments()) | asdict(DataArguments()) | {"sha256": settings["data"]["sha256"]},
         # The config reads fields by the names that they had.
         upgrade=lambda old: {**old, "model": CoordformerConfig.from_dict(old["model"]).to_dict()},
     )
@@ -244,6 +245,7 @@ def train(
     chain_arrays(batches[0][0], model.config.coordinate_atoms)  # has the data the atoms of the model?
     if args.should_save:
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
+        data["sha256"] = record["data_sha256"]
         training = {name: getattr(args, name) for name in SETTINGS}
         training |= {name: getattr(model_args, name) for name in ("init_from", "sequence_encoder", "muon")}
         _begin_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
@@ -416,7 +418,9 @@ def _save(trainer: Trainer, output: Path, max_shard_size: str | None) -> None:
 def run(options: Sequence[str], progress: bool = True) -> dict[str, Any]:
     """`train` with the options of a command line, see `arguments.parse_arguments`: `coordformer train`."""
     model_args, data_args, args = parse_arguments([*options, *(() if progress else ("--disable_tqdm", "true"))])
-    return train(model_args, data_args, args, options) | {"output": str(args.output_dir)}
+    # Of several processes one writes.
+    with lock_folder(str(args.output_dir)) if args.should_save else contextlib.nullcontext():
+        return train(model_args, data_args, args, options) | {"output": str(args.output_dir)}
 
 
 def describe(summary: Mapping[str, Any]) -> str:

@@ -328,6 +328,24 @@ def test_resume(server, tmp_path):
     assert (tmp_path / "2BBB.cif.gz").read_bytes() == ENTRY and len(names(tmp_path)) == 4
 
 
+def test_two_at_once_in_one_folder(server, tmp_path):
+    """The second is refused while the first waits for the server, whose half a file it leaves alone."""
+    server.script["/files/1A8O.cif.gz"] = [stall]
+    options = {"timeout": 20.0, "attempts": 1}
+    first = threading.Thread(target=fetch_from, args=(server, ["1A8O"], tmp_path / "in"), kwargs=options)
+    first.start()
+    while not list(tmp_path.glob("in/*.tmp")):
+        time.sleep(0.01)
+    with pytest.raises(BlockingIOError, match=f"^{tmp_path / 'in'}: another run is writing there; wait for its end"):
+        fetch_from(server, ["1A8O"], tmp_path / "in")
+    assert list(tmp_path.glob("in/*.tmp")) and len(server.requests) == 1
+    server.over.set()
+    first.join()
+    server.script["/files/1A8O.cif.gz"] = [body(ENTRY)]
+    assert fetch_from(server, ["1A8O"], tmp_path / "in") == ([tmp_path / "in" / "1A8O.cif.gz"], [])
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["1A8O.cif.gz"]
+
+
 def test_rate(server, tmp_path):
     """Six requests of four connections, a retry among them, are five intervals of 50 ms."""
     ids = ["1AAA", "2BBB", "3CCC", "4DDD", "5EEE"]

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import shutil
 import tarfile
 
@@ -10,8 +11,11 @@ from conftest import STRUCTURES
 
 from coordformer.data.inputs import (
     SEQUENCE_SUFFIXES,
+    Source,
+    distinct_ids,
     is_archive,
     list_sources,
+    name_entries,
     read_contents,
     write_rejects,
 )
@@ -89,3 +93,83 @@ def test_what_cannot_be_read_is_said(tmp_path):
     assert said == ["cannot be read (No such file or directory)", "cut off: the archive ends within it; get it again"]
     write_rejects(tmp_path / "rejected.tsv", [("a\tb", "", "two\nlines")])
     assert (tmp_path / "rejected.tsv").read_text() == "file\tchain\treason\na b\t\ttwo lines\n"
+
+
+# --- names of entries ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "entries"),
+    [
+        (["model.cif"], [None]),
+        (["a/one.cif", "b/two.pdb.gz"], [None, None]),
+        (["a/model.cif", "b/model.cif"], ["a/model", "b/model"]),
+        (["model.cif", "model.pdb"], ["model.cif", "model.pdb"]),
+        (["1abc.cif.gz", "1abc.pdb.gz", "1abc.pdb"], ["1abc.cif", "1abc.pdb.gz", "1abc.pdb"]),
+        (["a/x/model.cif", "b/x/model.cif", "b/y/model.cif"], ["a/x/model", "b/x/model", "y/model"]),
+        (["a/model.cif", "b/model.cif", "model.cif", "other.cif"], ["a/model", "b/model", "model.cif", None]),
+        (["a/m.cif", "a/m.pdb", "b/m.cif"], ["m.cif", "m.pdb", "b/m"]),
+        (["b/1abc.pdb", "c/1abc.tar.gz", "d/1abc.bcif"], [None, None, None]),
+    ],
+)
+def test_equal_entries_get_the_part_of_the_path_that_tells_them_apart(names, entries):
+    """Of files that cannot be read, which have their names for entries; in any order."""
+    sources = [Source(name, "/nowhere", 0) for name in names]
+    assert [source.entry for source in name_entries(sources)] == entries
+    assert [source.entry for source in name_entries(sources[::-1])] == entries[::-1]
+
+
+def test_two_members_of_one_name():
+    """Odd folders are no part of a name, and where nothing else is left the number in the list is."""
+    sources = [Source(name, "/nowhere", 0) for name in ("t.tar/../x.pdb", "t.tar//x.pdb", "u.tar/x.pdb")]
+    assert [source.entry for source in name_entries(sources)] == ["t.tar/../x.pdb-1", "t.tar//x.pdb-2", "u.tar/x"]
+
+
+def test_the_heads_of_files_decide(tmp_path):
+    """Plain, gzipped, as a member, with the entry far down or where the first look ends; FASTA files have none."""
+    far = b"data_x\n" + b"# a comment\n" * 2000 + b"_entry.id 1FAR\n"
+    cut = b"data_x\n" + b"#" * (4096 - 7 - 13) + b"\n_entry.id 1CUT\n"  # the first look ends with 1C
+    assert cut[:4096].endswith(b"_entry.id 1C")
+    for name, data in {
+        "a.cif": far, "b.cif.gz": gzip.compress(far), "c.cif": cut, "d.cif": b"data_x\n_entry.id 1C\n",
+        "e.pdb": b"HEADER    MADE".ljust(62) + b"1ABC\n", "f.fa": b"\n>1ABC\nMKV\n", "g.txt": b">e\nMKV\n",
+        "h/1ABC.pdb": b"ATOM\n", "1ABC.fa": b">x\nMKV\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with tarfile.open(tmp_path / "i.tar", "w") as archive:
+        add(archive, "x/j.cif", far)
+        add(archive, "k.cif.gz", gzip.compress(cut))
+    sources, _ = list_sources([tmp_path, tmp_path / "g.txt"], SUFFIXES)
+    assert {source.name: source.entry for source in name_entries(sources) if source.entry is not None} == {
+        "a.cif": "a", "b.cif.gz": "b", "i.tar/x/j.cif": "j", "c.cif": "c", "i.tar/k.cif.gz": "k", "e.pdb": "e",
+    }  # fmt: skip
+
+
+def test_a_new_name_is_no_name_of_another_file(tmp_path):
+    """Two files of one entry would take their names, but another file has that of the first for its entry."""
+    for name, entry in (("one.cif", "1ABC"), ("two.cif", "1ABC"), ("three.cif", "one")):
+        (tmp_path / name).write_text(f"data_x\n_entry.id {entry}\n")
+    sources, _ = list_sources([tmp_path])
+    assert [(source.name, source.entry) for source in name_entries(sources)] == [
+        ("one.cif", "one.cif"), ("three.cif", "three"), ("two.cif", "two")
+    ]  # fmt: skip
+
+
+def test_equal_ids_are_told_apart_by_their_files():
+    """The chain stays as it is, also where the entry has `_`; before an id of a FASTA file goes the file's name."""
+    ids = ["1ABC_A", "1ABC_A", "1ABC_B", "my_model_A", "my_model_A", "sp|P1|X_HUMAN", "sp|P1|X_HUMAN"]
+    names = ["x/1abc.cif", "2.pdb", "2.pdb", "t.tgz/a/my_model.cif", "t.tgz/b/my_model.cif", "s.fasta.gz", "t/s.fasta"]
+    assert distinct_ids(ids, names, [False] * 5 + [True] * 2) == [
+        "1abc_A", "2_A", "1ABC_B", "a/my_model_A", "b/my_model_A", "s.fasta/sp|P1|X_HUMAN", "t/s/sp|P1|X_HUMAN"
+    ]  # fmt: skip
+    assert distinct_ids(["a_A", "b_A"], ["x.cif", "y.cif"]) == ["a_A", "b_A"]
+    assert distinct_ids(["a_A"] * 3, ["t.tgz/a.cif"] * 3) == ["t.tgz/a.cif-1_A", "t.tgz/a.cif-2_A", "t.tgz/a.cif-3_A"]
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    with open(os.path.join(os.fsencode(tmp_path), b"a\xff.cif"), "wb"):
+        pass
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        add(archive, "b\udcff.cif", b"")
+    assert names_of([tmp_path]) == ["a\\udcff.cif", "t.tar/b\\udcff.cif"]

@@ -47,7 +47,7 @@ def make_folder(folder, copies=1):
         shutil.copy(STRUCTURES / "1A8O.cif.gz", folder / f"a{number:03d}.cif.gz")
         shutil.copy(STRUCTURES / "1orc.pdb.gz", folder / f"b{number:03d}.pdb.gz")
     (folder / "broken.cif").write_bytes(os.urandom(2000))
-    (folder / "truncated.cif.gz").write_bytes((STRUCTURES / "1A8O.cif.gz").read_bytes()[:9000])
+    (folder / "truncated.cif.gz").write_bytes((STRUCTURES / "3JQH.cif.gz").read_bytes()[:9000])
     (folder / "notgzip.pdb.gz").write_text("HEADER\n")
     (folder / "notes.txt").write_text("not a structure\n")
     return folder
@@ -90,19 +90,41 @@ def test_filters_and_says_why(tmp_path):
     assert "71 residues are more than max_length=70" in rejects(tmp_path / "two")["b000.pdb.gz"]
 
 
-def test_mean_plddt(tmp_path):
-    """A predicted model by its confidence, an experimental structure not at all."""
+def with_confidence(text, *values):
+    """The atoms of a PDB file as a model with a chain for each value, the pLDDT of all its residues."""
+    atoms = [line for line in text.splitlines() if line.startswith("ATOM")]
+    lines = [
+        f"{atom[:21]}{name}{atom[22:60]}{value:6.2f}"
+        for name, value in zip("AB", values, strict=False)
+        for atom in atoms
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_confidence(tmp_path):
+    """The mean is over the values as deposited; a line for each chain that goes; no experiment, and no other scale."""
     folder = tmp_path / "in"
     folder.mkdir()
     text = gzip.decompress((STRUCTURES / "1orc.pdb.gz").read_bytes()).decode()
-    atoms = "".join(line for line in text.splitlines(keepends=True) if line.startswith("ATOM"))
-    for name, confidence in (("good", 91.5), ("poor", 42.0)):
-        (folder / f"{name}.pdb").write_text(re.sub(r"(?m)^(.{60}).{6}", rf"\g<1>{confidence:6.2f}", atoms))
+    half = with_confidence(text, 90.0).splitlines()
+    half = [line[:60] + " 20.00" if 20 <= int(line[22:26]) < 50 else line for line in half]
+    (folder / "half.pdb").write_text("\n".join(half) + "\n")
+    (folder / "mixed.pdb").write_text(with_confidence(text, 91.5, 42.0))
+    (folder / "ones.pdb").write_text(with_confidence(text, 0.9))
     shutil.copy(STRUCTURES / "1A8O.cif.gz", folder)
-    sheet = prepare_quietly(folder, tmp_path / "out", min_mean_plddt=70)
-    assert load_rows(tmp_path / "out")["source"][:] == ["good.pdb"] and sheet["counts"]["chains"] == 1
-    assert rejects(tmp_path / "out")["poor.pdb"] == "the mean pLDDT is 42.0, less than min_mean_plddt=70"
-    assert "needs a predicted model, but the file is experimental" in rejects(tmp_path / "out")["1A8O.cif.gz"]
+    for name, value in (("min_plddt", 70), ("min_mean_plddt", 75)):
+        prepare_quietly(folder, tmp_path / name, **{name: value, "keep_duplicates": True})
+        lines = [line.split("\t") for line in (tmp_path / name / "rejected.tsv").read_text().splitlines()[1:]]
+        reasons = {(file, chain): reason for file, chain, reason in lines}
+        assert f"{name}={value} needs a predicted model, but the file is" in reasons["1A8O.cif.gz", ""]
+        assert f"{name}={value}, but the highest value in the file is 0.9" in reasons["ones.pdb", ""]
+        assert f"{name}={value}" in reasons["mixed.pdb", "mixed_B"]
+        kept = ["half_A", "mixed_A"] if name == "min_plddt" else ["mixed_A"]
+        assert load_rows(tmp_path / name)["id"][:] == kept and len(reasons) == 5 - len(kept)
+    assert "the mean pLDDT is 4" in reasons["mixed.pdb", "mixed_B"]
+    # Both: 30 of 64 residues below 70 pull the mean down, whether they are blanked or not.
+    prepare_quietly(folder, tmp_path / "both", min_plddt=70, min_mean_plddt=75)
+    assert load_rows(tmp_path / "both")["id"][:] == ["mixed_A"]
 
 
 def test_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
@@ -122,7 +144,8 @@ def test_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
 def test_shards_stream(tmp_path):
     prepare_quietly(make_folder(tmp_path / "in", 3), tmp_path / "out", chains_per_shard=2, keep_duplicates=True)
     stream = datasets.load_dataset(str(tmp_path / "out"), split="train", streaming=True, cache_dir=str(tmp_path / "c"))
-    assert [row["id"] for row in stream] == load_rows(tmp_path / "out")["id"][:] == ["1A8O_A"] * 3 + ["1ORC_A"] * 3
+    assert [row["id"] for row in stream] == load_rows(tmp_path / "out")["id"][:]
+    assert load_rows(tmp_path / "out")["id"][:] == [f"{name}{number:03d}_A" for name in "ab" for number in range(3)]
 
 
 # --- duplicates, clusters, splits ------------------------------------------------------------------------------------
@@ -238,6 +261,70 @@ def test_datasheet_by_hand(tmp_path):
     assert "| train | 2 | 141 | not made |" in text and str(tmp_path) not in text
 
 
+# --- ids -------------------------------------------------------------------------------------------------------------
+
+
+def made_model(entry, sequence, x=0.0):
+    """A made PDB file of one chain, C-alphas alone, as programs write it that have no name for an entry."""
+    names = {"G": "GLY", "A": "ALA", "S": "SER", "L": "LEU", "V": "VAL", "T": "THR"}
+    lines = ["HEADER    MADE".ljust(62) + entry]
+    for number, letter in enumerate(sequence, 1):
+        place = f"{3.8 * number + x:8.3f}{0:8.3f}{0:8.3f}  1.00 80.00           C"
+        lines.append(f"ATOM  {number:5d}  CA  {names[letter]} A{number:4d}    {place}")
+    return "\n".join([*lines, "TER", "END", ""])
+
+
+def write_models(folder, models):
+    for name, text in models.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_every_chain_has_an_id_of_its_own(tmp_path, monkeypatch):
+    """Placeholders, equal names, equal entries, members of archives, duplicates; however they are read."""
+    folder = write_models(
+        tmp_path / "in",
+        {
+            "one.pdb": made_model("XXXX", "GAS"), "two.pdb": made_model("XXXX", "LVT"),
+            "a/model.pdb": made_model("    ", "GAGA"), "b/model.pdb": made_model("    ", "GASA"),
+            "c/x.pdb": made_model("1ABC", "GGG"), "c/y.pdb": made_model("1ABC", "GGGG"),
+            "c/z.pdb": made_model("1ABC", "GGGG"), "d/2ABC.pdb": made_model("2ABC", "LLL"),
+        },
+    )  # fmt: skip
+    members = {"m/model.pdb": made_model("XXXX", "SAS"), "n/model.pdb": made_model("XXXX", "SASA")}
+    members["2ABC.pdb"] = made_model("2ABC", "LLLL")
+    make_tar(folder / "e.tar.gz", [(name, text.encode()) for name, text in members.items()], "w:gz")
+    ids = [
+        "m/model_A",
+        "n/model_A",
+        "e.tar.gz/2ABC_A",
+        "a/model_A",
+        "b/model_A",
+        "x_A",
+        "y_A",
+        "d/2ABC_A",
+        "one_A",
+        "two_A",
+    ]
+    for files_per_part, workers in ((64, 1), (1, 1), (1, 2)):
+        monkeypatch.setattr(preparation, "FILES_PER_PART", files_per_part)
+        output = tmp_path / f"{files_per_part}-{workers}"
+        sheet = prepare_quietly(folder, output, workers=workers)
+        rows = load_rows(output)
+        assert rows["id"][:] == ids and sheet["counts"]["rejected"] == 0
+        assert rows["aliases"][:] == [["z_A"] if name == "y_A" else None for name in ids]
+        assert sheet["counts"]["chains_read"] == 11
+
+
+def test_a_file_that_is_no_utf8_by_name(tmp_path):
+    folder = write_models(tmp_path / "in", {"a.pdb": made_model("XXXX", "GAS")})
+    os.rename(folder / "a.pdb", os.path.join(os.fsencode(folder), b"a\xff.pdb"))
+    prepare_quietly(folder, tmp_path / "out")
+    (row,) = load_rows(tmp_path / "out")
+    assert (row["id"], row["source"]) == ("a\\udcff_A", "a\\udcff.pdb")
+
+
 # --- archives --------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +378,7 @@ def test_members_cannot_escape(tmp_path):
     make_tar(tmp_path / "in" / "evil.tar", [link, hard, device, *((name, data) for name in names)])
     before = contents(tmp_path)
     prepare_quietly(tmp_path / "in", tmp_path / "out" / "deep", keep_duplicates=True)
-    assert load_rows(tmp_path / "out" / "deep")["id"][:] == ["1A8O_A", "1A8O_A"]
+    assert load_rows(tmp_path / "out" / "deep")["id"][:] == ["escaped_A", "absolute_A"]
     assert all("a link or special file" in reason for reason in rejects(tmp_path / "out" / "deep").values())
     assert len(rejects(tmp_path / "out" / "deep")) == 3
     shutil.rmtree(tmp_path / "out")
@@ -379,7 +466,7 @@ def start(folder, output, *options, **arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **arguments)
 
 
-def test_goes_on_after_a_kill(tmp_path):
+def test_goes_on_after_a_kill(tmp_path, monkeypatch):
     """SIGKILL as soon as the second part is there; the second run keeps what is whole and adds the rest."""
     folder = make_folder(tmp_path / "in", copies=110)  # four parts
     options = ("--workers", "1", "--keep_duplicates", "--chains_per_shard", "100")
@@ -395,15 +482,11 @@ def test_goes_on_after_a_kill(tmp_path):
     with pytest.raises(FileNotFoundError, match="No Parquet file"):
         load_rows(tmp_path / "out")
     (reading / "part-0000003.parquet.tmp").write_bytes(b"half a part")
-    # Were a part that is there read again, it would lack what is gone by now.
-    for name in list(part_sources(folder)[0]):
-        (folder / name).write_bytes(bytes((folder / name).stat().st_size))
+    read = []
+    monkeypatch.setattr(preparation, "read_part", lambda *arguments: read.append(arguments[2]) or read_part(*arguments))
     prepare_quietly(folder, tmp_path / "out", keep_duplicates=True, chains_per_shard=100)
+    assert not set(read) & set(done) and len(read) + len(done) == 4
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def part_sources(folder):
-    return [[source.name for source in part] for part in plan([folder])[0]]
 
 
 def test_goes_on_after_a_kill_while_assembling(tmp_path):
@@ -455,6 +538,81 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path):
     assert "part-0000000.parquet could not be written" in text and "make room and run again" in text
     assert not list((tmp_path / "out").rglob("*.parquet*"))
     assert prepare_quietly(folder, tmp_path / "out", keep_duplicates=True)["counts"]["chains"] == 80
+
+
+def stop_after(monkeypatch, parts):
+    """`prepare` is stopped when so many parts are there."""
+    left = iter(range(parts))
+
+    def reading(*arguments):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return read_part(*arguments)
+
+    monkeypatch.setattr(preparation, "read_part", reading)
+
+
+@pytest.mark.parametrize("change", ["coordinates", "entry"])
+def test_what_has_changed_is_read_again(tmp_path, monkeypatch, change):
+    """An edit at equal size, of coordinates in a part that is there, and of an entry that names a file in another."""
+    models = {
+        f"{name}.pdb": made_model("1ABC", sequence) for name, sequence in (("a", "GAS"), ("b", "LVT"), ("c", "GG"))
+    }
+    folder = write_models(tmp_path / "in", models)
+    edited = made_model("1ABC", "GAS", x=1.0) if change == "coordinates" else made_model("1XYZ", "GG")
+    name = "a.pdb" if change == "coordinates" else "c.pdb"
+    assert len(edited) == len(models[name])
+    monkeypatch.setattr(preparation, "FILES_PER_PART", 1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_quietly(folder, tmp_path / "out")
+    write_models(folder, {name: edited})
+    if change == "entry":  # then a has its entry to itself
+        write_models(folder, {"b.pdb": made_model("2XYZ", "LVT")})
+    prepare_quietly(folder, tmp_path / "out")
+    prepare_quietly(folder, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    (row,) = load_rows(tmp_path / "out").select([0])
+    assert row["id"] == ("a_A" if change == "coordinates" else "1ABC_A")
+    assert row["coords"][0] == np.float32(4.8 if change == "coordinates" else 3.8)
+
+
+def test_a_finished_data_set_of_files_that_have_changed(tmp_path):
+    folder = write_models(tmp_path / "in", {"a.pdb": made_model("1ABC", "GAS"), "b.pdb": made_model("2ABC", "GG")})
+    sheet = prepare_quietly(folder, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    write_models(folder, {"a.pdb": made_model("1ABC", "GAS", x=1.0)})
+    with pytest.raises(
+        ValueError, match="out: the files that .* was made of have changed since; choose another output"
+    ):
+        prepare_quietly(folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    # Of an older version nobody knows what it was made of.
+    del sheet["contents"]
+    (tmp_path / "out" / "datasheet.json").write_text(json.dumps(sheet))
+    assert prepare_quietly(folder, tmp_path / "out") == sheet
+
+
+def test_a_second_process_is_refused(tmp_path, capsys):
+    """The first one stands still in the middle of its work, with half a part on the disk."""
+    folder = make_folder(tmp_path / "in", copies=110)  # four parts
+    process = start(folder, tmp_path / "out", "--workers", "1", "--keep_duplicates")
+    reading = tmp_path / "out" / "reading"
+    while process.poll() is None and not list(reading.glob("part-*.parquet")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
+    (reading / "part-0000009.parquet.12345678.tmp").write_bytes(b"half a part")
+    options = ["--output", str(tmp_path / "out"), "--workers", "1", "--keep_duplicates", "--quiet"]
+    assert main(["prepare", str(folder), *options]) == 1
+    refusal = "another run is writing there; wait for its end, or choose another output folder"
+    assert capsys.readouterr().err == f"coordformer: {tmp_path}/out: {refusal}\n"
+    assert (reading / "part-0000009.parquet.12345678.tmp").exists()
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    prepare_quietly(folder, tmp_path / "whole", keep_duplicates=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_finished_data_set_is_left_alone(tmp_path):

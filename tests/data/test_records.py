@@ -1,10 +1,21 @@
 """A folder belongs to one run: it is claimed, gone on with, and refused to others with the names of what differs."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from coordformer.data.records import begin_run, describe_command, first_lines, hash_data, hash_file, hash_json
+from coordformer.data import records
+from coordformer.data.records import (
+    begin_run,
+    describe_command,
+    first_lines,
+    hash_data,
+    hash_file,
+    hash_json,
+    lock_folder,
+)
 
 SETTINGS = {"model": {"layers": 2, "atoms": ("N", "CA")}, "seed": 0, "data": {}}
 
@@ -85,3 +96,64 @@ def test_commands_are_recorded_without_paths_and_tokens():
 def test_of_thousands_of_lines_the_first_are_shown():
     assert first_lines(["a", "b"]) == "a\nb" and first_lines([]) == ""
     assert first_lines([str(number) for number in range(2000)], most=2) == "0\n1\n... and 1,998 more"
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from coordformer.data.records import lock_folder
+with lock_folder(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_in_one_folder(tmp_path):
+    """Job 1 of 3 is running; jobs that have no part in common with it may come in. A kill leaves no lock."""
+    folder = tmp_path / "new" / "out"
+    command = [sys.executable, "-c", HOLD, str(folder), "1", "3"]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        for job, jobs in ((2, 3), (3, 3), (2, 6)):
+            with lock_folder(folder, job, jobs):
+                assert len(list(folder.iterdir())) == 2
+        for job, jobs in ((1, 3), (1, 1), (4, 6)):
+            message = f"^{folder}: another run is writing there; wait for its end, or choose another output folder$"
+            with pytest.raises(BlockingIOError, match=message), lock_folder(folder, job, jobs):
+                pass
+    finally:
+        other.kill()
+        other.communicate()
+    assert [path.name for path in folder.iterdir()] == [".1-of-3.lock"]
+    with lock_folder(folder, 2, 3):
+        pass
+    with lock_folder(folder):
+        assert [path.name for path in folder.iterdir()] == [".1-of-1.lock"]
+    assert not list(folder.iterdir())
+
+
+def test_a_verb_holds_a_lock_and_what_it_calls_too(tmp_path):
+    with lock_folder(tmp_path):
+        with lock_folder(tmp_path):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".1-of-1.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_where_nobody_can_write_there_is_nothing_to_lock(tmp_path, monkeypatch, writable):
+    """A finished data set may lie on a disk that is read only; a full disk, though, is an error."""
+
+    def fail(*arguments, **options):
+        raise OSError("no lock file")
+
+    monkeypatch.setattr(records.FileLock, "acquire", fail)
+    monkeypatch.setattr(records.os, "access", lambda *_: writable)
+    if writable:
+        with pytest.raises(OSError, match="no lock file"), lock_folder(tmp_path):
+            pass
+    else:
+        with lock_folder(tmp_path):
+            pass

@@ -13,6 +13,7 @@ from coordformer import read_chains
 from coordformer.data.batching import ChainBatches, fetch_rows
 from coordformer.data.prepare import prepare
 from coordformer.data.rows import SCHEMA, ShardBatches, chain_to_row, load_rows, read_compact
+from coordformer.model.chain import Chain, join_chains
 from coordformer.model.processing_coordformer import chain_arrays
 
 
@@ -67,6 +68,43 @@ def test_rows_keep_chains(tmp_path):
     sequence, coords = chain_arrays(row, ("N", "CA", "C"))
     assert sequence == chains[0].sequence
     np.testing.assert_array_equal(coords, chains[0].coords)
+
+
+def test_rows_keep_positions_and_residue_numbers(tmp_path):
+    """Null where there is nothing to say: positions without a gap, and files without numbers."""
+    coords = np.zeros((2, 4, 1, 3), dtype=np.float32)
+    numbers = ("9", "52", "52A", "60")
+    chains = [
+        Chain("gap", "MKVL", coords[0], ("CA",), np.zeros(4), positions=[0, 43, 44, 52], residue_numbers=numbers),
+        Chain("plain", "MKVL", coords[1], ("CA",), np.zeros(4)),
+    ]
+    pq.write_table(
+        pa.Table.from_pylist([chain_to_row(chain) for chain in chains], schema=SCHEMA), tmp_path / "a.parquet"
+    )
+    gap, plain = load_rows(tmp_path / "a.parquet")
+    assert gap["positions"] == [0, 43, 44, 52] and gap["residue_numbers"] == list(numbers)
+    new = ("positions", "residue_numbers", "chain_names", "chain_lengths")
+    assert [plain[name] for name in new] == [None] * 4 and gap["chain_names"] is gap["chain_lengths"] is None
+    joined = join_chains(
+        "1ABC", [read_chains(STRUCTURES / "1orc.pdb.gz")[0], *read_chains(STRUCTURES / "1orc.pdb.gz")], "AB"
+    )
+    row = pa.Table.from_pylist([chain_to_row(joined)], schema=SCHEMA).to_pylist()[0]
+    assert (row["chain_names"], row["chain_lengths"], row["length"]) == (["A", "B"], [71, 71], 142)
+    assert row["positions"][71] > 71 and len(row["residue_numbers"]) == 142
+    # Numbers and letters are those of the file.
+    chain = read_chains(STRUCTURES / "1orc.pdb.gz")[0]
+    assert chain_to_row(chain)["residue_numbers"] == chain.residue_numbers and len(chain.residue_numbers) == 71
+
+
+def test_data_sets_of_older_versions_are_read(tmp_path):
+    """They lack the columns that came later, as one data set and as shards."""
+    later = ["positions", "residue_numbers", "chain_names", "chain_lengths"]
+    (tmp_path / "data").mkdir()
+    pq.write_table(make_rows([5, 7]).data.table.drop_columns(later), tmp_path / "data" / "train-00000-of-00001.parquet")
+    rows = load_rows(tmp_path)
+    assert rows["length"][:] == [5, 7] and not set(later) & set(rows.column_names)
+    assert len(fetch_rows(rows, [0, 1])[1]["sequence"]) == 7
+    assert {row["id"] for row in ShardBatches(tmp_path, 64)[0]} == {"chain 0", "chain 1"}
 
 
 def test_bad_data_is_named(tmp_path):

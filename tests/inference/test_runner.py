@@ -5,7 +5,12 @@ import gzip
 import io
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -168,14 +173,37 @@ def test_odd_fasta_files(tmp_path):
     assert ("c.fasta", "x", "two sequences have this id; rename one") in rejects
 
 
-def test_duplicates_in_a_part_are_listed(tmp_path):
-    for name in ("a", "b"):
+def test_equal_ids_are_told_apart(tmp_path):
+    """Structures before they are read, so in all parts; members of a compressed archive and sequences within a part."""
+    (tmp_path / "a").mkdir()
+    for name in ("a/x", "y"):
         shutil.copy(STRUCTURES / "1orc.pdb.gz", tmp_path / f"{name}.pdb.gz")
-    parts, rejects = read(Inputs(tmp_path))
-    assert [len(part) for part in parts] == [1]
-    assert rejects == [("b.pdb.gz", "1ORC_A", "a chain of a.pdb.gz has this id, too; rename one")]
-    parts, rejects = read(Inputs(tmp_path, entries_per_part=1))
-    assert [len(part) for part in parts] == [1, 1] and not rejects
+    (tmp_path / "s.fasta").write_bytes(fasta(["one", "two"]))
+    (tmp_path / "a" / "s.fa").write_bytes(fasta(["two", "three"], seed=1))
+    with tarfile.open(tmp_path / "z.tgz", "w:gz") as archive:
+        for name in ("p/model.pdb.gz", "q/model.pdb.gz"):
+            add(archive, name, (STRUCTURES / "pdb1ubi_ca.pdb.gz").read_bytes())
+        add(archive, "t.fa", fasta(["three"], seed=2))
+    archived = ["p/model_A", "q/model_A", "three"]
+    for entries, wanted in (
+        (1000, [["a/s/two", "three", "x_A", "s.fasta/two", "one", "y_A"], archived]),
+        (4, [["two", "three", "x_A"], ["one", "two", "y_A"], archived]),
+    ):
+        parts, rejects = read(Inputs(tmp_path, entries_per_part=entries))
+        assert sorted(sorted(chain.id for chain in part) for part in parts) == sorted(map(sorted, wanted))
+        assert not rejects
+
+
+def test_one_bad_sequence_costs_no_other(tmp_path):
+    """It is named; blank lines, at the start and between sequences, are no fault, wherever a file is cut into parts."""
+    text = "\n  \n>good_1 first\nMKV\n\nLA\n\n>gap\nMK-V\n>stop\nMK*VL\n\n>empty\n\n>good_2\n\nGGS\n\n"
+    (tmp_path / "mixed.fasta").write_text(text)
+    (tmp_path / "packed.fasta.gz").write_bytes(gzip.compress(text.replace("\n", "\r\n").encode()))
+    for entries in (1, 2, 3, 1000):
+        for name in ("mixed.fasta", "packed.fasta.gz"):
+            parts, rejects = read(Inputs(tmp_path / name, entries_per_part=entries))
+            assert [chain.id + chain.sequence for part in parts for chain in part] == ["good_1MKVLA", "good_2GGS"]
+            assert [(file, chain) for file, chain, _ in rejects] == [(name, each) for each in ("gap", "stop", "empty")]
 
 
 def test_options_reach_the_reader(tmp_path):
@@ -546,26 +574,49 @@ def test_an_interrupted_join_is_made_up_for(verb, what, file, mixture, checkpoin
     assert contents(tmp_path / "out") == whole
 
 
-def test_two_processes_in_one_folder(verb, mixture, checkpoints, whole, tmp_path, monkeypatch):
-    """The second overtakes the first within its third part: the first finds the parts that are missing done."""
-    parts = parts_of(verb, tmp_path / "out")
-    forward = CoordformerModel.forward
-    overtaken = []
+@contextmanager
+def process(*command):
+    """A process that is killed at the end, and where the test fails."""
+    command = [sys.executable, *map(str, command)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running, ExitStack() as stack:
+        stack.callback(running.kill)
+        yield running
 
-    def overtaking(self, **batch):
-        if len(list(parts.glob("*.json"))) == 2 and not overtaken:
-            overtaken.append(True)
-            run(verb, checkpoints, mixture, tmp_path / "out", shard="1/1")
-        return forward(self, **batch)
 
-    monkeypatch.setattr(CoordformerModel, "forward", overtaking)
-    if verb in REJECTS:  # the second one has cleaned up
-        with pytest.raises(OSError, match="could not be written"):
+def test_a_folder_that_another_process_holds(verb, mixture, checkpoints, whole, tmp_path):
+    """Nothing is read or written until it ends, and the lock of a process that was killed is none."""
+    folder = parts_of(verb, tmp_path / "out").parent
+    folder.mkdir(parents=True)
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"
+    with process("-c", f"{hold}; __import__('time').sleep(600)", folder / ".1-of-1.lock") as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match=f"^{folder}: another run is writing there; wait for its end, or"):
             run(verb, checkpoints, mixture, tmp_path / "out")
-        assert contents(tmp_path / "out") == whole
-    else:
-        run(verb, checkpoints, mixture, tmp_path / "out")
-        assert contents(tmp_path / "out") == whole
+        assert [path.name for path in folder.iterdir()] == [".1-of-1.lock"]
+    run(verb, checkpoints, mixture, tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
+
+
+def test_two_processes_of_one_run(checkpoints, tmp_path):
+    """One stands still within its work: the same job is refused, another works beside it, a kill is made up for."""
+    inputs, parts = tmp_path / "many.fasta", tmp_path / "out" / "parts"
+    inputs.write_bytes(fasta([f"many{number}" for number in range(100)]))
+    command = ["-m", "coordformer", "embed", checkpoints["model"], inputs, "--output", tmp_path / "out"]
+    command += ["--entries_per_part", "1", "--window", "20", "--token_budget", "100", "--quiet", "--shard", "1/2"]
+    given = {"inputs": inputs, "folder": tmp_path / "out", "entries_per_part": 1}
+    with process(*command) as other:
+        while other.poll() is None and not list(parts.glob("*.json")):
+            time.sleep(0.002)
+        other.send_signal(signal.SIGSTOP)
+        assert 1 <= len(list(parts.glob("*.json"))) < 50
+        for shard in (None, "1/2"):
+            with pytest.raises(BlockingIOError, match=f"^{tmp_path / 'out'}: another run is writing there"):
+                run("embed", checkpoints, **given, shard=shard)
+        assert run("embed", checkpoints, **given, shard="2/2")["missing"] > 0
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".1-of-2.lock"]
+    run("embed", checkpoints, **given)
+    run("embed", checkpoints, inputs, tmp_path / "whole", entries_per_part=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_files_that_another_process_is_writing_are_left_alone(mixture, checkpoints, tmp_path, monkeypatch):
@@ -586,6 +637,18 @@ def test_a_part_whose_record_is_broken_is_named(mixture, checkpoints, tmp_path):
     record.unlink()
     run("embed", checkpoints, mixture, tmp_path)
     assert set(load_embeddings(tmp_path)[0]) > IDS
+
+
+def test_ids_that_several_parts_have_are_said_at_the_end(checkpoints, tmp_path, caplog):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.fasta").write_bytes(fasta(["same", name, "third"]))
+    message = "2 ids stand for several chains, such as same, third; rename them to tell them apart"
+    for shard, said in (("1/2", 0), ("2/2", 1), (None, 2)):
+        run("embed", checkpoints, tmp_path, tmp_path / "out", entries_per_part=3, shard=shard)
+        assert caplog.text.count(message) == said
+    assert load_embeddings(tmp_path / "out")[0] == [each for name in "abc" for each in ("same", name, "third")]
+    run("embed", checkpoints, tmp_path / "a.fasta", tmp_path / "one", entries_per_part=1)
+    assert caplog.text.count("stand for") == 2
 
 
 # --- what is left out ------------------------------------------------------------------------------------------------

@@ -529,6 +529,33 @@ def test_another_run_in_the_same_folder_is_refused(preset, tmp_path):
     assert len(losses(output)) == 6
 
 
+def test_other_data_of_equal_size_is_refused(preset, tmp_path):
+    """Moved it is the same data; with other coordinates it is not, whatever its name and number of residues."""
+    rows = load_rows(preset.parent / "chains.parquet")
+    options = [str(preset), "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    train(*parse_arguments(options))
+    shutil.copy(preset.parent / "chains.parquet", tmp_path / "moved.parquet")
+    train(*parse_arguments([*options, "--data", str(tmp_path / "moved.parquet")]))
+    edited = rows.map(lambda row: {"coords": [value + 1 for value in row["coords"]]}, load_from_cache_file=False)
+    edited.to_parquet(tmp_path / "moved.parquet")
+    with pytest.raises(ValueError, match=r"holds another run \(data.sha256: '.*' -> '.*'\); choose another output"):
+        train(*parse_arguments([*options, "--data", str(tmp_path / "moved.parquet")]))
+
+
+def test_a_second_process_is_refused(preset, tmp_path, capsys):
+    """Nothing is trained where another one trains."""
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(input('held'))"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".1-of-1.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.read(4) == "held"
+        assert main(["train", str(preset), "--quiet", "--output_dir", str(tmp_path)]) == 1
+        assert last_words(capsys).startswith(f"coordformer: {tmp_path}: another run is writing there; wait for its end")
+        assert [path.name for path in tmp_path.iterdir()] == [".1-of-1.lock"]
+        other.communicate("over")
+    assert main(["train", str(preset), "--quiet", "--max_steps", "1", "--output_dir", str(tmp_path)]) == 0
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_run_of_an_older_version_goes_on(preset, tmp_path):
     """It is known by the names that fields had, and its weights by theirs."""
     new, old = tmp_path / "new", tmp_path / "old"
