@@ -25,7 +25,7 @@ from coordformer.inference.score import describe, scan_lines, score, score_lines
 from coordformer.model.chain import AMINO_ACIDS, Chain, Complex, join_chains
 from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.residues import ResidueNumbers
-from coordformer.model.structure import read_chains
+from coordformer.model.structure import read_chains, read_complex
 from coordformer.model.windows import window_around
 from coordformer_command import main
 
@@ -282,6 +282,63 @@ def test_backbone_atoms_are_read():
         logits = model(**processor(chains=chain)).logits[0, 6, list(LETTERS.values())]
     actual = log_probabilities(model, processor, chain, [5], masked=False)
     np.testing.assert_allclose(actual[0], logits.log_softmax(dim=-1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_wild_type_scores_zero(chain, method):
+    model, chain = make_model(), part(chain, 0, 12)
+    scores = score_mutants(model, PROCESSOR, chain, ["WT", "M1A", "_wt", "T6W"], method)
+    assert scores[0] == scores[2] == 0 and abs(scores[[1, 3]]).min() > 0.01
+    np.testing.assert_allclose(
+        scores[[1, 3]], score_mutants(model, PROCESSOR, chain, ["M1A", "T6W"], method), atol=1e-5
+    )
+    assert score_mutants(model, PROCESSOR, chain, ["wt"], method).tolist() == [0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_residue_is_asked_for(chain, masked):
+    model = make_model()
+    assert log_probabilities(model, PROCESSOR, chain, [], masked=masked).shape == (0, 20)
+    asked = [(chain, []), (part(chain, 0, 30), [4, 9]), (chain, np.zeros(0))]
+    tables = marginals.log_probabilities(model, PROCESSOR, asked, masked=masked, window=20)
+    assert [table.shape for table in tables] == [(0, 20), (2, 20), (0, 20)]
+
+
+# --- complexes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def protease() -> Complex:
+    """HIV protease: two chains of 99 residues, the same numbers in both."""
+    return read_complex(STRUCTURES / "1hvr.pdb.gz")
+
+
+@torch.no_grad()
+def test_a_complex_is_read_as_one(protease):
+    """By hand, residue by residue; a mutant in both chains; and not what each chain gives alone."""
+    model = make_model(coordinate_embedding="local_frame", num_qk_points=2, num_neighbors=5)
+    letters = list(LETTERS.values())
+    scores = score_mutants(model, PROCESSOR, protease, ["IA50G", "IB50G", "IA50G:IB50G"])
+    for value, index in zip(scores, (49, 99 + 49), strict=False):
+        batch = PROCESSOR(chains=[protease])
+        batch["input_ids"][0, index + 1] = PROCESSOR.tokenizer.mask_token_id
+        table = model(**batch).logits[0, index + 1, letters].log_softmax(dim=-1)
+        assert value == pytest.approx(float(table[AMINO_ACIDS.index("G")] - table[AMINO_ACIDS.index("I")]), abs=1e-4)
+    assert scores[2] == pytest.approx(scores[:2].sum(), abs=1e-9)
+    alone = [score_mutants(model, PROCESSOR, each, ["I50G"])[0] for each in protease.chains]
+    assert min(abs(scores[:2] - alone)) > 1e-3
+    with pytest.raises(ValueError, match=r"I50G: 50 may be A50 .* or B50 \(position 50 of chain B\); write A50 or B50"):
+        score_mutants(model, PROCESSOR, protease, ["I50G"])
+
+
+def test_a_scan_of_a_complex(protease):
+    model = make_model()
+    (table,) = scan_chains(model, PROCESSOR, [protease], "wild_type_marginal")
+    assert table.shape == (198, 20)
+    (value,) = score_mutants(model, PROCESSOR, protease, ["PB1W"], "wild_type_marginal")
+    assert table[99, AMINO_ACIDS.index("W")] == pytest.approx(value, abs=1e-5)
+    rows = [row[:5] for row in scan_lines(protease.id, ResidueNumbers(protease), table)]
+    assert rows[98:100] == [["1HVR", "99", "F", "A", "A99"], ["1HVR", "1", "P", "B", "B1"]]
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -562,6 +619,24 @@ def test_a_scan_of_several_chains(checkpoint, tmp_path, monkeypatch):
     assert one.count("id,position") == two.count("id,position") == 1
     assert [row[:3] for row in rows[5:]] == [["A/B", "1", "M"], ["A/B", "2", "X"], ["rejected", "1", "W"]]
     assert rows[6][3:] == ["", "2"] + [""] * 20 and two.splitlines()[5].split(",")[:3] == rows[5][:3]
+
+
+def test_a_complex_of_a_data_set(checkpoint, protease, tmp_path):
+    """One protein, with a row for each residue of each chain, and one heat map."""
+    path = make_data_set([protease], tmp_path / "complexes.parquet")
+    summary = quietly(checkpoint, path, tmp_path / "out", method="wild_type_marginal")
+    assert summary["chain"] == "1HVR" and summary["residues"] == 198
+    assert [list(report["chains"].values()) for report in summary["chains"]] == [[99, 99]]
+    assert describe(summary) == (
+        "1HVR: all substitutions of 198 residues in 2 chains by wild_type_marginal, coordinates given"
+    )
+    rows = read_rows(tmp_path / "out" / "scan.csv")
+    assert [row["position"] for row in rows] == [str(number) for number in range(1, 100)] * 2
+    assert len({row["chain"] for row in rows}) == 2 and len({row["residue"] for row in rows}) == 198
+    (table,) = scan_chains(
+        CoordformerForMaskedLM.from_pretrained(checkpoint), PROCESSOR, [protease], "wild_type_marginal"
+    )
+    np.testing.assert_allclose([float(row["W"]) for row in rows], table[:, AMINO_ACIDS.index("W")], atol=1e-4)
 
 
 def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
