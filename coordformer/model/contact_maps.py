@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_coordformer import CoordformerConfig
@@ -64,27 +61,24 @@ class ContactHead(nn.Module):
 
 
 class ContactLogits:
-    """Logits of contacts, summed over layers and heads while the encoder runs."""
+    """Logits of contacts, summed over layers and heads while the encoder runs.
 
-    def __init__(self, layers: Sequence[nn.Module], head: ContactHead, residue_mask: Tensor):
+    Handed down to each layer, which calls `add`: nothing of the model changes, so that threads may share one.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], head: ContactHead, residue_mask: Tensor, padding: Tensor | None):
         self.weights = dict(zip(layers, head.weight.view(len(layers), -1), strict=True))
         self.residue_mask = residue_mask
+        self.padding = None if padding is None else padding.bool()[:, None, None, :]
         self.total: Any = 0.0
 
-    def add(self, layer: nn.Module, query, key, attention_mask, scaling: float) -> None:
+    def add(self, layer: Any, query: Tensor, key: Tensor, attention_mask: Any) -> None:
+        """Take in a layer's queries and keys (batch, heads, sequence, head), and its mask, if this is a dense one."""
+        mask = attention_mask if torch.is_tensor(attention_mask) and attention_mask.dim() == 4 else self.padding
         # Made again in the backward pass, of queries and keys, rather than kept.
         reduce = partial(checkpoint, reduce_maps, use_reentrant=False) if torch.is_grad_enabled() else reduce_maps
-        weights = self.weights[layer]
-        self.total = self.total + reduce(query, key, attention_mask, self.residue_mask, weights, scaling)
-
-
-def contact_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    *, scaling: float | None = None, contacts: ContactLogits, **kwargs,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention by sdpa that also adds up `contacts`; used while contacts are predicted, whatever the model's own."""
-    contacts.add(module, query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        weights = self.weights[layer].to(query.device)
+        self.total = self.total + reduce(query, key, mask, self.residue_mask, weights, layer.scaling)
 
 
 def contact_logits(
@@ -109,19 +103,15 @@ def contact_logits(
         raise ValueError("Contacts are predicted of padded rows with one chain each; leave `sequence_id` out.")
     if model.training and model.esm.encoder.gradient_checkpointing:
         raise ValueError("Contacts are made again in the backward pass already; turn gradient checkpointing off.")
+    if not isinstance(model.contact_head.weight, nn.Parameter) and not model.contact_head.weight.any():
+        raise ValueError(
+            "The contact head was never trained, so that every pair would have the probability 0.5; train a "
+            "CoordformerForContactPrediction, or load a checkpoint that has a head."
+        )
     residue_mask = model.residue_mask(input_ids, attention_mask, input_ids.shape, input_ids.device)
     layers = [layer.attention.self for layer in model.esm.encoder.layer]
-    contacts = ContactLogits(layers, model.contact_head, residue_mask)
-    implementation = model.config._attn_implementation
-    model.config._attn_implementation = "contacts"
-    try:
-        outputs = model(input_ids=input_ids, attention_mask=attention_mask, contacts=contacts, **kwargs)
-    finally:
-        model.config._attn_implementation = implementation
+    contacts = ContactLogits(layers, model.contact_head, residue_mask, attention_mask)
+    outputs = model(input_ids=input_ids, attention_mask=attention_mask, contacts=contacts, **kwargs)
     logits = contacts.total[:, 1:-1, 1:-1] + model.contact_head.bias.float()
     residue_mask = residue_mask[:, 1:-1]
     return logits, residue_mask.unsqueeze(2) & residue_mask.unsqueeze(1), outputs
-
-
-AttentionInterface.register("contacts", contact_attention)
-AttentionMaskInterface.register("contacts", sdpa_mask)

@@ -7,6 +7,7 @@ and the heads; the layers that take coordinates are in `structure_layers`, packe
 `contact_maps`.
 """
 
+import copy
 import inspect
 import math
 import warnings
@@ -47,7 +48,9 @@ from .structure_layers import (
     CoordinateEmbedding,
     DistanceBias,
     EdgeFeatures,
+    FeatureLinear,
     InvariantPointAttention,
+    SelfAttention,
     backbone_frames,
     check_rotations,
     gaussian_start,
@@ -72,6 +75,12 @@ RENAMED_WEIGHTS = {
 register_checkpoint_conversion_mapping(
     "coordformer", [WeightRenaming(old, new) for old, new in RENAMED_WEIGHTS.items()], overwrite=True
 )
+
+
+def other_chain_start(separation: Tensor) -> Tensor:
+    """What `EdgeFeatures.other_chain` begins with, and is in checkpoints from before complexes, which do not have it:
+    another chain is as far away along the chain as can be. Of the table (separations, width), float32."""
+    return separation[[0, -1]].float().mean(dim=0)
 
 
 # --- Encoder and base model ---
@@ -100,6 +109,9 @@ class CoordformerEncoder(EsmModel):
             layer.intermediate = FeedForwardInput(config)
             if config.num_qk_points:
                 layer.attention.self = InvariantPointAttention(config, number)  # type: ignore[union-attr]
+                continue
+            with torch.random.fork_rng(devices=[]):  # a seed gives the weights that it gives without
+                layer.attention.self = SelfAttention(config, layer_idx=number)  # type: ignore[union-attr]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -145,8 +157,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         for old, new in RENAMED_WEIGHTS.items():
             state_dict = {name.replace(old, new): tensor for name, tensor in state_dict.items()}
         for name in [name for name in state_dict if name.endswith("edge_features.separation.weight")]:
-            start = state_dict[name][[0, -1]].float().mean(dim=0)  # as in `_init_weights`
-            state_dict.setdefault(name.replace("separation.weight", "other_chain"), start)
+            state_dict.setdefault(name.replace("separation.weight", "other_chain"), other_chain_start(state_dict[name]))
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def set_attn_implementation(self, *args, **kwargs):
@@ -173,17 +184,19 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         if isinstance(module, DistanceBias):
             init.zeros_(module.weight)
         elif isinstance(module, EdgeFeatures):
-            # Checkpoints from before complexes have none: another chain is as far away along the chain as can be.
-            init.copy_(module.other_chain, module.separation.weight[[0, -1]].mean(dim=0))
+            init.copy_(module.other_chain, other_chain_start(module.separation.weight))
         elif isinstance(module, ContactHead):
             # Buffers are zero: they are not trained, and a random head would look like a trained one.
             std = self.config.initializer_range if isinstance(module.weight, nn.Parameter) else 0.0
             init.normal_(module.weight, std=std)
             init.zeros_(module.bias)
-        elif isinstance(module, CoordinateEmbedding) and self.config.coordinate_init == "gaussian":
-            # Here, after the encoder: for a module without weights of its own, as the model, this is not called.
-            for parameter, start in gaussian_start(self).items():
-                init.copy_(parameter, start)
+        elif isinstance(module, (CoordinateEmbedding, FeatureLinear)):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+            if isinstance(module, CoordinateEmbedding) and self.config.coordinate_init == "gaussian":
+                # Here, after the encoder: for a module without weights of its own, as the model, this is not called.
+                for parameter, start in gaussian_start(self).items():
+                    init.copy_(parameter, start)
 
     def __call__(self, *args, **kwargs):
         if "segment_ids" in kwargs:
@@ -205,9 +218,10 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     ) -> Tensor:  # fmt: skip
         """Probability that two residues are in contact, from the attention maps of all layers (paper, section 6).
 
-        Inputs as of `CoordformerModel`, one chain in each row. Memory grows with the square of the length, not with
-        layers and heads, and is the same for every `attn_implementation`. Returns (batch, residues, residues), float32,
-        without `<cls>` and `<eos>`; zero for padding. Raises a ValueError if the model has no contact head.
+        Inputs as of `CoordformerModel`, one chain or complex in each row. Memory grows with the square of the length,
+        and not with layers and heads, unless attention is eager. Returns (batch, residues, residues), float32, without
+        `<cls>` and `<eos>`; zero for padding. Raises a ValueError if the model has no contact head, or one that was
+        never trained. Changes nothing of the model, so that threads may share it.
         """
         inputs = {"coords": coords, "coords_mask": coords_mask} | kwargs
         logits, pairs, _ = contact_logits(self.base_model, input_ids, attention_mask, **inputs)
@@ -215,12 +229,14 @@ class CoordformerPreTrainedModel(PreTrainedModel):
 
     def _apply(self, fn, recurse=True):
         # `.to(bfloat16)` would round the rotary frequencies, for good once saved, and the coordinate embedding.
-        precise = {
-            id(tensor)
+        kept = [
+            tensor
             for name, module in self.named_modules()
             if name.rpartition(".")[2] in self._keep_in_fp32_modules_strict
             for tensor in (*module.parameters(), *module.buffers())
-        }
+        ]
+        kept += [tensor.grad for tensor in kept if tensor.grad is not None]
+        precise = set(map(id, kept))
 
         def keep_float32(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
@@ -251,6 +267,9 @@ class CoordformerModel(CoordformerPreTrainedModel):
     - `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`: the bounds of the segments as Transformers'
       flash attention takes them, see `segment_bounds`. Attention by `"varlen"` or flash computes them from
       `sequence_id` where they are missing, for which the host waits for the device; given, they must agree with it.
+
+    - `special_tokens_mask` `(batch, sequence)`: 1 for `<cls>` and `<eos>`, for `inputs_embeds`, which do not tell; the
+      default is where `input_ids` have them.
 
     `<cls>`, `<eos>` and padding count as not observed whatever `coords` holds there. An input of another shape raises a
     ValueError that names it.
@@ -306,12 +325,13 @@ class CoordformerModel(CoordformerPreTrainedModel):
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None, coords: Tensor | None = None, coords_mask: Tensor | None = None,
-        sequence_id: Tensor | None = None, rotations: Tensor | None = None, chain_ids: Tensor | None = None, **kwargs,
+        sequence_id: Tensor | None = None, rotations: Tensor | None = None, chain_ids: Tensor | None = None,
+        special_tokens_mask: Tensor | None = None, **kwargs,
     ) -> BaseModelOutput:  # fmt: skip
         coords, rotations = _restore_float32(coords), _restore_float32(rotations)
         shape, device = self._input_shape(input_ids, inputs_embeds, coords)
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "sequence_id": sequence_id}
-        for name, value in (given | {"chain_ids": chain_ids}).items():
+        for name, value in (given | {"chain_ids": chain_ids, "special_tokens_mask": special_tokens_mask}).items():
             accepted = (shape, (1, shape[1])) if name == "position_ids" else (shape,)
             if value is not None and tuple(value.shape) not in map(tuple, accepted):
                 raise ValueError(
@@ -338,6 +358,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         bias = None
         if self.reads_coordinates:
             residue_mask = self.residue_mask(input_ids, attention_mask, shape, device)
+            if special_tokens_mask is not None:
+                residue_mask = residue_mask & ~special_tokens_mask.bool()
             placed, coords_mask = place_coordinates(coords, coords_mask, residue_mask, runs, self.config)
             if rotations is not None:
                 numbers = None if runs is None else segment_numbers(runs, attention_mask)
@@ -408,7 +430,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
         assert self.sequence_encoder is not None and self.connector is not None
         with torch.no_grad():
             states = self.sequence_encoder(**inputs).last_hidden_state
-        return self.connector(states).to(self.connector.weight.dtype)  # as embeddings are, under autocast as well
+        # As embeddings are, under autocast as well; a quantized layer does not tell.
+        return self.connector(states).to(self.esm.encoder.emb_layer_norm_after.weight.dtype)
 
     def _structure(
         self, embeddings, placed, coords_mask, position_ids, runs, longest, chain_ids
@@ -457,7 +480,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     def _bias_attention(self, bias, attention_mask, runs) -> Tensor:
         """The bias (batch, heads, sequence, sequence) as a mask that also keeps attention within the segments."""
-        if self.config._attn_implementation not in ("sdpa", "eager", "contacts"):
+        if self.config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(
                 f"`config.num_distance_bins` needs attn_implementation='sdpa' or 'eager', not "
                 f"{self.config._attn_implementation!r}, which takes no bias."
@@ -555,12 +578,13 @@ class CoordformerModelWithHead(CoordformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, coords=None, coords_mask=None,
-        sequence_id=None, rotations=None, chain_ids=None, labels=None, num_items_in_batch=None, **kwargs,
+        sequence_id=None, rotations=None, chain_ids=None, special_tokens_mask=None, labels=None,
+        num_items_in_batch=None, **kwargs,
     ):  # fmt: skip
         outputs = self.coordformer(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             coords=coords, coords_mask=coords_mask, sequence_id=sequence_id, rotations=rotations,
-            chain_ids=chain_ids, **kwargs,
+            chain_ids=chain_ids, special_tokens_mask=special_tokens_mask, **kwargs,
         )  # fmt: skip
         states = outputs.last_hidden_state
         if sequence_id is None:
@@ -662,6 +686,7 @@ class CoordformerForContactPrediction(CoordformerPreTrainedModel):
     supports_gradient_checkpointing = False  # attention maps are made again in the backward pass as it is
 
     def __init__(self, config: CoordformerConfig):
+        config = copy.deepcopy(config)  # the caller's has none
         config.contact_head = True
         super().__init__(config)
         self.coordformer = CoordformerModel(config)

@@ -118,21 +118,23 @@ def rotate_coordinates(coords: Tensor, rotations: Tensor, numbers: Tensor | None
 CHAIN_OFFSETS = range(-4, 5)
 
 
-class CoordinateEmbedding(nn.Linear):
+class CoordinateEmbedding(nn.Module):
     """Linear embedding of centered coordinates and a missing flag per atom (paper, section 2).
 
-    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å. With
-    `config.coordinate_embedding` "local_frame" the atoms are those of `local_frame_coordinates`.
+    Always computed in float32: bfloat16 keeps 8 bits, so that 300.37 Å would become 300 Å. For the same reason it has
+    the weights of an `nn.Linear` and is none, see `FeatureLinear`. With `config.coordinate_embedding` "local_frame" the
+    atoms are those of `local_frame_coordinates`.
     """
 
     def __init__(self, config: CoordformerConfig):
+        super().__init__()
         self.quadratic = config.coordinate_embedding == "quadratic"
         residues = len(CHAIN_OFFSETS) if config.coordinate_embedding == "local_frame" else 1
         features = residues * len(config.coordinate_atoms) * (config.coordinate_dim + self.quadratic + 1)
-        super().__init__(features, config.hidden_size, dtype=torch.float32)
+        self.weight, self.bias = nn.Linear(features, config.hidden_size, dtype=torch.float32).parameters()
         self.scale = float(config.coordinate_scale)
 
-    def forward(self, coords: Tensor, coords_mask: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, coords: Tensor, coords_mask: Tensor) -> Tensor:
         """(batch, sequence, atoms, D), Å, zero where not observed, and its mask -> (batch, sequence, hidden)."""
         x = coords / self.scale
         if self.quadratic:
@@ -203,6 +205,10 @@ class Frames:
     def scale_translations(self, scale: float) -> "Frames":
         """Frames with translations in units of `scale`."""
         return Frames(self.rotations, self.translations / scale, self.coords_mask)
+
+    def to(self, *args, **kwargs) -> "Frames":
+        """On another device, as accelerate moves what a layer is given."""
+        return Frames(*(each.to(*args, **kwargs) for each in self))
 
 
 def shift_residues(
@@ -278,24 +284,29 @@ def k_nearest_neighbors(
     Returns their places in the row, and which of them exist: both (batch, sequence, k).
     """
     batch, length = coords_mask.shape
-    longest = min(longest or length, length)
     index = torch.arange(length, device=coords_mask.device)
-    # So many at a time search the whole row, or `longest` tokens on either side.
-    rows = max(1, pairs // (batch * length), int((longest**2 + pairs / batch) ** 0.5) - longest)
+    if torch.compiler.is_compiling():  # one graph for all lengths, with all pairs in memory
+        blocks = [(0, length, 0, length)]
+    else:
+        longest = min(longest or length, length)
+        # So many at a time search the whole row, or `longest` tokens on either side.
+        rows = max(1, pairs // (batch * length), int((longest**2 + pairs / batch) ** 0.5) - longest)
+        ends = [(start, min(start + rows, length)) for start in range(0, length, rows)]
+        blocks = [(start, end, max(0, start - longest), min(length, end + longest)) for start, end in ends]
     places, exist = [], []
-    for start in range(0, length, rows):
-        end = min(start + rows, length)
-        first, last = max(0, start - longest), min(length, end + longest)
+    for start, end, first, last in blocks:
         # Not by a matrix product, whose rounding would put neighbors in another order.
         squares = (translations[:, start:end, None] - translations[:, None, first:last]).square().sum(dim=-1)
         allowed = coords_mask[:, start:end, None] & coords_mask[:, None, first:last]
         allowed = allowed & (index[start:end, None] != index[first:last])
         if runs is not None:
             allowed = allowed & (runs[:, start:end, None] == runs[:, None, first:last])
-        found = squares.masked_fill(~allowed, torch.inf).topk(min(k, last - first), largest=False)
-        missing = k - found.indices.shape[-1]
-        places.append(nn.functional.pad(found.indices + first, (0, missing)))
-        exist.append(nn.functional.pad(found.values.isfinite(), (0, missing)))
+        squares = squares.masked_fill(~allowed, torch.inf)
+        if torch.compiler.is_compiling() or last - first < k:
+            squares = nn.functional.pad(squares, (0, k), value=torch.inf)
+        found = squares.topk(k, largest=False)
+        exist.append(found.values.isfinite())
+        places.append((found.indices + first).masked_fill(~exist[-1], 0))
     return torch.cat(places, dim=1), torch.cat(exist, dim=1)
 
 
@@ -305,14 +316,30 @@ def radial_basis_functions(distances: Tensor, num_rbf: int, max_distance: float)
     return (-((distances.unsqueeze(-1) - centers) * ((num_rbf - 1) / max_distance)).square()).exp()
 
 
+class FeatureLinear(nn.Module):
+    """A linear layer from or to coordinates: (..., features) -> (..., width).
+
+    The weights of an `nn.Linear` and not one itself, which quantizers and adapters would put another in the place of:
+    eight bits are too few for lengths and angles.
+    """
+
+    def __init__(self, features: int, width: int):
+        super().__init__()
+        self.in_features, self.out_features = features, width
+        self.weight, self.bias = nn.Linear(features, width).parameters()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.linear(features.to(self.weight.dtype), self.weight, self.bias)
+
+
 class EdgeFeatures(nn.Module):
     """Features of the edges from each residue to its k nearest neighbors; computed once, for all layers.
 
     Of an edge: the direction to the neighbor in both backbone frames, the rotation from frame to frame, radial basis
     functions of the distance, and the separation along the chain, up to 16 residues, or that the two are in different
     chains of a complex (after Ingraham et al. 2019, section 2.2). With `config.message_gating` radial basis functions
-    of all nine distances between either residue and those beside it
-    along the chain, as Dauparas et al. 2022 have them of C-alphas. Invariant to rotations.
+    of all nine distances between either residue and those beside it along the chain, as Dauparas et al. 2022 have them
+    of C-alphas. Invariant to rotations.
     """
 
     num_rbf = 16
@@ -325,7 +352,7 @@ class EdgeFeatures(nn.Module):
         self.num_neighbors = config.num_neighbors
         self.offsets = (-1, 0, 1) if config.message_gating else (0,)
         width = config.hidden_size // 2
-        self.geometry = nn.Linear(3 + 3 + 9 + len(self.offsets) ** 2 * self.num_rbf, width)
+        self.geometry = FeatureLinear(3 + 3 + 9 + len(self.offsets) ** 2 * self.num_rbf, width)
         self.separation = nn.Embedding(2 * self.max_separation + 1, width)
         self.other_chain = nn.Parameter(torch.empty(width))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -359,7 +386,7 @@ class EdgeFeatures(nn.Module):
                 separation = torch.where(others, 2 * limit + 1, separation)
         # One table whether or not there are chains: an idle parameter stops DistributedDataParallel.
         table = torch.cat((self.separation.weight, self.other_chain.unsqueeze(0)))
-        summed = self.geometry(features.to(self.geometry.weight.dtype)) + nn.functional.embedding(separation, table)
+        summed = self.geometry(features) + nn.functional.embedding(separation, table)
         edges = MessagePassing.gain * self.norm(nn.functional.gelu(self.gain * summed))
         return (places + length * rows).flatten(), exist, edges
 
@@ -406,7 +433,8 @@ class MessagePassing(nn.Module):
 
         def of_edges(sender: nn.Linear, edge: nn.Linear) -> Tensor:
             sent = (self.gain * sender(hidden_states)).flatten(0, 1).index_select(0, places).view(*exist.shape, -1)
-            return edge(edges.to(sent.dtype)).add_(sent)
+            # In two dimensions: some quantized layers take no more.
+            return edge(edges.to(sent.dtype).flatten(0, 2)).view_as(sent).add_(sent)
 
         received = (self.gain * self.receiver(hidden_states)).unsqueeze(2)
         messages = nn.functional.silu(of_edges(self.sender, self.edge).add_(received))
@@ -419,7 +447,30 @@ class MessagePassing(nn.Module):
 # --- Attention ---
 
 
-class InvariantPointAttention(EsmSelfAttention):
+class SelfAttention(EsmSelfAttention):
+    """ESM's self-attention, which also hands its queries and keys to `contacts`, where these are predicted."""
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, attention_mask: Any = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None, *, contacts: Any = None, **kwargs,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As ESM's; `contacts` as of `contact_maps.ContactLogits`."""
+        if contacts is not None:
+            contacts.add(self, *self.queries_and_keys(hidden_states, position_embeddings), attention_mask)
+        rotary: Any = position_embeddings
+        return super().forward(hidden_states, attention_mask, position_embeddings=rotary, **kwargs)  # type: ignore
+
+    def queries_and_keys(self, hidden_states, position_embeddings) -> tuple[Tensor, Tensor]:
+        """Queries, divided by the root of the head size as ESM does, and keys: (batch, heads, sequence, head)."""
+        shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
+        query, key = (layer(hidden_states).view(shape).transpose(1, 2) for layer in (self.query, self.key))
+        query = query * self.attention_head_size**-0.5
+        if position_embeddings is not None and self.position_embedding_type == "rotary":
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        return query, key
+
+
+class InvariantPointAttention(SelfAttention):
     """ESM's self-attention, in which each head also attends with points: Jumper et al. 2021, algorithm 22.
 
     Every residue makes P query and key points and V value points in its own frame. A head adds to its logits
@@ -438,10 +489,10 @@ class InvariantPointAttention(EsmSelfAttention):
         super().__init__(config, layer_idx=layer_idx)
         width, heads = config.hidden_size, config.num_attention_heads
         self.num_qk_points, self.num_v_points = config.num_qk_points, int(config.num_v_points or 0)
-        self.query_points = nn.Linear(width, heads * self.num_qk_points * 3)
-        self.key_points = nn.Linear(width, heads * self.num_qk_points * 3)
-        self.value_points = nn.Linear(width, heads * self.num_v_points * 3)
-        self.output_points = nn.Linear(heads * (self.num_v_points * 4 + 1), width)
+        self.query_points = FeatureLinear(width, heads * self.num_qk_points * 3)
+        self.key_points = FeatureLinear(width, heads * self.num_qk_points * 3)
+        self.value_points = FeatureLinear(width, heads * self.num_v_points * 3)
+        self.output_points = FeatureLinear(heads * (self.num_v_points * 4 + 1), width)
         self.log_sigma = nn.Parameter(torch.empty(heads))
         self.missing = nn.Parameter(torch.empty(heads))
         self.message_passing = MessagePassing(config) if config.num_neighbors else None
@@ -454,20 +505,19 @@ class InvariantPointAttention(EsmSelfAttention):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None, *,
-        frames: Frames, graph: tuple[Tensor, Tensor, Tensor] | None = None, **kwargs,
+        frames: Frames, graph: tuple[Tensor, Tensor, Tensor] | None = None, contacts: Any = None, **kwargs,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """As ESM's; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
+        """As `SelfAttention`; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
+        query, key = self.queries_and_keys(hidden_states, position_embeddings)
         shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
-        projections = (self.query, self.key, self.value)
-        query, key, value = (layer(hidden_states).view(shape).transpose(1, 2) for layer in projections)
-        query = query * self.attention_head_size**-0.5
-        if position_embeddings is not None and self.position_embedding_type == "rotary":
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        value = self.value(hidden_states).view(shape).transpose(1, 2)
         # Squares of coordinates cancel in the product: 16 bits would leave nothing of near distances.
         with maybe_autocast(hidden_states.device.type, enabled=False):
             query, key, value = self._add_points(hidden_states, query.float(), key.float(), value.float(), frames)
             if torch.is_tensor(attention_mask) and attention_mask.is_floating_point():
                 attention_mask = attention_mask.float()
+            if contacts is not None:
+                contacts.add(self, query, key, attention_mask)
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
             dropout = self.dropout if self.training else 0.0
             output, weights = attend(
@@ -487,7 +537,7 @@ class InvariantPointAttention(EsmSelfAttention):
         batch, length, _ = hidden_states.shape
         observed = coords_mask[:, None, :, None]
 
-        def global_points(layer: nn.Linear) -> Tensor:
+        def global_points(layer: FeatureLinear) -> Tensor:
             points = layer(hidden_states).float().view(batch, length, -1, 3)
             points = points @ rotations.transpose(-1, -2) + translations.unsqueeze(2)
             return points.view(batch, length, self.num_attention_heads, -1).transpose(1, 2) * observed
@@ -516,7 +566,7 @@ class InvariantPointAttention(EsmSelfAttention):
         return torch.cat(features, dim=-1) * coords_mask.unsqueeze(-1)
 
 
-class DistanceBias(nn.Linear):
+class DistanceBias(nn.Module):
     """Attention bias per head, a learned function of the distance between two tokens.
 
     The function is linear between its values at `config.num_distance_bins` distances, which spread evenly from 0 to
@@ -530,12 +580,13 @@ class DistanceBias(nn.Linear):
     gain = 64.0
 
     def __init__(self, config: CoordformerConfig):
+        super().__init__()
         features = len(config.coordinate_atoms) * (config.num_distance_bins + 1)
-        super().__init__(features, config.num_attention_heads, bias=False, dtype=torch.float32)
+        self.weight = nn.Linear(features, config.num_attention_heads, bias=False, dtype=torch.float32).weight
         self.num_bins = config.num_distance_bins
         self.spacing = 2 * float(config.coordinate_scale) / (self.num_bins - 1)
 
-    def forward(self, coords: Tensor, coords_mask: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, coords: Tensor, coords_mask: Tensor) -> Tensor:
         """(batch, sequence, atoms, D), Å, and (batch, sequence, atoms) -> (batch, heads, sequence, sequence)."""
         with maybe_autocast(coords.device.type, enabled=False):
             atoms, observed = coords.transpose(1, 2), coords_mask.transpose(1, 2)

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.structure_layers import FeatureLinear
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Three groups: matrices between hidden states (for Muon); other matrices; and vectors, which do not decay.
@@ -16,10 +18,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     output = getattr(model, "get_output_embeddings", lambda: None)()
     hidden = {
         id(module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not output
-        and not name.endswith(("coordinate_embedding", "distance_bias"))
+        for module in model.modules()
+        if isinstance(module, (nn.Linear, FeatureLinear)) and module is not output
     }
     groups: list[Any] = [{"params": [], "weight_decay": decay} for decay in (weight_decay, weight_decay, 0.0)]
     for parameter in model.parameters():

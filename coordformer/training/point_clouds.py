@@ -36,7 +36,7 @@ class PointCloudAttention(nn.Module):
             nn.init.zeros_(self.bias.weight)
         # As torch.nn.TransformerEncoder starts, which the authors use.
         for module in self.modules():
-            if isinstance(module, (nn.Linear, CoordinateEmbedding)) and not isinstance(module, DistanceBias):
+            if isinstance(module, (nn.Linear, CoordinateEmbedding)):
                 nn.init.xavier_uniform_(module.weight)
         if config.coordinate_init == "gaussian":
             with torch.no_grad():
