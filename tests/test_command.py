@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import CHAINS, STRUCTURES, hear_ctrl_c, make_model
 
 import coordformer_command
@@ -22,6 +23,7 @@ from coordformer.inference.embed import POOLINGS
 from coordformer.inference.embeddings import FORMATS
 from coordformer.inference.marginals import METHODS
 from coordformer.inference.runner import Inputs
+from coordformer.model.residues import NUMBERINGS
 from coordformer.training.conversion import PAPER_KINDS
 from coordformer_command import VERBS, build_parser, main
 
@@ -117,6 +119,7 @@ def test_choices_are_those_of_the_package():
         (verb, action.dest): tuple(action.choices) for verb, parser in parsers().items() for action in parser._actions
         if action.choices
     }  # fmt: skip
+    assert choices["score", "numbering"] == NUMBERINGS
     assert choices["score", "method"] == METHODS and choices["evaluate", "protocols"] == tuple(PROTOCOLS)
     assert set(choices["embed", "pooling"]) | {None} == set(POOLINGS)
     assert choices["embed", "file_format"] == tuple(FORMATS)
@@ -249,7 +252,9 @@ def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("command")
-    make_model(contact_head=True).save_pretrained(folder / "model")
+    model = make_model(contact_head=True)
+    torch.nn.init.normal_(model.coordformer.contact_head.weight, std=30.0)
+    model.save_pretrained(folder / "model")
     CoordformerProcessor().save_pretrained(folder / "model")
     pq.write_table(pq.read_table(CHAINS).slice(0, 3), folder / "chains.parquet")
     return folder
@@ -278,8 +283,12 @@ def test_results_are_short_and_readable(folder, tmp_path, capsys):
     line, where = run("contacts", model, STRUCTURE, "--output", out)
     assert line.startswith("1ORC_A: 71 residues, coordinates given; precision at L: short 0.")
     assert where == written
-    line, _ = run("score", model, STRUCTURE, "--mutants", "M1A", "--output", tmp_path / "scores")
-    assert line == "1ORC_A: 1 mutant of 71 residues by masked_marginal, coordinates given"
+    for options in (["A66G", "DA56AA", "WT"], ["A71G", "D57A", "WT", "--numbering", "sequence"]):
+        line, _ = run("score", model, STRUCTURE, "--output", tmp_path / options[0], "--mutants", *options)
+        assert line == "1ORC_A: 3 mutants of 71 residues by masked_marginal, coordinates given"
+    own, counted = ((tmp_path / name / "scores.csv").read_text().split() for name in ("A66G", "A71G"))
+    assert [line.split(",")[2:] for line in own] == [line.split(",")[2:] for line in counted]
+    assert own[2].endswith(",A56A,57") and own[3] == "1ORC_A,WT,0,,"
     assays = tmp_path / "assay.csv"
     assays.write_text("mutant,DMS_score\nM1A,1\nE2G,2\nQ3A,0\n")
     line, _ = run("score", model, STRUCTURE, "--mutants", assays, "--output", tmp_path / "assay")
