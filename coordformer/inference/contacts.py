@@ -24,7 +24,7 @@ from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_contacts
 from .metrics import CUTS, RANGES, describe_precision, precision_at
 from .predict import Record, id_of, predict, residues_of, tokens_of, window_rows
-from .runner import REJECTS, Inputs, file_stems, run_parts, write_arrays
+from .runner import REJECTS, Inputs, file_stems, parts_in, run_parts, write_arrays
 
 LISTED = 5  # pairs for each residue that a TSV file has
 
@@ -147,12 +147,13 @@ def contacts(
 
     settings = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "window": window}
     guarded = {"verb": "contacts", "weights": digest_weights(model), "without_coords": without_coords}
-    outcome = run_parts(given, output, settings | guarded, work, progress)
-    outcome.list_rejects(output / REJECTS)
-    summary: dict[str, Any] = {"protein": ", ".join(given.names), **settings, **outcome.counts()}
-    summary["chains"] = [report for record in outcome.records for report in record.get("reports", ())]
-    if outcome.complete:
-        write_json(output / "contacts.json", summary)
+    with parts_in(output, given):
+        outcome = run_parts(given, output, settings | guarded, work, progress)
+        outcome.list_rejects(output / REJECTS)
+        summary: dict[str, Any] = {"protein": ", ".join(given.names), **settings, **outcome.counts()}
+        summary["chains"] = [report for record in outcome.records for report in record.get("reports", ())]
+        if outcome.complete:
+            write_json(output / "contacts.json", summary)
     return summary
 
 

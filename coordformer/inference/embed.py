@@ -13,7 +13,7 @@ from ..model.windows import WindowMean
 from .checkpoints import digest_weights, load_checkpoint
 from .embeddings import FORMATS, write_shard
 from .predict import Record, predict, residues_of, tokens_of, window_rows
-from .runner import REJECTS, Inputs, run_parts
+from .runner import REJECTS, Inputs, parts_in, run_parts
 
 POOLINGS = ("mean", "cls", None)
 
@@ -89,8 +89,9 @@ def embed(
     settings: dict[str, Any] = {"verb": "embed", "checkpoint": Path(checkpoint).name}
     settings |= {"weights": digest_weights(model.base_model), "without_coords": without_coords, "pooling": pooling}
     settings |= {"dtype": dtype, "window": window, "format": file_format}
-    outcome = run_parts(given, output, settings, work, progress)
-    outcome.list_rejects(output / REJECTS)
+    with parts_in(output, given):
+        outcome = run_parts(given, output, settings, work, progress)
+        outcome.list_rejects(output / REJECTS)
     counts = outcome.counts()
     shards = sum("file" in record for record in outcome.records)
     return {"chains": counts.pop("chains"), "residues": counts.pop("residues"), "shards": shards} | counts

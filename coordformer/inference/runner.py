@@ -14,10 +14,9 @@ import mmap
 import re
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -330,20 +329,13 @@ def run_parts(
         OSError: a file could not be written, and the parts before it stay; or another run is writing to `folder`, see
             `lock_folder`.
     """
-    folder = _as_folder(folder)
-    with lock_folder(folder, inputs.job, inputs.jobs):
-        return _run_parts(inputs, folder, settings, work, progress)
-
-
-def _as_folder(path: str | Path) -> Path:
-    if Path(path).is_file():
-        raise ValueError(f"`output` is {path}, which is a file; give a folder.")
-    return Path(path)
+    with parts_in(folder, inputs):
+        return _run_parts(inputs, Path(folder), settings, work, progress)
 
 
 def _run_parts(inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: Any, progress: bool) -> Outcome:
     """`run_parts` of a locked folder."""
-    parts, start = folder / PARTS, time.time()
+    parts = folder / PARTS
     # Jobs of an array start together: of them, a run without a part is a run.
     begun = any(parts.glob("*.json")) or (inputs.jobs > 1 and (folder / RUN).exists())
     begin_run(folder, {**settings, **inputs.settings}, holds_results=begun, passing={"checkpoint"})
@@ -375,10 +367,8 @@ def _run_parts(inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: 
     if not outcome.complete:
         return outcome
     if not other_locks(folder, inputs.job, inputs.jobs):
-        for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):
-            with suppress(FileNotFoundError):
-                if leftover.stat().st_mtime < start:  # what a kill left, and not what another process is writing
-                    leftover.unlink()
+        for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):  # what a kill left
+            leftover.unlink()
     if not outcome.counts()["chains"]:
         shutil.rmtree(parts, ignore_errors=True)
         write_rejects(folder / REJECTS, outcome.rejects)
@@ -413,11 +403,25 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def parts_in(folder: str | Path, inputs: Inputs) -> Iterator[None]:
+    """Keep other processes out of a folder, see `lock_folder`: a verb to the end of what it makes of all parts.
+
+    Raises:
+        ValueError: `folder` is a file.
+        BlockingIOError: another run is writing there.
+    """
+    if Path(folder).is_file():
+        raise ValueError(f"`output` is {folder}, which is a file; give a folder.")
+    with lock_folder(folder, inputs.job, inputs.jobs):
+        yield
+
+
+@contextmanager
 def parts_beside(output: str | Path | None, inputs: Inputs) -> Iterator[Path]:
     """Where the parts of a verb lie whose result is one file: in FILE.parts, which goes when the verb is done.
 
-    The parts of an array of jobs stay, since another one may be reading them. Without a file they are temporary. The
-    folder is locked, see `lock_folder`.
+    The parts of an array of jobs stay, since another one may be reading them. Without a file they are temporary. Other
+    processes are kept out, as by `parts_in`.
     """
     if output is None:
         if inputs.jobs > 1:
@@ -425,8 +429,8 @@ def parts_beside(output: str | Path | None, inputs: Inputs) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
         return
-    folder = _as_folder(f"{output}.parts")
-    with lock_folder(folder, inputs.job, inputs.jobs):
+    folder = Path(f"{output}.parts")
+    with parts_in(folder, inputs):
         yield folder
         if inputs.jobs == 1:
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import parse_mutant, read_mutants, spearman
 from .predict import as_chain, id_of
-from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, run_parts
+from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, parts_in, run_parts
 
 
 def score(
@@ -140,20 +140,21 @@ def score(
     guarded: dict[str, Any] = {"verb": "score", "weights": digest_weights(model), "without_coords": without_coords}
     if mutants is not None:
         guarded["mutants"] = hash_json([list(mutants), ids, None if measured is None else measured.tolist()])
-    outcome = run_parts(given, output, {"mutants": None, **settings, **guarded}, work, progress)
-    reports = [report for record in outcome.records for report in record.get("reports", ())]
-    if outcome.complete:
-        known = {report["chain"] for report in reports} | {chain for _, chain, _ in outcome.rejects}
-        reason = "it has mutants, but the inputs have no such chain"
-        outcome.rejects += [("", chain, reason) for chain in mutants_of if chain not in known]
-        outcome.list_rejects(output / REJECTS)
-    summary: dict[str, Any] = settings | outcome.counts() | {"chains": reports}
-    if outcome.complete:
-        if len(reports) == 1:
-            summary |= {name: value for name, value in reports[0].items() if name != "chains"}
-        tables = [output / record["file"] for record in outcome.records if "file" in record]
-        join_tables(tables, output / ("scan.csv" if mutants is None else "scores.csv"))
-        write_json(output / "score.json", summary)
+    with parts_in(output, given):
+        outcome = run_parts(given, output, {"mutants": None, **settings, **guarded}, work, progress)
+        reports = [report for record in outcome.records for report in record.get("reports", ())]
+        if outcome.complete:
+            known = {report["chain"] for report in reports} | {chain for _, chain, _ in outcome.rejects}
+            reason = "it has mutants, but the inputs have no such chain"
+            outcome.rejects += [("", chain, reason) for chain in mutants_of if chain not in known]
+            outcome.list_rejects(output / REJECTS)
+        summary: dict[str, Any] = settings | outcome.counts() | {"chains": reports}
+        if outcome.complete:
+            if len(reports) == 1:
+                summary |= {name: value for name, value in reports[0].items() if name != "chains"}
+            tables = [output / record["file"] for record in outcome.records if "file" in record]
+            join_tables(tables, output / ("scan.csv" if mutants is None else "scores.csv"))
+            write_json(output / "score.json", summary)
     return summary
 
 

@@ -21,6 +21,7 @@ from conftest import CHAINS, STRUCTURES, make_model, make_rows
 
 from coordformer import CoordformerModel, CoordformerProcessor, read_chains
 from coordformer.data.pack import write_pack
+from coordformer.data.records import lock_folder
 from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import annotate
 from coordformer.inference.checkpoints import load_checkpoint
@@ -185,13 +186,11 @@ def test_equal_ids_are_told_apart(tmp_path):
             add(archive, name, (STRUCTURES / "pdb1ubi_ca.pdb.gz").read_bytes())
         add(archive, "t.fa", fasta(["three"], seed=2))
     archived = ["p/model_A", "q/model_A", "three"]
-    for entries, wanted in (
-        (1000, [["a/s/two", "three", "x_A", "s.fasta/two", "one", "y_A"], archived]),
-        (4, [["two", "three", "x_A"], ["one", "two", "y_A"], archived]),
-    ):
+    whole = [["a/s/two", "three", "x_A", "s.fasta/two", "one", "y_A"], archived]
+    cut = [["two", "three", "x_A"], ["one", "two", "y_A"], archived]
+    for entries, wanted in ((1000, whole), (4, cut)):
         parts, rejects = read(Inputs(tmp_path, entries_per_part=entries))
-        assert sorted(sorted(chain.id for chain in part) for part in parts) == sorted(map(sorted, wanted))
-        assert not rejects
+        assert not rejects and sorted(sorted(map(id_of, part)) for part in parts) == sorted(map(sorted, wanted))
 
 
 def test_one_bad_sequence_costs_no_other(tmp_path):
@@ -609,9 +608,8 @@ def test_two_processes_of_one_run(checkpoints, tmp_path):
             time.sleep(0.002)
         other.send_signal(signal.SIGSTOP)
         assert 1 <= len(list(parts.glob("*.json"))) < 50
-        for shard in (None, "1/2"):
-            with pytest.raises(BlockingIOError, match=f"^{tmp_path / 'out'}: another run is writing there"):
-                run("embed", checkpoints, **given, shard=shard)
+        with pytest.raises(BlockingIOError, match=f"^{tmp_path / 'out'}: another run is writing there"):
+            run("embed", checkpoints, **given, shard="1/2")
         assert run("embed", checkpoints, **given, shard="2/2")["missing"] > 0
     assert [path.name for path in (tmp_path / "out").glob(".*")] == [".1-of-2.lock"]
     run("embed", checkpoints, **given)
@@ -619,13 +617,15 @@ def test_two_processes_of_one_run(checkpoints, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_files_that_another_process_is_writing_are_left_alone(mixture, checkpoints, tmp_path, monkeypatch):
-    """What is younger than the run is not what a kill has left."""
-    forward = CoordformerModel.forward
-    young = tmp_path / "parts" / "young.json.tmp"
-    monkeypatch.setattr(CoordformerModel, "forward", lambda self, **batch: young.touch() or forward(self, **batch))
+def test_what_another_job_is_writing_is_left_alone(mixture, checkpoints, tmp_path):
+    """Job 2 has come to the end, and job 1, whose parts were done before, is writing the files of all."""
     run("embed", checkpoints, mixture, tmp_path)
-    assert young.exists()
+    (half := tmp_path / "rejected.tsv.12345678.tmp").touch()
+    with lock_folder(tmp_path, 1, 2):
+        run("embed", checkpoints, mixture, tmp_path, shard="2/2")
+    assert half.exists()
+    run("embed", checkpoints, mixture, tmp_path, shard="2/2")
+    assert not half.exists() and not list(tmp_path.glob(".*"))
 
 
 def test_a_part_whose_record_is_broken_is_named(mixture, checkpoints, tmp_path):
