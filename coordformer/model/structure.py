@@ -15,8 +15,10 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
+from itertools import islice, product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -30,15 +32,20 @@ STRUCTURE_SUFFIXES = (".cif", ".mmcif", ".pdbx", ".pdb", ".ent", ".bcif")
 MAX_BYTES = 2 * 1024**3
 """Larger files (decompressed) are refused: the largest entry of the PDB has about 0.5 GiB, a gzip bomb has no end."""
 
+MAX_OPERATIONS = 10_000
+"""Of an assembly; a virus has some thousands at most."""
+
 # What programs write where they have no name for an entry.
 _PLACEHOLDERS = re.compile(
-    "x{4}|0{4}|(?:my_)?(?:model|structure|protein|complex)|predict(?:ed|ion)|unk(?:nown)?(?:_id)?|none|null|untitled",
+    "x{4}|0{4}|-*|(?:my_)?(?:model|structure|protein|complex)|pred(?:icted|iction)?|unk(?:nown)?(?:_id)?|none|null|"
+    "un(?:titled|named)|default",
     re.IGNORECASE,
 )
 _HEAD = 2**16  # bytes, of a file that is not read but asked for its entry
 _ENTRY = re.compile(rb"^[ \t]*_entry\.id\s+(?:'([^'\r\n]*)'|\"([^\"\r\n]*)\"|(\S+))", re.MULTILINE | re.IGNORECASE)
 _HEADER = re.compile(rb"^HEADER.{56}(.{4})", re.MULTILINE)
 
+_DECIMAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 _FASTA_LETTERS = str.maketrans({**STANDARD_PARENTS, "B": "X", "Z": "X", "J": "X"})
 _LETTERS_AND_BLANKS = string.ascii_letters.encode() + string.whitespace.encode()
 _PIR = re.compile("(?:P1|F1|DL|DC|RL|RC|N1|N3|XX);")
@@ -142,24 +149,97 @@ def read_complex(
     """
     path, least = Path(path), {"min_plddt": min_plddt, "min_mean_plddt": None}
     content = _content(path, data)
-    model, found = _chains_of(content, path, atoms, least, chains if assembly is None else None, None, entry)
+    problems: list[tuple[str, str]] = []  # a complex is whole
+    model, found = _chains_of(content, path, atoms, least, chains if assembly is None else None, problems, entry)
+    for chain_id, reason in problems:
+        raise StructureError(f"{path}: chain {chain_id}: {reason}")
     named = [(polymer.name, chain) for polymer, chain in found]
     if assembly is not None:
         named = []
         copies: Counter[str] = Counter()
-        for names, rotation, translation in model.operations(str(assembly)):
+        for names, matrix in _operations(model, str(assembly), path):
             for polymer, chain in found:
                 if (polymer.author if model.is_pdb else polymer.subchain) not in names:
                     continue
                 copies[polymer.name] += 1
                 number = f"-{copies[polymer.name]}" if copies[polymer.name] > 1 else ""
-                moved = (chain.coords @ rotation.T + translation).astype(np.float32)
+                moved = (chain.coords @ matrix[:3, :3].T + matrix[:3, 3]).astype(np.float32)
                 named.append((polymer.name + number, replace(chain, coords=moved)))
         named = _select(named, lambda each: each[:1], chains, f"{path}: assembly {assembly} has no chain")
     if not named:
-        raise StructureError(f"{path}: assembly {assembly} has no protein; read another one")
+        where = "no chain is asked for" if assembly is None else f"assembly {assembly} has no protein"
+        raise StructureError(f"{path}: {where}; ask for another one")
     name = entry or entry_id(content) or file_entry(path)
     return join_chains(name, [chain for _, chain in named], [name for name, _ in named])
+
+
+# Of an operation: the chains that it moves, and its matrix (4, 4) in Å.
+Operation = tuple[list[str], np.ndarray]
+
+
+def _operations(model: StructureModel, assembly: str, path: Path) -> list[Operation]:
+    """What makes a biological assembly; chains have the author's name in a PDB file, `label_asym_id` in mmCIF."""
+    found: dict[str, list[Operation]] = {}
+    if model.is_pdb:
+        for each in model.parsed.structure.assemblies:
+            moves = [
+                (generator, operator.transform) for generator in each.generators for operator in generator.operators
+            ]
+            found[each.name] = [
+                (generator.chains, _matrix(move.mat.tolist(), move.vec.tolist())) for generator, move in moves
+            ]
+    else:
+        found = _mmcif_operations(model.parsed.block, assembly)
+    if assembly not in found:
+        raise StructureError(f"{path}: no assembly {assembly}; the file has {', '.join(found) or 'none'}")
+    if len(found[assembly]) > MAX_OPERATIONS:
+        raise StructureError(f"{path}: assembly {assembly} has more than {MAX_OPERATIONS} operations; read another one")
+    for _, matrix in found[assembly]:
+        rotation = matrix[:3, :3]
+        if not (np.abs(rotation @ rotation.T - np.eye(3)) < 0.01).all() or not (np.abs(matrix) < 1e6).all():
+            raise StructureError(
+                f"{path}: an operation of assembly {assembly} is no rotation and translation ({matrix[:3].tolist()}); "
+                "correct it, or read without assembly"
+            )
+    return found[assembly]
+
+
+def _mmcif_operations(block: Any, assembly: str) -> dict[str, list[Operation]]:
+    """The operations of one assembly of an mmCIF file, and the names of all; gemmi does not multiply operations."""
+    operators: dict[str, np.ndarray] = {}
+    rotation = [f"matrix[{i}][{j}]" for i in (1, 2, 3) for j in (1, 2, 3)]
+    for row in block.find("_pdbx_struct_oper_list.", ["id", *rotation, *(f"vector[{i}]" for i in (1, 2, 3))]):
+        values = [float(row.str(i)) if _DECIMAL.fullmatch(row.str(i)) else np.nan for i in range(1, 13)]
+        operators[row.str(0)] = _matrix(values[:9], values[9:])
+    unknown = np.full((4, 4), np.nan)
+    found: dict[str, list[Operation]] = {}
+    for row in block.find("_pdbx_struct_assembly_gen.", ["assembly_id", "oper_expression", "asym_id_list"]):
+        operations = found.setdefault(row.str(0), [])
+        if row.str(0) == assembly:
+            chains = [name.strip() for name in row.str(2).split(",")]
+            factors = [_operator_names(factor) for factor in re.findall(r"[^()]+", row.str(1))]
+            for names in islice(product(*factors), MAX_OPERATIONS + 1):
+                matrices = (operators.get(name, unknown) for name in names)
+                operations.append((chains, reduce(np.matmul, matrices, np.eye(4))))
+    return found
+
+
+def _operator_names(factor: str) -> list[str]:
+    """Of `1,3`, `P` or `1-60`."""
+    names: list[str] = []
+    for part in factor.split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdecimal() and last.isdecimal():
+            names += map(str, range(int(first), min(int(last), int(first) + MAX_OPERATIONS) + 1))
+        else:
+            names.append(part.strip())
+    return names
+
+
+def _matrix(rotation: Any, translation: Any) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = np.reshape(rotation, (3, 3)), translation
+    return matrix
 
 
 def entry_id(content: bytes) -> str:
@@ -223,7 +303,7 @@ def _chains_of(
                 raise StructureError(f"{path}: chain {chain_id}: {reason}") from error
             problems.append((chain_id, reason))
     for index, atom in enumerate(atoms):
-        if len(found) == len(named) and not any(chain.observed[:, index].any() for _, chain in found):
+        if found and len(found) == len(named) and not any(chain.observed[:, index].any() for _, chain in found):
             raise StructureError(
                 f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has "
                 "(some files hold only CA)"
@@ -245,8 +325,11 @@ def _chains_of(
 
 def _check_plddt(chains: Sequence[Chain], asked: Mapping[str, float], path: Path) -> None:
     """`ValueError` unless the B-factors are pLDDT on the scale of the options that were given."""
-    highest = max((float(np.nanmax(chain.b_factor, initial=0.0)) for chain in chains), default=0.0)
+    values = np.concatenate([chain.b_factor for chain in chains] or [np.zeros(0)])
+    highest = float(np.nanmax(values, initial=0.0))
     for name, value in asked.items():
+        if np.isnan(values).all():
+            raise ValueError(f"{path}: {name}={value}, but the file has no B-factors; leave {name} out")
         other_scale = (highest <= 1.0) != (value <= 1.0)
         if other_scale or highest > 100:
             fix = f"; use the file's scale (0 to 100 or 0 to 1), or leave {name} out if it carries no pLDDT"
@@ -293,10 +376,7 @@ def read_proteins(
         return [chain for _, chain in _chains_of(content, path, atoms, least, chain_ids, problems, entry)[1]]
     if min_plddt is not None:
         raise ValueError(f"{path}: min_plddt={min_plddt} needs a predicted structure, but this is a FASTA file")
-    try:
-        records = list(_fasta_records(content.decode()))
-    except UnicodeDecodeError as error:
-        raise StructureError(f"{path}: no FASTA file ({error}); save it as UTF-8") from error
+    records = list(_fasta_records(content.decode(errors="replace")))  # a record's letters are looked at below
     chains: dict[str, Chain] = {}
     for name, sequence in _select(records, lambda record: record[:1], chain_ids, f"{path}: no sequence"):
         missing = np.full((len(sequence), len(atoms), 3), np.nan)

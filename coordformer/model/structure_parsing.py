@@ -51,7 +51,7 @@ _PDB_UNUSUAL = re.compile(
 )
 _PDB_NUMBER = re.compile(rb" *[-+]?(?:\d+\.?\d*|\.\d+) *")
 _PDB_MODIFIED = re.compile(rb"^SEQADV.{6}(.{3}).{24}(.{3}).{7}MODIFIED RESIDUE", re.MULTILINE)
-_PDB_TER = re.compile(rb"\nTER(?!\S)")
+_PDB_TER = re.compile(rb"\nTER(?!\S)", re.IGNORECASE)
 _PDB_END = re.compile(rb"\n(?:ENDMDL|MODEL )")
 _PDB_NEEDED = re.compile(rb"^(?:ATOM  |HETATM|TER|HEADER|EXPDTA|REMARK|SEQRES|MODRES|SEQADV|END\s)[^\n]*", re.MULTILINE)
 _PDB_MISSING = re.compile(r"REMARK 465 [ \d]{2}. +(\w{1,3}) (.{1,2}) +(-?\d+\w?) *$", re.ASCII)
@@ -93,7 +93,7 @@ class StructureModel:
     def __init__(self, data: bytes, path: Path, atoms: tuple[str, ...]) -> None:
         if gemmi is None:
             raise ImportError("reading structure files needs gemmi: pip install gemmi")
-        self.path, self.is_pdb = path, _MMCIF.match(data) is None
+        self.is_pdb = _MMCIF.match(data) is None
         self.parsed = parsed = _parse(data, not self.is_pdb, path)
         structure = parsed.structure
         if not len(structure) or not len(structure[0]):
@@ -172,24 +172,6 @@ class StructureModel:
                 polymer.name = f"{name}.{next(copies)}"
             taken.add(polymer.name)
         return found
-
-    def operations(self, assembly: str) -> list[tuple[set[str], np.ndarray, np.ndarray]]:
-        """What makes a biological assembly: for each operation names of chains, as the author's and as
-        `label_asym_id`, rotation and translation, Å."""
-        assemblies = {each.name: each for each in self.parsed.structure.assemblies}
-        if assembly not in assemblies:
-            raise StructureError(f"{self.path}: no assembly {assembly}; the file has {', '.join(assemblies) or 'none'}")
-        operations = []
-        for generator in assemblies[assembly].generators:
-            for each in generator.operators:
-                matrix, vector = np.array(each.transform.mat.tolist()), np.array(each.transform.vec.tolist())
-                if not (np.abs(matrix @ matrix.T - np.eye(3)) < 0.01).all() or not (np.abs(vector) < 1e6).all():
-                    raise StructureError(
-                        f"{self.path}: operation {each.name} of assembly {assembly} is no rotation and translation "
-                        f"({matrix.tolist()}, {vector.tolist()}); correct it, or read without assembly"
-                    )
-                operations.append(({*generator.chains, *generator.subchains}, matrix, vector))
-        return operations
 
     def build(self, polymer: Polymer, chain_id: str) -> Chain:
         """The chain with its sequence and coordinates; `ChainError` if they do not fit."""
@@ -305,8 +287,8 @@ class StructureModel:
     def _pieces(self, rows: list[int], deposited: list[str]) -> list[list[int]]:
         """Amino acids of a chain in which ligands and waters may follow the polymer: of each protein those of its own.
 
-        A chain ends where its backbone does and TER says so, or numbers begin anew in another segment; what follows is
-        another one, if it is no ligand.
+        A chain ends where its backbone does and there is TER, or another segment; what follows is another one, if it is
+        no ligand.
         """
         pieces: list[list[int]] = []
         start = 0
@@ -322,7 +304,8 @@ class StructureModel:
                 pieces[-1] += piece
             elif piece:
                 pieces.append(piece)
-        if len(pieces) > 1 and deposited:
+        keys = [{self._key_of(row, verified=False) for row in piece} for piece in pieces]
+        if len(pieces) > 1 and deposited and not set.intersection(*keys):
             whole = [row for piece in pieces for row in piece]
             try:
                 self._places(Polymer("", whole, deposited, "", "", verified=False))
@@ -332,11 +315,12 @@ class StructureModel:
         return pieces
 
     def _anew(self, row: int, following: int) -> bool:
-        """Whether numbers begin anew in another segment, where a program named these in place of chains."""
+        """Whether another segment begins: by its name if the chain has none, else if the numbers begin anew, too."""
         before, after = self.residues[row], self.residues[following]
-        if (before.segment, before.subchain) == (after.segment, after.subchain):
-            return False
-        return self._number(following) < self._number(row)
+        if before.segment != after.segment and not self.chain_names[row]:
+            return True
+        named = (before.segment, before.subchain) != (after.segment, after.subchain)
+        return named and self._number(following) < self._number(row)
 
     def _polymer_rows(self, rows: list[int], deposited: Sequence[str], at_ter: bool) -> list[int]:
         """The amino acids among residues in a row."""
@@ -752,6 +736,8 @@ def _pdb_structure(data: bytes) -> Any:
     """What gemmi reads of a PDB file; if it cannot, of the records that are needed, or of their first 72 columns: until
     1996 columns 73 to 80 held the entry and the line's number, where element and charge are now."""
     read = partial(gemmi.read_pdb_string, split_chain_on_ter=True)
+    if b"DBREF2" in data:  # without DBREF1 gemmi would read nothing behind it
+        data = re.sub(rb"^DBREF2", b"NOTE  ", data, flags=re.MULTILINE)
     return _first_of(
         lambda: read(data),
         lambda: read(data, max_line_length=72),
