@@ -679,15 +679,18 @@ def test_bad_options_are_named(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_odd_file_does_not_cost_the_others(tmp_path):
-    """gemmi refuses names of 8 letters and more."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    text = gzip.decompress((STRUCTURES / "1A8O.cif.gz").read_bytes()).decode()
-    (folder / "long.cif").write_text(re.sub(r"(?m)^(ATOM +\d+ +\S+ +\S+ +\S+ +\S+) A ", r"\1 HeavyChain ", text))
-    shutil.copy(STRUCTURES / "1orc.pdb.gz", folder)
+def test_one_odd_file_does_not_cost_the_others(tmp_path, monkeypatch):
+    """Whatever it makes the reader raise, which is to raise nothing but `ValueError` and `OSError`."""
+    folder = write_models(tmp_path / "in", {"a.pdb": made_model("1ABC", "GAS"), "b.pdb": made_model("2ABC", "LVT")})
+
+    def reading(name, *arguments, **options):
+        if name == "a.pdb":
+            raise MemoryError("of all things")
+        return read_chains(name, *arguments, **options)
+
+    monkeypatch.setattr(preparation, "read_chains", reading)
     sheet = prepare_quietly(folder, tmp_path / "out")
-    assert sheet["counts"]["chains"] == 1 and "HeavyChain" in rejects(tmp_path / "out")["long.cif"]
+    assert sheet["counts"]["chains"] == 1 and rejects(tmp_path / "out") == {"a.pdb": "MemoryError: of all things"}
 
 
 def test_rejected_text_cannot_break_the_table(tmp_path):
