@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import re
 import resource
 import shutil
 import signal
