@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
 from ..model.structure import MAX_BYTES
-from .records import lock_folder
+from .records import lock_folder, package_version
 
 CHUNK = 2**16  # bytes
 MAX_WAIT = 120.0  # seconds between two attempts, whatever the server asks for
@@ -239,7 +238,7 @@ class _Client:
         """Called once in each thread."""
         self._local.session = requests.Session()
         # Not compressed on the way: a file is stored as it lies on the server.
-        headers = {"User-Agent": f"coordformer/{version('coordformer')}", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": f"coordformer/{package_version()}", "Accept-Encoding": "identity"}
         self._local.session.headers.update(headers)
 
     def get(self, url: str, read: Callable[[Iterator[bytes]], Any]) -> Any:

@@ -47,7 +47,7 @@ from .inputs import (
     read_and_hash,
     write_rejects,
 )
-from .records import begin_run, counted, hash_file, hash_json, lock_folder
+from .records import begin_run, counted, hash_file, hash_json, lock_folder, package_version
 from .rows import SCHEMA, chain_to_row, read_footer
 
 FILES_PER_PART = 64
@@ -421,7 +421,7 @@ def write_datasheet(
         "reject_reasons": dict(reasons.most_common(20)),
         "settings": dict(settings),
         "contents": contents,
-        "versions": {name: version(name) for name in ("coordformer", "gemmi", "pyarrow")},
+        "versions": {"coordformer": package_version(), **{name: version(name) for name in ("gemmi", "pyarrow")}},
         "shards": {
             path.name: {"rows": read_footer(path).num_rows, "bytes": path.stat().st_size, "sha256": hash_file(path)}
             for path in sorted((output / DATA).glob("*.parquet"))

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -167,10 +168,17 @@ def describe_command(verb: str, options: Sequence[str]) -> str:
     """A command line for the record: paths outside the folder in which it was run by their names, no token."""
     words, secret = ["coordformer", verb], False
     for option in options:
-        path = option.startswith(("/", ".."))
-        words.append("..." if secret else Path(option).name if path else re.sub("token=.*", "token=...", option))
+        # `--data=/home/me/x` holds a path as `--data /home/me/x` does.
+        name, equals, value = option.partition("=") if option.startswith("-") else ("", "", option)
+        value = Path(value).name if value.startswith(("/", "..")) else value
+        words.append("..." if secret else re.sub("token=.*", "token=...", name + equals + value))
         secret = option.endswith("token")
     return shlex.join(words)
+
+
+def package_version() -> str:
+    """`coordformer.__version__`, of the code that runs: it need not be installed."""
+    return str(sys.modules[__name__.partition(".")[0]].__version__)
 
 
 def current_commit() -> str:

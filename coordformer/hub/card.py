@@ -1,6 +1,5 @@
 """The model card: what was recorded of a checkpoint and measured on it, in the form of `hub_cards/template.md`."""
 
-import importlib.metadata
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..data.collator import PROTOCOLS
+from ..data.records import package_version
 from ..inference.checkpoints import coordinates_of, digest_weights, load_checkpoint
 from ..model.configuration_coordformer import AUTO_MAP
 
@@ -199,7 +199,7 @@ def make_card(
         evaluations=evaluations,
         protocols=PROTOCOLS,
         license=license,
-        version=importlib.metadata.version("coordformer"),
+        version=package_version(),
     )
 
 

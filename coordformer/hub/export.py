@@ -1,5 +1,6 @@
 """A checkpoint as a folder that is ready to push to the Hub: `coordformer export`."""
 
+import configparser
 import errno
 import importlib.metadata
 import json
@@ -33,9 +34,17 @@ PACKAGES = ("torch", "transformers", "gemmi")  # that a folder's code imports, t
 TRAINING_LOG = "log.csv"
 
 
+def _checkout() -> Path | None:
+    """The folder of the repository, where the package runs from it and is perhaps not installed."""
+    folder = Path(__file__).parents[2]
+    setup = folder / "setup.cfg"
+    return folder if setup.exists() and "\nname = coordformer\n" in setup.read_text(encoding="utf-8") else None
+
+
 def read_license() -> str:
-    """The license of the code, as it was installed with the package."""
-    # A working tree may hold a second, older record of the installation, which has no license.
+    """The license of the code, as it lies in the repository or was installed with the package."""
+    if (folder := _checkout()) is not None:
+        return (folder / "LICENSE").read_text(encoding="utf-8")
     for record in importlib.metadata.distributions(name="coordformer"):
         if text := record.read_text("licenses/LICENSE"):
             return text
@@ -44,7 +53,12 @@ def read_license() -> str:
 
 def requirements() -> str:
     """What the code of a folder needs, as the package states it."""
-    stated = importlib.metadata.requires("coordformer") or []
+    if (folder := _checkout()) is not None:
+        setup = configparser.ConfigParser(interpolation=None)
+        setup.read(folder / "setup.cfg", encoding="utf-8")
+        stated = setup["options"]["install_requires"].split("\n")
+    else:
+        stated = importlib.metadata.requires("coordformer") or []
     found = {re.split(r"[^\w-]", line, maxsplit=1)[0]: line for line in stated if "extra ==" not in line}
     return "".join(f"{found[name]}\n" for name in PACKAGES)
 

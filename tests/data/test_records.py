@@ -91,6 +91,9 @@ def test_commands_are_recorded_without_paths_and_tokens():
     recorded = "coordformer train chains.parquet --output 'my model' --hub_token ... --seed 1"
     assert describe_command("train", command) == recorded
     assert describe_command("train", ["--hub_token=hf_secret", "a/b"]) == "coordformer train --hub_token=... a/b"
+    one_word = ["--data=/home/me/chains.parquet", "--output_dir=../runs/my model", "--valid_data=a/b", "--seed=1"]
+    recorded = "coordformer train --data=chains.parquet '--output_dir=my model' --valid_data=a/b --seed=1"
+    assert describe_command("train", one_word) == recorded
 
 
 def test_of_thousands_of_lines_the_first_are_shown():
