@@ -119,6 +119,9 @@ class CoordformerEncoder(EsmModel):
         if isinstance(module, InvariantPointAttention):
             init.copy_(module.log_sigma, module.log_sigmas(3.0, 48.0))
             init.constant_(module.missing, -1.0)
+        elif isinstance(module, FeatureLinear):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
 
 
 def sinusoidal_positions(position_ids: Tensor, hidden_size: int) -> Tensor:

@@ -30,6 +30,8 @@ from coordformer import (
     build_tokenizer,
 )
 
+CARDS = Path(__file__).parents[2] / "hub_cards"
+
 # What these files import of each other's neighbors, which the source distribution leaves out.
 for name, members in {
     "exporters": {},
@@ -108,12 +110,25 @@ class DistanceBiasTest(PlainTest):
     fields = {"num_distance_bins": 5, "contact_head": True, "coordinate_embedding": "quadratic", "lm_head": "linear"}
 
 
-class PointsTest(PlainTest):
-    """Frames, points and messages."""
+def shipped_fields(name):
+    """The config of a shipped model, but for its sizes, which are the tester's, and for what says how it was saved."""
+    fields = json.loads((CARDS / name / "config.json").read_text())
+    sizes = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+    saved = {"architectures", "auto_map", "dtype", "model_type", "transformers_version"}
+    assert sizes | saved <= fields.keys()
+    return {name: value for name, value in fields.items() if name not in sizes | saved}
 
-    fields = {
-        "coordinate_embedding": "local_frame", "num_qk_points": 2, "num_neighbors": 3, "message_gating": True,
-    }  # fmt: skip
+
+class PointsTest1M(PlainTest):
+    """The layers of coordformer-1M-pdb: frames, points and plain messages."""
+
+    fields = shipped_fields("coordformer-1M-pdb")
+
+
+class PointsTest7M(PlainTest):
+    """Those of coordformer-7M-pdb: the same with gated messages, and dropout."""
+
+    fields = shipped_fields("coordformer-7M-pdb")
 
 
 class SequenceEncoderTest(PlainTest):
