@@ -18,6 +18,10 @@ class StructureError(ValueError):
     """Something is wrong with a structure file; the message names the file, the chain, the value and the fix."""
 
 
+class ChainError(Exception):
+    """Why one chain cannot be read; `read_chains` adds the file and the chain, and raises or collects it."""
+
+
 @dataclass(eq=False)
 class Chain:
     """One protein chain.

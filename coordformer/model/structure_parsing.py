@@ -5,16 +5,32 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from itertools import accumulate, count, pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .chain import AMINO_ACIDS, CHAIN_GAP, Chain, StructureError
+from .chain import AMINO_ACIDS, CHAIN_GAP, Chain, ChainError, StructureError
+from .structure_text import (
+    MMCIF_ATOMS,
+    MMCIF_NEEDED,
+    NO_B_FACTOR,
+    NO_COORDINATE,
+    atoms_before_ter,
+    first_mmcif_model,
+    first_pdb_model,
+    is_mmcif,
+    mmcif_categories,
+    modified_residues,
+    needed_records,
+    unusual_atoms,
+    with_usual_atoms,
+)
 
 try:
     import gemmi
@@ -41,35 +57,8 @@ _FOUR_LETTERS = re.compile(
     r"(HIS)[ABDEHP12]|(LYS)[HNP]|(ASP)[HP]|(GLU)[HP]|(CYS)[HSNX12]|(ARG)[NP]|(TYR)[HN]|[NC](.{3})"
 )
 
-_MMCIF = re.compile(rb"(?:\s|#[^\n]*\n)*+data_", re.IGNORECASE)
-_PDB_ATOM = re.compile(rb"^(?:ATOM  |HETATM)", re.MULTILINE)
-# Column 21 is blank, coordinates are written as %8.3f, and the B-factor is a number; other lines are looked at.
-_PDB_COORDINATE = rb"(?:   \d|  [-\d]\d| [-\d]\d\d|[-\d]\d{3})\.\d{3}"
-_PDB_UNUSUAL = re.compile(
-    rb"^(?:ATOM|HETA)(?!.{16} .{9}" + _PDB_COORDINATE * 3 + rb".{6}(?=[-+. ]{0,5}\d))[^\r\n]*",
-    re.MULTILINE | re.IGNORECASE,
-)
-_PDB_NUMBER = re.compile(rb" *[-+]?(?:\d+\.?\d*|\.\d+) *")
-_PDB_MODIFIED = re.compile(rb"^SEQADV.{6}(.{3}).{24}(.{3}).{7}MODIFIED RESIDUE", re.MULTILINE)
-_PDB_TER = re.compile(rb"\nTER(?!\S)", re.IGNORECASE)
-_PDB_END = re.compile(rb"\n(?:ENDMDL|MODEL )")
-_PDB_NEEDED = re.compile(rb"^(?:ATOM  |HETATM|TER|HEADER|EXPDTA|REMARK|SEQRES|MODRES|SEQADV|END\s)[^\n]*", re.MULTILINE)
 _PDB_MISSING = re.compile(r"REMARK 465 [ \d]{2}. +(\w{1,3}) (.{1,2}) +(-?\d+\w?) *$", re.ASCII)
 _NUMBER = re.compile(r"(-?\d+)[A-Za-z]?", re.ASCII)  # of a residue, with insertion code
-# A data block, or a category with a loop or without; a tag of the same category goes on with it.
-_MMCIF_CATEGORY = re.compile(rb"^[ \t]*(?:data_|(loop_)\s+(_[^\s.]+\.)|(_[^\s.]+\.))", re.MULTILINE | re.IGNORECASE)
-# What chains are made of; and what else is read.
-_MMCIF_ATOMS = ("_atom_site.", "_entry.", "_exptl.", "_refine.", "_entity", "_struct_asym.")
-_MMCIF_NEEDED = (
-    *(*_MMCIF_ATOMS, "_pdbx_struct_mod_residue.", "_struct_ref_seq_dif.", "_pdbx_poly_seq_scheme."),
-    *("_pdbx_struct_assembly", "_pdbx_struct_oper_list."),
-)
-# What stands for a value that is missing, since gemmi reads a number in its place.
-_NO_COORDINATE, _NO_B_FACTOR = -999.999, -999.9
-
-
-class ChainError(Exception):
-    """Why one chain cannot be read; `read_chains` adds the file and the chain, and raises or collects it."""
 
 
 @dataclass
@@ -93,8 +82,8 @@ class StructureModel:
     def __init__(self, data: bytes, path: Path, atoms: tuple[str, ...]) -> None:
         if gemmi is None:
             raise ImportError("reading structure files needs gemmi: pip install gemmi")
-        self.is_pdb = _MMCIF.match(data) is None
-        self.parsed = parsed = _parse(data, not self.is_pdb, path)
+        self.parsed = parsed = _parse(data, path)
+        self.is_pdb = parsed.block is None
         structure = parsed.structure
         if not len(structure) or not len(structure[0]):
             raise StructureError(f"{path}: no atoms in the file; give one with coordinates")
@@ -110,18 +99,18 @@ class StructureModel:
         self.residues: list[Any] = [residue for _, residue in placed]
         self.names: list[str] = [residue.name for residue in self.residues]
         flat = _flat(structure)
-        names, elements, positions = flat.atom_names, flat.element_names, np.array(flat.pos)
-        positions[(positions == _NO_COORDINATE).all(axis=1)] = np.nan
+        names, elements, positions = flat.atom_names, flat.element_names, flat.pos
+        if self.is_pdb:
+            positions = np.where((positions == NO_COORDINATE).all(axis=1, keepdims=True), np.nan, positions)
         observed = ~np.isnan(positions).any(axis=1)
         if not observed.all() and parsed.has_odd_coordinates():
             observed[:] = True  # and `build` says so
-        rows = np.repeat(np.arange(len(self.residues)), [len(residue) for residue in self.residues])
-        # Of each residue, in any conformer: what tells whether it is bonded to another.
-        self.backbone = {name: np.full((len(self.residues), 3), np.nan) for name in ("N", "CA", "C")}
-        for name, places in self.backbone.items():
-            found = _atoms_named(name, names, elements)
-            found = found[observed[found]]
-            places[rows[found]] = positions[found]
+        lengths = [len(residue) for residue in self.residues]
+        rows = np.repeat(np.arange(len(lengths)), lengths)
+        self._atoms = (names, elements, rows, positions, observed)
+        self._before_ter: set[int] = set()
+        if parsed.atoms_before_ter:
+            self._before_ter.update(np.flatnonzero(np.isin(np.cumsum(lengths), parsed.atoms_before_ter)).tolist())
         slots = np.full(len(names), -1)
         for slot, atom in enumerate(atoms):
             slots[_atoms_named(atom, names, elements)] = slot
@@ -129,9 +118,18 @@ class StructureModel:
         columns = (rows, slots, positions, flat.altlocs, flat.occ)
         self.row, self.slot, self.xyz, self.altloc, self.occupancy = (column[wanted] for column in columns)
         self.b_iso = np.array(flat.b_iso[wanted], dtype=np.float32)
-        self.b_iso[np.isinf(self.b_iso) | (self.b_iso == np.float32(_NO_B_FACTOR))] = np.nan
-        row_of = {atoms: row for row, atoms in enumerate(accumulate(map(len, self.residues)))}
-        self._before_ter = {row_of[atoms] for atoms in parsed.atoms_before_ter if atoms in row_of}
+        self.b_iso[np.isinf(self.b_iso) | (self.b_iso == np.float32(NO_B_FACTOR))] = np.nan
+
+    @cached_property
+    def backbone(self) -> dict[str, np.ndarray]:
+        """Coordinates of N, CA and C of each residue, in any conformer: what tells whether it is bonded to another."""
+        names, elements, rows, positions, observed = self._atoms
+        backbone = {name: np.full((len(self.residues), 3), np.nan) for name in ("N", "CA", "C")}
+        for name, places in backbone.items():
+            found = _atoms_named(name, names, elements)
+            found = found[observed[found]]
+            places[rows[found]] = positions[found]
+        return backbone
 
     def polymers(self) -> list[Polymer]:
         """The protein chains of the file, in its order."""
@@ -139,13 +137,18 @@ class StructureModel:
         entity_of = {subchain: entity for entity in entities.values() for subchain in entity.subchains}
         groups: dict[tuple[str, str], list[int]] = {}
         for row, (chain, residue) in enumerate(zip(self.chain_names, self.residues, strict=True)):
-            if residue.entity_type.name in ("NonPolymer", "Branched", "Water"):
-                continue
+            groups.setdefault((chain, residue.subchain), []).append(row)
+        for (chain, subchain), rows in [*groups.items()]:
+            first = self.residues[rows[0]]
             # Without an entity a label_asym_id means nothing: Biopython has a new one wherever HETATM follow ATOM.
-            known = residue.entity_id in entities or residue.subchain in entity_of
-            groups.setdefault((chain, residue.subchain if known else ""), []).append(row)
+            if first.entity_id not in entities and subchain not in entity_of:
+                if subchain:
+                    groups.setdefault((chain, ""), []).extend(groups.pop((chain, subchain)))
+            elif first.entity_type.name in ("NonPolymer", "Branched", "Water"):
+                del groups[chain, subchain]
         found: list[Polymer] = []
-        for (chain, subchain), rows in groups.items():
+        for (chain, subchain), rows in sorted(groups.items(), key=lambda group: min(group[1])):
+            rows.sort()
             # gemmi names the entities of a PDB file, which are its SEQRES records, after the chains.
             first = self.residues[rows[0]]
             entity = entities.get(chain if self.is_pdb else first.entity_id) or entity_of.get(first.subchain)
@@ -226,36 +229,38 @@ class StructureModel:
         say, where the chain reaches so far, or else as the distance asks for at least.
         """
         first = dict(zip(reversed(places), reversed(polymer.rows), strict=True))  # one row of each place
-        steps = [0]
-        for before, after in pairwise(first[place] for place in range(len(first))):
-            distance, step = self._distance(before, after), 1
-            apart = self._number(after) - self._number(before)
+        rows = np.array([first[place] for place in range(len(first))])
+        steps = np.ones(len(rows), dtype=int)
+        steps[0] = 0
+        for index in np.flatnonzero(~self._bonded(rows[:-1], rows[1:])):
+            before, after = rows[index], rows[index + 1]
+            distance, apart = float(self._distance(before, after)), self._number(after) - self._number(before)
             # Where an atom is missing the distance is NaN, and compares as False.
-            if not (self._bonded(before, after) or distance <= LINKED):
-                if 1 < apart <= MOST_MISSING and not distance > SPAN * apart + 1:
-                    step = apart
-                elif distance > LINKED:
-                    step = max(math.ceil(min(distance / SPAN, CHAIN_GAP)), 2)
-            steps.append(step)
+            if 1 < apart <= MOST_MISSING and not (distance <= LINKED or distance > SPAN * apart + 1):
+                steps[index + 1] = apart
+            elif distance > LINKED:
+                steps[index + 1] = max(math.ceil(min(distance / SPAN, CHAIN_GAP)), 2)
         return np.cumsum(steps)
 
     def _residue_numbers(self, polymer: Polymer, places: Sequence[int], length: int) -> list[str]:
         """The author's numbers; of residues that were not observed as the file lists them, or counted on."""
         numbers = [""] * length
         for place, row in zip(places, polymer.rows, strict=True):
-            numbers[place] = str(self.residues[row].seqid) if self.residues[row].seqid.num is not None else ""
+            numbers[place] = str(self.residues[row].seqid).removeprefix("?")
         missing = sorted(set(range(length)).difference(places))
         if missing:
             for place, number in self._listed_numbers(polymer, missing).items():
                 numbers[place] = number
-            _count_on(numbers)
+            if not all(numbers):
+                _count_on(numbers)
         return numbers
 
     def _listed_numbers(self, polymer: Polymer, missing: Sequence[int]) -> dict[int, str]:
         """Numbers of residues that were not observed, as `_pdbx_poly_seq_scheme` or REMARK 465 have them."""
         if not self.is_pdb:
-            listed = self.parsed.numbers_of_sequence.get(polymer.subchain, {})
-            return {place: listed[place + 1] for place in missing if place + 1 in listed}
+            listed = self.parsed.numbers_of_sequence
+            found = {place: listed.get((polymer.subchain, str(place + 1)), "") for place in missing}
+            return {place: number for place, number in found.items() if _NUMBER.fullmatch(number)}
         unobserved = self.parsed.unobserved.get(polymer.author, [])
         if [name for name, _ in unobserved] != [polymer.deposited[place] for place in missing]:
             return {}
@@ -333,37 +338,39 @@ class StructureModel:
         kept = []
         for index, row in enumerate(candidates):
             sure = row in known or self.residues[row].het_flag == "A" or self.names[row] in named
-            if sure or any(self._bonded(*pair) for pair in pairwise(candidates[max(index - 1, 0) : index + 2])):
+            if sure or any(self._follows(*pair) for pair in pairwise(candidates[max(index - 1, 0) : index + 2])):
                 kept.append(row)
         # Behind these may be free amino acids and peptides of HETATM records; the polymer's own are bonded to it.
         # Right before TER is the polymer, but for programs that write ligands there, too.
         closed = at_ter and kept[-1:] == rows[-1:]
         own = [index for index, row in enumerate(kept, 1) if row in known and self._in_polymer(row, closed)]
         end = own[-1] if own else 1
-        while end < len(kept) and self._bonded(kept[end - 1], kept[end]):
+        while end < len(kept) and self._follows(kept[end - 1], kept[end]):
             end += 1
         return kept[:end] if own or end > 1 or deposited else []
+
+    def _follows(self, row: int, other: int) -> bool:
+        """Whether the second residue is bonded to the first one, or is another type at its position."""
+        return bool(self._bonded(row, other)) or self.residues[row].seqid == self.residues[other].seqid
 
     def _in_polymer(self, row: int, before_ter: bool) -> bool:
         """Whether an amino acid belongs to the polymer by its record; there, the 20 are ATOM records."""
         modified = before_ter and not gemmi.find_tabulated_residue(self.names[row]).is_standard()
         return modified or self.residues[row].het_flag != "H"
 
-    def _distance(self, row: int, other: int) -> float:
-        """Between the C-alpha atoms, Å; NaN if one has none."""
-        return float(np.linalg.norm(self.backbone["CA"][row] - self.backbone["CA"][other]))
+    def _distance(self, row: Any, other: Any, name: str = "CA", other_name: str = "CA") -> Any:
+        """Between atoms of two residues, by default the C-alphas, Å; NaN if one is missing. Rows may be arrays."""
+        vector = self.backbone[name][row] - self.backbone[other_name][other]
+        return np.sqrt(np.einsum("...i,...i->...", vector, vector))
 
-    def _linked(self, row: int, other: int) -> bool:
+    def _linked(self, row: Any, other: Any) -> Any:
         """Whether the second residue may follow the first one in the chain, by their C-alpha atoms."""
         return self._distance(row, other) <= LINKED
 
-    def _bonded(self, row: int, other: int) -> bool:
-        """Whether a peptide bond leads from the first residue to the second, or both are types of one position;
-        without C and N `_linked` decides."""
-        bond = float(np.linalg.norm(self.backbone["C"][row] - self.backbone["N"][other]))
-        if math.isnan(bond):
-            return self._linked(row, other)
-        return bond <= PEPTIDE_BOND or self.residues[row].seqid == self.residues[other].seqid
+    def _bonded(self, row: Any, other: Any) -> Any:
+        """Whether a peptide bond leads from the first residue to the second; without C and N `_linked` decides."""
+        bond = self._distance(row, other, "C", "N")
+        return np.where(np.isnan(bond), self._linked(row, other), bond <= PEPTIDE_BOND)
 
     def _places(self, polymer: Polymer) -> list[int]:
         """Index in the sequence of each row; several rows share one where the residue type varies."""
@@ -373,7 +380,7 @@ class StructureModel:
         groups: dict[Any, list[int]] = {}
         for key, row in zip(keys, polymer.rows, strict=True):
             groups.setdefault(key, []).append(row)
-        for rows in groups.values():
+        for rows in groups.values() if len(groups) < len(keys) else ():
             several = len({self.names[row] for row in rows}) > 1
             if several and any(all(atom.altloc == "\0" for atom in self.residues[row]) for row in rows):
                 raise ChainError(
@@ -395,9 +402,9 @@ class StructureModel:
         """What identifies a residue of a chain: `label_seq_id` where a deposited sequence verifies it, else the
         author's number with insertion code; None where it has none."""
         residue = self.residues[row]
-        if verified or residue.seqid.num is None:
+        if verified or (seqid := residue.seqid).num is None:
             return residue.label_seq
-        return residue.seqid.num, residue.seqid.icode
+        return seqid.num, seqid.icode
 
     def _check(self, rows: list[int], place: int, deposited: Sequence[str]) -> None:
         """That residues are what the deposited sequence has at their place."""
@@ -426,7 +433,8 @@ class StructureModel:
         options = [{codes.setdefault(self._key(self.names[row]), len(codes)) for row in rows} for rows in residues]
         target = [codes.setdefault(self._key(name.split(",")[0]), len(codes)) for name in deposited]
         numbers = [self.residues[rows[0]].seqid.num for rows in residues]
-        bonded = [self._linked(before[0], after[0]) for before, after in pairwise(residues)]
+        rows = np.array([rows[0] for rows in residues])
+        bonded = self._linked(rows[:-1], rows[1:]).tolist()
         solutions, places = _place_runs(options, np.array(target), numbers, bonded)
         if solutions == 1:
             return places
@@ -587,7 +595,7 @@ def _flat(structure: Any) -> Any:
 def _atoms_named(name: str, names: np.ndarray, elements: np.ndarray) -> np.ndarray:
     """Indices of the atoms with this name: CA is C-alpha, and not calcium, whose symbol it also is."""
     found = np.flatnonzero(names == name.encode())
-    return found[np.char.upper(elements[found]) != name.encode()] if len(name) > 1 else found
+    return found[elements[found] != name.title().encode()] if len(name) > 1 else found
 
 
 def _parent_letters(structure: Any, modified: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -621,15 +629,12 @@ class _Parsed:
         return not all(usual.match(value) for column in columns for value in column)
 
     @cached_property
-    def numbers_of_sequence(self) -> dict[str, dict[int, str]]:
+    def numbers_of_sequence(self) -> dict[tuple[str, str], str]:
         """Of an mmCIF file, by `label_asym_id` and `label_seq_id`: the author's number with insertion code."""
-        columns = ["asym_id", "seq_id", "pdb_seq_num", "?pdb_ins_code"]
-        numbers: dict[str, dict[int, str]] = {}
-        for row in self.block.find("_pdbx_poly_seq_scheme.", columns):
-            number = row.str(2) + (row.str(3) if row.has(3) else "")
-            if row.str(1).isdecimal() and _NUMBER.fullmatch(number):
-                numbers.setdefault(row.str(0), {})[int(row.str(1))] = number
-        return numbers
+        names = ("asym_id", "seq_id", "pdb_seq_num", "pdb_ins_code")
+        columns = [list(self.block.find_values(f"_pdbx_poly_seq_scheme.{name}")) for name in names]
+        columns[3] = columns[3] or [""] * len(columns[0])
+        return {(asym, place): number + code.strip(".?") for asym, place, number, code in zip(*columns, strict=False)}
 
     @cached_property
     def unobserved(self) -> dict[str, list[tuple[str, str]]]:
@@ -640,16 +645,18 @@ class _Parsed:
         return found
 
 
-def _parse(data: bytes, is_mmcif: bool, path: Path) -> _Parsed:
+def _parse(data: bytes, path: Path) -> _Parsed:
     head = data[:4096]
-    if b"dataBlocks" in head and not is_mmcif:
+    mmcif = is_mmcif(data)
+    if b"dataBlocks" in head and not mmcif:
         raise StructureError(f"{path}: BinaryCIF is not supported; convert it to mmCIF or download that")
     if b"\0" in head:
         raise StructureError(f"{path}: binary data and no structure; give an mmCIF or PDB file")
-    if not is_mmcif and not _PDB_ATOM.search(data):
+    model = None if mmcif else first_pdb_model(data)
+    if not mmcif and model is None:
         raise StructureError(f"{path}: neither mmCIF (begins with data_) nor PDB (has ATOM lines); give one of these")
     try:
-        parsed = _parse_mmcif(data) if is_mmcif else _parse_pdb(data)
+        parsed = _parse_mmcif(data) if model is None else _parse_pdb(model)
     except ChainError as error:
         raise StructureError(f"{path}: {error}") from error
     except (ValueError, RuntimeError, IndexError) as error:
@@ -661,11 +668,14 @@ def _parse(data: bytes, is_mmcif: bool, path: Path) -> _Parsed:
 
 
 def _parse_mmcif(data: bytes) -> _Parsed | None:
-    """An mmCIF file as a whole or, if that cannot be read, the categories that are needed."""
+    """The categories that are needed of an mmCIF file, or as many of them as can be read.
+
+    The others are up to half of a file, and what is broken there does not matter.
+    """
     return _first_of(
-        lambda: _read_mmcif(data),
-        lambda: _read_mmcif(_categories(data, _MMCIF_NEEDED)),
-        lambda: _read_mmcif(_categories(data, _MMCIF_ATOMS)),
+        lambda: _read_mmcif(first_mmcif_model(mmcif_categories(data, MMCIF_NEEDED))),
+        lambda: _read_mmcif(mmcif_categories(data, MMCIF_ATOMS)),
+        lambda: _read_mmcif(data),  # where text of several lines looks like a category
     )
 
 
@@ -683,20 +693,6 @@ def _first_of(*attempts: Callable[[], Any]) -> Any:
     return None
 
 
-def _categories(data: bytes, needed: tuple[str, ...]) -> bytes:
-    """The text of these categories."""
-    parts: list[bytes] = []
-    start, category, keep = 0, "", True
-    for match in _MMCIF_CATEGORY.finditer(data):
-        found = (match[2] or match[3] or b"").decode("latin-1").lower()
-        if match[1] is None and found and found == category:
-            continue
-        if keep:
-            parts.append(data[start : match.start()])
-        start, category, keep = match.start(), found, not found or found.startswith(needed)
-    return b"".join((*parts, data[start:] if keep else b""))
-
-
 def _read_mmcif(data: bytes) -> _Parsed | None:
     """The first block with atoms; None if there is none."""
     document = gemmi.cif.read_string(data, check_level=0)  # blocks may have one name
@@ -709,69 +705,39 @@ def _read_mmcif(data: bytes) -> _Parsed | None:
     for column, value in (("id", "1"), ("label_alt_id", "."), ("type_symbol", "X"), ("B_iso_or_equiv", "?")):
         if loop is not None and not block.find_values(f"_atom_site.{column}"):
             loop.add_columns([f"_atom_site.{column}"], value)
-    b_factors = block.find_values("_atom_site.B_iso_or_equiv")
-    if not {"?", "."}.isdisjoint(b_factors):
+    with suppress(RuntimeError):  # which is gemmi's way to say that no value is missing
+        block.find("_atom_site.", ["B_iso_or_equiv"]).find_row("")
+        b_factors = block.find_values("_atom_site.B_iso_or_equiv")
         for index, value in enumerate(b_factors):
             if value in ("?", "."):
-                b_factors[index] = str(_NO_B_FACTOR)
+                b_factors[index] = str(NO_B_FACTOR)
     changes = block.find("_struct_ref_seq_dif.", ["mon_id", "db_mon_id", "details"])
     modified = [(row.str(0), row.str(1)) for row in changes if row.str(2).upper() == "MODIFIED RESIDUE"]
     return _Parsed(gemmi.make_structure_from_block(block), modified, block=block)
 
 
 def _parse_pdb(data: bytes) -> _Parsed:
-    first = _PDB_ATOM.search(data)
-    end = _PDB_END.search(data, first.end()) if first else None
-    data = data[: end.start() + 1] if end else data  # the first model is all that is read
-    found = _PDB_MODIFIED.findall(data)
-    modified = [(name.decode("latin-1").strip(), parent.decode("latin-1").strip()) for name, parent in found]
-    if lines := [match[0] for match in _PDB_UNUSUAL.finditer(data)]:
-        data = _PDB_UNUSUAL.sub(partial(_usual_line, _four_letter_names(lines)), data)
-    pieces = _PDB_TER.split(b"\n" + data)
-    counts = accumulate(piece.count(b"\nATOM") + piece.count(b"\nHETA") for piece in pieces[:-1])
-    return _Parsed(_pdb_structure(data), modified, list(counts))
-
-
-def _pdb_structure(data: bytes) -> Any:
-    """What gemmi reads of a PDB file; if it cannot, of the records that are needed, or of their first 72 columns: until
-    1996 columns 73 to 80 held the entry and the line's number, where element and charge are now."""
+    """The first model of a PDB file; the records that are needed, if gemmi stumbles over the others, or of their first
+    72 columns: until 1996 columns 73 to 80 held the entry and the line's number, where element and charge are now."""
+    if lines := unusual_atoms(data):
+        data = with_usual_atoms(data, _four_letter_names(lines))
     read = partial(gemmi.read_pdb_string, split_chain_on_ter=True)
-    if b"DBREF2" in data:  # without DBREF1 gemmi would read nothing behind it
-        data = re.sub(rb"^DBREF2", b"NOTE  ", data, flags=re.MULTILINE)
-    return _first_of(
-        lambda: read(data),
-        lambda: read(data, max_line_length=72),
-        lambda: read(b"\n".join(_PDB_NEEDED.findall(data))),
-        lambda: read(b"\n".join(_PDB_NEEDED.findall(data)), max_line_length=72),
+    text = data.replace(b"\nDBREF2", b"\nNOTE  ")  # without DBREF1 gemmi would read nothing behind it
+    structure = _first_of(
+        lambda: read(text),
+        lambda: read(text, max_line_length=72),
+        lambda: read(needed_records(data)),
+        lambda: read(needed_records(data), max_line_length=72),
     )
+    return _Parsed(structure, modified_residues(data), atoms_before_ter(data))
 
 
-def _four_letter_names(lines: Iterable[bytes]) -> set[str]:
-    """Residue names in four letters, such as LYSH, among atoms with something in column 21.
+def _four_letter_names(lines: Iterable[bytes]) -> dict[str, str]:
+    """Of atoms with something in column 21: residue names in four letters, such as LYSH, with those in three.
 
     It is the fourth letter of a residue's name, or the first of a chain's: then it stands behind other names, too.
     """
     names = {line[17:21].decode("latin-1") for line in lines if line[20:21].strip()}
-    states = {name for name in names if _four_letter_parent(name)}
-    chains = {name[3] for name in names - states if _tabulated(name[:3].strip())[0]}
-    return {name for name in states if name[3] not in chains}
-
-
-def _usual_line(states: Collection[str], match: re.Match[bytes]) -> bytes:
-    """An atom's line as gemmi has to read it, which takes 0.0 for a coordinate or 20 for a B-factor that is none."""
-    line = match[0]
-    coords = [line[start : start + 8] for start in (30, 38, 46)]
-    if any(each.strip().lower().lstrip(b"-+") == b"nan" for each in coords):
-        coords = [b"%8.3f" % _NO_COORDINATE] * 3
-    if len(line) < 54 or not all(map(_PDB_NUMBER.fullmatch, coords)):
-        number = match.string.count(b"\n", 0, match.start()) + 1
-        raise ChainError(
-            f"line {number} has no number in a coordinate column ({line.decode('latin-1')!r}); correct or remove it"
-        )
-    if (name := line[17:21].decode("latin-1")) in states:
-        line = line[:17] + str(_four_letter_parent(name)).encode() + b" " + line[21:]
-    occupancy, b_factor = line[54:60].ljust(6), line[60:66]
-    if not _PDB_NUMBER.fullmatch(b_factor):
-        b_factor = b"%6.1f" % _NO_B_FACTOR
-        occupancy = occupancy if occupancy.strip() else b"  1.00"
-    return line[:30] + b"".join(coords) + occupancy + b_factor + line[66:]
+    parents = {name: parent for name in names if (parent := _four_letter_parent(name))}
+    chains = {name[3] for name in names.difference(parents) if _tabulated(name[:3].strip())[0]}
+    return {name: parent for name, parent in parents.items() if name[3] not in chains}

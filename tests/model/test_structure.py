@@ -13,7 +13,7 @@ from Bio.PDB.MMCIF2Dict import MMCIF2Dict
 from Bio.PDB.PDBParser import PDBParser
 
 from coordformer.model import chain as chain_module
-from coordformer.model import structure, structure_parsing
+from coordformer.model import structure, structure_parsing, structure_text
 from coordformer.model.chain import StructureError
 from coordformer.model.structure import read_chains, read_proteins
 
@@ -741,7 +741,7 @@ def test_error_without_gemmi(monkeypatch):
 
 def test_the_reader_stands_alone(tmp_path):
     """Copied beside a checkpoint, it needs neither the package nor torch."""
-    for module in (chain_module, structure, structure_parsing):
+    for module in (chain_module, structure, structure_parsing, structure_text):
         shutil.copy(module.__file__, tmp_path)
     code = f"""
 import sys
