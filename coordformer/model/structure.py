@@ -72,8 +72,10 @@ def read_chains(
       file without it gives the observed residues, in file order; `Chain.positions` has a gap where residues are
       missing: as long as their numbers say, or else as the distance between them asks for at least.
     - `label_seq_id` says which residue is which where a deposited sequence verifies it. Elsewhere, as in PDB files, it
-      is the author's number with insertion code, and altloc labels where a position holds several residue types.
-    - A modified residue gets the letter of its parent: as gemmi tabulates it, else as the file says, else X. D-amino
+      is the author's number with insertion code, and altloc labels where a position holds several residue types; and
+      without entities the author's name says which chain is which, not `label_asym_id`.
+    - A modified residue gets the letter of its parent: as gemmi tabulates it, else as the file says (MODRES, SEQADV and
+      their like in mmCIF, the canonical sequence), else X. D-amino
       acids get the letter of their mirror image, selenocysteine C and pyrrolysine K, and the names of GROMACS, CHARMM
       and Amber that of the residue. Caps that the deposited sequence counts (ACE, NH2) are an X without coordinates.
     - All atoms of a residue come from one conformer, the one with the highest occupancy summed over `atoms` (of equal
@@ -81,10 +83,11 @@ def read_chains(
       residue types.
     - The first model counts; of several data blocks, the first with atoms. Coordinates that are NaN are not observed.
     - Nucleic acids, sugars, ligands and waters are skipped. A HETATM residue that no table knows is X if it is bonded
-      to the chain. In a PDB file a chain ends at TER where its backbone ends, too; amino acids beyond it are another
-      one, if they are ATOM records.
+      to the chain. A chain without an entity ends at TER where its backbone ends, too, and where another segment begins
+      with numbers of its own; amino acids beyond it are another one, if they are ATOM records.
+    - What is broken in records and categories that are not read does not matter.
     - Chains are kept whatever their length. A chain without a single observed atom is left out.
-    - If several proteins share an author's chain name, their ids end in `<chain>.<label_asym_id>`, in a PDB file in
+    - If several proteins share an author's chain name, their ids end in `<chain>.<label_asym_id>`, without entities in
       `<chain>.<number>`.
 
     Args:
@@ -142,8 +145,8 @@ def read_complex(
         The chains in the order of the file, operation by operation of an assembly.
 
     Raises:
-        FileNotFoundError, ImportError, StructureError, ValueError: as `read_chains`, of any chain; or the file has no
-            such chain or assembly.
+        FileNotFoundError, ImportError, StructureError, ValueError: as `read_chains`, of any chain; or `min_plddt` would
+            leave a chain out, the file has no such chain or assembly, or an operation of it is no rotation.
 
     Examples:
         >>> read_complex("tests/data/structures/1A8O.cif.gz", assembly=1).chain_names

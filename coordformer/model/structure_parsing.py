@@ -246,7 +246,8 @@ class StructureModel:
         """The author's numbers; of residues that were not observed as the file lists them, or counted on."""
         numbers = [""] * length
         for place, row in zip(places, polymer.rows, strict=True):
-            numbers[place] = str(self.residues[row].seqid).removeprefix("?")
+            number = str(self.residues[row].seqid)
+            numbers[place] = "" if number.startswith("?") else number
         missing = sorted(set(range(length)).difference(places))
         if missing:
             for place, number in self._listed_numbers(polymer, missing).items():
@@ -713,7 +714,21 @@ def _read_mmcif(data: bytes) -> _Parsed | None:
                 b_factors[index] = str(NO_B_FACTOR)
     changes = block.find("_struct_ref_seq_dif.", ["mon_id", "db_mon_id", "details"])
     modified = [(row.str(0), row.str(1)) for row in changes if row.str(2).upper() == "MODIFIED RESIDUE"]
-    return _Parsed(gemmi.make_structure_from_block(block), modified, block=block)
+    structure = gemmi.make_structure_from_block(block)
+    return _Parsed(structure, [*modified, *_canonical(structure, block)], block=block)
+
+
+def _canonical(structure: Any, block: Any) -> Iterable[tuple[str, str]]:
+    """Modified residues and their parents by the canonical sequence, which has a letter for each residue."""
+    for row in block.find("_entity_poly.", ["entity_id", "type", "pdbx_seq_one_letter_code_can"]):
+        entity = structure.get_entity(row.str(0)) if "polypeptide" in row.str(1) else None
+        monomers = [each.split(",")[0] for each in entity.full_sequence] if entity is not None else []
+        if all(_tabulated(monomer)[0] for monomer in set(monomers)):
+            continue
+        letters = "".join(row.str(2).split())
+        for monomer, letter in zip(monomers, letters, strict=True) if len(letters) == len(monomers) else ():
+            if letter in AMINO_ACIDS and not _tabulated(monomer)[1]:
+                yield monomer, gemmi.expand_one_letter(letter, gemmi.ResidueKind.AA)
 
 
 def _parse_pdb(data: bytes) -> _Parsed:

@@ -417,6 +417,16 @@ def test_parent_that_only_an_mmcif_gives(read, source):
     assert chain.sequence == "AK"
 
 
+def test_parent_that_the_canonical_sequence_gives(read):
+    text = mmcif([row("ALA", "A", 1, 1), row("QQQ", "A", 2, 2)], "ALA QQQ RRR GLY")
+    table = "_entity_poly.type\n1 'polypeptide(L)'\n2 'polypeptide(L)'\n"
+    assert table in text
+    for letters, sequence in (("AYXG", "AYXG"), (";AY\nFG\n;", "AYFG"), ("AYG", "AXXG"), ("?", "AXXG")):
+        new = "_entity_poly.type\n_entity_poly.pdbx_seq_one_letter_code_can\n"
+        new += "".join(f"{entity} 'polypeptide(L)'\n{letters}\n" for entity in (1, 2))
+        assert read(text.replace(table, new), "a.cif")[0].sequence == sequence
+
+
 def test_caps_are_never_observed(read):
     rows = [row("ACE", "A", 1, 1, "C"), row("ALA", "A", 2, 2, "C"), row("NH2", "A", 3, 3, "N", type_symbol="N")]
     (chain,) = read(mmcif(rows, "ACE ALA NH2"), "a.cif", atoms=("C",))
