@@ -93,6 +93,8 @@ CHOICE = (
     option("--split", "of data sets only rows whose column `split` has this value")
     | option("--chains", "only these of each file, by id or name", dest="chain_ids", nargs="+", type=chain_name)
     | MIN_PLDDT
+    | switch("--complex", "each structure file is one complex, and not chain by chain", dest="as_complex")
+    | option("--assembly", "with --complex: the biological assembly of this name, 1 in most entries", metavar="NAME")
 )
 COMPUTING = option("--dtype", "of the model", "float32", choices=("float32", "bfloat16")) | option(
     "--token_budget", "tokens of a batch", 8192

@@ -250,7 +250,7 @@ def analyze_attention(
         output: a folder. Gets a CSV file of each table of `make_tables`, `summary.json`, `profiles.png`, `atlas.png`
             and `residue_pairs.png`.
         window, seed, progress: as of `sum_attention`.
-        reading: `split`, `chain_ids` and `min_plddt`, as of `runner.Inputs`.
+        reading: `split`, `chain_ids`, `min_plddt`, `as_complex` and `assembly`, as of `runner.Inputs`.
 
     Returns:
         The summary: `checkpoint`, `data`, `split`, `window`, `seed`, `chains`, `residues`, `clusters` (None where a

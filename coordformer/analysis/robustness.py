@@ -208,7 +208,7 @@ def measure_robustness(
         missing: shares of the residues that lose their coordinates.
         num_mask_samples, token_budget, window, progress: as of `count_chains`.
         seed, dtype: of the frames, and of the weights.
-        reading: `split`, `chain_ids` and `min_plddt`, as of `runner.Inputs`.
+        reading: `split`, `chain_ids`, `min_plddt`, `as_complex` and `assembly`, as of `runner.Inputs`.
 
     Returns:
         What was measured, of how many `chains`, `residues` and `clusters` (what intervals are over: their number, or

@@ -58,7 +58,8 @@ def annotate(
         top, threshold: at most this many terms of a chain, of at least this probability.
         without_coords, token_budget, window: as of `predict_terms`.
         dtype: of the weights, `float32` or `bfloat16`.
-        reading: `split`, `chain_ids`, `min_plddt`, `entries_per_part` and `shard`, as of `runner.Inputs`.
+        reading: `split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `entries_per_part` and `shard`, as of
+            `runner.Inputs`.
 
     Returns:
         For each chain its terms, the most probable first: `term`, `name` and `probability`. Of a label in

@@ -94,7 +94,8 @@ def contacts(
             triangles; and `contacts.json`.
         without_coords, token_budget, window: as of `predict_contacts`.
         dtype: of the weights.
-        entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `shard`): as of `runner.Inputs`.
+        entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `shard`): as of
+            `runner.Inputs`.
 
     Returns:
         What is also in `contacts.json`: `protein` (names of the inputs), `checkpoint`, `dtype`, `window`, counts, and

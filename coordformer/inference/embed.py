@@ -64,7 +64,8 @@ def embed(
             of the inputs; see `embeddings` for what is in it, without pooling the residues' own numbers, too.
         file_format: `"parquet"` or `"safetensors"`.
         dtype: in which the model computes; the vectors are float32.
-        reading: `split`, `chain_ids`, `min_plddt`, `entries_per_part` and `shard`, as of `runner.Inputs`.
+        reading: `split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `entries_per_part` and `shard`, as of
+            `runner.Inputs`.
 
     Returns:
         Counts of `chains`, `residues`, `shards`, and `rejected` files or chains.

@@ -31,7 +31,8 @@ def evaluate(
         inputs: data sets, structure files, archives, folders.
         output: FILE.json, gets the report; FILE.png recovery by residue, and FILE.rejected.tsv what was left out.
         dtype: of the weights.
-        reading: `split`, `chain_ids`, `min_plddt`, `entries_per_part` and `shard`, as of `runner.Inputs`.
+        reading: `split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `entries_per_part` and `shard`, as of
+            `runner.Inputs`.
 
     Returns:
         `checkpoint`, `weights` (see `digest_weights`), `data`, `split`, `coordinates`, `dtype`, `num_rotations`,

@@ -66,7 +66,7 @@ def log_probabilities(
                 inputs, places = cut_window(arrays, start, inside, model.config), indices[group] - start + 1
                 if masked:
                     inputs["input_ids"][places] = tokenizer.mask_token_id
-                yield Row(number, start, inputs, places, group)
+                yield Row(number, start, inputs, places, group, structure=(number, start))
 
     letters = list(letter_ids(tokenizer).values())
 

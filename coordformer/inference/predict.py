@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.collator import CoordformerDataCollator
 from ..model.chain import Chain, Complex
 from ..model.processing_coordformer import chain_arrays, pad_batch
+from ..model.structure_layers import Structure
 from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, window_starts
 
 Record = Chain | Mapping[str, Any]  # a chain, or a row of a data set
@@ -35,6 +36,8 @@ class Row:
         tag: what whoever made the row wants to find again.
         rotation: (D, D), by which the model turns the row about its center.
         last: whether it is the last one of its chain.
+        structure: equal for rows with the same coordinates, of which the model then computes once what tokens do not
+            change; such rows come one after another. None: the row is by itself.
     """
 
     chain: int
@@ -44,6 +47,7 @@ class Row:
     tag: Any = None
     rotation: torch.Tensor | None = None
     last: bool = False
+    structure: Any = None
 
 
 def tokens_of(row: Row) -> int:
@@ -117,6 +121,24 @@ def collate_rows(rows: Sequence[Row], pad_token_id: int, device: torch.device | 
     return tensors
 
 
+def share_structure(model: Any, rows: Sequence[Row], shared: dict[Any, Structure]) -> dict[str, Any] | None:
+    """Rows with the same coordinates as a batch of tokens and their one structure, which `shared` keeps for the next.
+
+    None where each row is by itself.
+    """
+    key = rows[0].structure
+    if key is None:
+        return None
+    first = collate_rows(rows[:1], model.config.pad_token_id, model.device)
+    given = {name: first[name] for name in ("input_ids", "position_ids", "chain_ids") if name in first}
+    if key not in shared:
+        shared.clear()
+        shared[key] = model.base_model.encode_structure(first["coords"], **given)
+    tokens = torch.from_numpy(np.stack([row.inputs["input_ids"] for row in rows]))
+    positions = {"position_ids": given["position_ids"]} if "position_ids" in given else {}
+    return {"input_ids": tokens.to(model.device), "structure": shared[key]} | positions
+
+
 def as_chain(record: Record) -> Chain:
     """A row of a data set as the chain, or complex, that it is of."""
     if not isinstance(record, Mapping):
@@ -156,20 +178,24 @@ def predict(
     if token_budget < 1:
         raise ValueError(f"`token_budget` is {token_budget}; it must be at least 1.")
     model.eval()
+    shared: dict[Any, Structure] = {}
     batch: list[Row] = []
     for row in rows:
-        if batch and (len(batch) + 1) * max(tokens_of(batch[0]), tokens_of(row)) > token_budget:
-            yield from _predict_batch(model, batch, forward, bar, by_row)
+        full = batch and (len(batch) + 1) * max(tokens_of(batch[0]), tokens_of(row)) > token_budget
+        if full or (batch and batch[0].structure != row.structure):
+            yield from _predict_batch(model, batch, forward, bar, by_row, shared)
             batch = []
         batch.append(row)
     if batch:
-        yield from _predict_batch(model, batch, forward, bar, by_row)
+        yield from _predict_batch(model, batch, forward, bar, by_row, shared)
 
 
 def _predict_batch(
-    model: Any, rows: list[Row], forward: Any, bar: tqdm | None, by_row: bool
+    model: Any, rows: list[Row], forward: Any, bar: tqdm | None, by_row: bool, shared: dict[Any, Structure]
 ) -> Iterator[tuple[Row, np.ndarray]]:
-    outputs = forward(collate_rows(rows, model.config.pad_token_id, model.device))
+    outputs = forward(
+        share_structure(model, rows, shared) or collate_rows(rows, model.config.pad_token_id, model.device)
+    )
     if rows[0].places is None:
         yield from zip(rows, outputs.float().cpu().numpy(), strict=True)
     else:

@@ -82,6 +82,7 @@ class Inputs:
         atoms: the atoms to read of structure files.
         chain_ids: only these chains of each file, by id or name.
         min_plddt: residues of predicted structures below this confidence count as not observed.
+        as_complex, assembly: of structure files each is one complex, as it is or as an assembly, see `read_proteins`.
         entries_per_part: structure files, sequences or rows of a part; a compressed file of several is one part, and so
             is a FASTA file of which `chain_ids` are read.
         shard: `3/64`: only every 64th part, from the third on, as the third of 64 jobs.
@@ -99,8 +100,8 @@ class Inputs:
 
     def __init__(
         self, inputs: Sequence[str | Path] | str | Path, *, split: str | None = None, atoms: Sequence[str] = ("CA",),
-        chain_ids: Sequence[str] | None = None, min_plddt: float | None = None, entries_per_part: int = 1000,
-        shard: str | None = None,
+        chain_ids: Sequence[str] | None = None, min_plddt: float | None = None, as_complex: bool = False,
+        assembly: str | None = None, entries_per_part: int = 1000, shard: str | None = None,
     ):  # fmt: skip
         given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
         if not given:
@@ -111,12 +112,18 @@ class Inputs:
         files = [path for path in given if path not in data_sets]
         if split is not None and not data_sets:
             raise ValueError(f"`split` is {split!r}, but files have no splits; it goes with data sets.")
-        if not files and (chain_ids is not None or min_plddt is not None):
-            raise ValueError("`chain_ids` and `min_plddt` go with files; the chains of a data set are chosen already.")
+        if not files and (chain_ids is not None or min_plddt is not None or as_complex or assembly is not None):
+            raise ValueError(
+                "`chain_ids` and `min_plddt` go with files; the chains of a data set are chosen already, and joined to "
+                "complexes (`as_complex`, `assembly`)."
+            )
         self.job, self.jobs = parse_shard(shard)
         self.names = [Path(path).name for path in given]
         self.settings = {"split": split, "chain_ids": chain_ids and list(chain_ids), "min_plddt": min_plddt}
         self._reading: dict[str, Any] = {"atoms": atoms, "min_plddt": min_plddt, "chain_ids": chain_ids}
+        complexes = {"as_complex": as_complex or assembly is not None, "assembly": assembly}
+        self.settings |= complexes
+        self._reading |= complexes
         self.rejects: list[Reject] = []
         self._parts: list[list[Source] | _Rows] = []
         listed: list[Any] = []
@@ -338,7 +345,8 @@ def _run_parts(inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: 
     parts = folder / PARTS
     # Jobs of an array start together: of them, a run without a part is a run.
     begun = any(parts.glob("*.json")) or (inputs.jobs > 1 and (folder / RUN).exists())
-    begin_run(folder, {**settings, **inputs.settings}, holds_results=begun, passing={"checkpoint"})
+    old = {"as_complex": False}  # of runs of an older version
+    begin_run(folder, {**settings, **inputs.settings}, holds_results=begun, passing={"checkpoint"}, defaults=old)
     parts.mkdir(exist_ok=True)
     paths = [parts / f"{inputs.name(part)}.json" for part in range(len(inputs))]
     with tqdm(total=0, unit="chain", disable=not progress, smoothing=0) as bar:

@@ -44,7 +44,8 @@ def score(
         numbering, offset: what the numbers in the mutants are, as of `parse_mutant`, and those above the heat map.
         method, without_coords, token_budget, window: as of `score_substitutions` and `log_probabilities`.
         dtype: of the weights.
-        entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `shard`): as of `runner.Inputs`.
+        entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `shard`): as of
+            `runner.Inputs`.
 
     Returns:
         What is also in `score.json`: the settings, counts, and `chains`, of each `chain` (its id), `residues`,

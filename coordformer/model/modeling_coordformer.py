@@ -51,6 +51,7 @@ from .structure_layers import (
     FeatureLinear,
     InvariantPointAttention,
     SelfAttention,
+    Structure,
     backbone_frames,
     check_rotations,
     gaussian_start,
@@ -271,6 +272,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
       flash attention takes them, see `segment_bounds`. Attention by `"varlen"` or flash computes them from
       `sequence_id` where they are missing, for which the host waits for the device; given, they must agree with it.
 
+    - `structure`: of `encode_structure`, in place of `coords`: one for all rows.
     - `special_tokens_mask` `(batch, sequence)`: 1 for `<cls>` and `<eos>`, for `inputs_embeds`, which do not tell; the
       default is where `input_ids` have them.
 
@@ -329,7 +331,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None, coords: Tensor | None = None, coords_mask: Tensor | None = None,
         sequence_id: Tensor | None = None, rotations: Tensor | None = None, chain_ids: Tensor | None = None,
-        special_tokens_mask: Tensor | None = None, **kwargs,
+        special_tokens_mask: Tensor | None = None, structure: Structure | None = None, **kwargs,
     ) -> BaseModelOutput:  # fmt: skip
         coords, rotations = _restore_float32(coords), _restore_float32(rotations)
         shape, device = self._input_shape(input_ids, inputs_embeds, coords)
@@ -358,21 +360,21 @@ class CoordformerModel(CoordformerPreTrainedModel):
             given = {"attention_mask": attention_mask, "position_ids": position_ids, "sequence_id": sequence_id}
             given |= {name: kwargs[name] for name in SEGMENT_BOUNDS if name in kwargs}
             embeddings = self._encode_sequence(input_ids=input_ids, inputs_embeds=inputs_embeds, **given)
-        bias = None
-        if self.reads_coordinates:
-            residue_mask = self.residue_mask(input_ids, attention_mask, shape, device)
-            if special_tokens_mask is not None:
-                residue_mask = residue_mask & ~special_tokens_mask.bool()
-            placed, coords_mask = place_coordinates(coords, coords_mask, residue_mask, runs, self.config)
-            if rotations is not None:
-                numbers = None if runs is None else segment_numbers(runs, attention_mask)
-                check_rotations(rotations, shape, numbers, self.config.coordinate_dim)
-                placed = rotate_coordinates(placed, rotations, numbers)
+        if structure is None:
+            given = {"coords_mask": coords_mask, "attention_mask": attention_mask, "rotations": rotations}
+            given |= {"chain_ids": chain_ids, "special_tokens_mask": special_tokens_mask}
             longest = None if runs is None else kwargs.get("max_length_q")
-            embeddings, bias, structure = self._structure(
-                embeddings, placed, coords_mask, position_ids, runs, longest, chain_ids
+            structure = self._encode_structure(coords, input_ids, shape, position_ids, runs, longest, **given)
+        elif coords is not None or structure.rows not in (1, shape[0]):
+            raise ValueError(
+                f"`structure` is of {structure.rows} rows, and the input has {shape[0]}; it is of one or of as many, "
+                "and in place of `coords`."
             )
-            kwargs |= structure
+        if structure.embedding is not None:
+            embeddings = (embeddings + structure.embedding).to(embeddings.dtype)
+        bias = None if structure.bias is None else structure.bias.to(embeddings.dtype)
+        if structure.frames is not None:
+            kwargs |= {"frames": structure.frames} | ({} if structure.graph is None else {"graph": structure.graph})
         embeddings = self._add_positions(embeddings, position_ids)
         if self.esm.embeddings.layer_norm is not None:
             embeddings = self.esm.embeddings.layer_norm(embeddings)
@@ -436,31 +438,64 @@ class CoordformerModel(CoordformerPreTrainedModel):
         # As embeddings are, under autocast as well; a quantized layer does not tell.
         return self.connector(states).to(self.esm.encoder.emb_layer_norm_after.weight.dtype)
 
-    def _structure(
-        self, embeddings, placed, coords_mask, position_ids, runs, longest, chain_ids
-    ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Embeddings with those of the coordinates, the distance bias, and arguments of `InvariantPointAttention`."""
-        config, bias = self.config, None
-        arguments: dict[str, Any] = {}
+    def encode_structure(
+        self, coords: Tensor, input_ids: Tensor | None = None, position_ids: Tensor | None = None,
+        chain_ids: Tensor | None = None, **masks,
+    ) -> Structure:  # fmt: skip
+        """What the encoder reads of one chain or complex, for many passes with other tokens.
+
+        Give the result to the model as `structure`, in place of `coords`: all rows of a batch share it. What does not
+        depend on tokens is computed once, and without gradients.
+
+        Args:
+            coords, position_ids, chain_ids: as of the model, one row each.
+            input_ids: (1, sequence), any tokens, which say where `<cls>` and `<eos>` are.
+            masks: `coords_mask`, `special_tokens_mask`, as of the model.
+        """
+        shape, device = self._input_shape(input_ids, None, coords)
+        if position_ids is None:
+            position_ids = segment_positions(None, None, shape[1], device)
+        with torch.no_grad():
+            masks["chain_ids"] = chain_ids
+            structure = self._encode_structure(coords, input_ids, shape, position_ids, None, None, **masks)
+        if structure.graph is not None:
+            structure.graph.keep()
+        return structure
+
+    def _encode_structure(
+        self, coords, input_ids, shape, position_ids, runs, longest, *, coords_mask=None, attention_mask=None,
+        rotations=None, chain_ids=None, special_tokens_mask=None,
+    ) -> Structure:  # fmt: skip
+        config, structure = self.config, Structure(shape[0])
+        if not self.reads_coordinates:
+            return structure
+        residue_mask = self.residue_mask(input_ids, attention_mask, shape, position_ids.device)
+        if special_tokens_mask is not None:
+            residue_mask = residue_mask & ~special_tokens_mask.bool()
+        placed, coords_mask = place_coordinates(coords, coords_mask, residue_mask, runs, config)
+        if rotations is not None:
+            numbers = None if runs is None else segment_numbers(runs, attention_mask)
+            check_rotations(rotations, shape, numbers, config.coordinate_dim)
+            placed = rotate_coordinates(placed, rotations, numbers)
         if config.num_qk_points or config.coordinate_embedding == "local_frame":
             frames = backbone_frames(placed, coords_mask, position_ids, runs, config.coordinate_atoms)
         if self.coordinate_embedding is not None:
             lifted = placed, coords_mask
             if config.coordinate_embedding == "local_frame":
                 lifted = local_frame_coordinates(placed, coords_mask, frames, position_ids, runs)
-            embeddings = (embeddings + self.coordinate_embedding(*lifted)).to(embeddings.dtype)
+            structure.embedding = self.coordinate_embedding(*lifted)
         if config.num_qk_points:
             if "flash" in config._attn_implementation:
                 raise ValueError(
                     "`config.num_qk_points` needs products in float32, which attn_implementation="
                     f"{config._attn_implementation!r} does not have; choose 'sdpa'."
                 )
-            arguments["frames"] = frames.scale_translations(config.coordinate_scale)
+            structure.frames = frames.scale_translations(config.coordinate_scale)
             if self.edge_features is not None:
-                arguments["graph"] = self.edge_features(frames, position_ids, runs, longest, chain_ids)
+                structure.graph = self.edge_features(frames, position_ids, runs, longest, chain_ids)
         if self.distance_bias is not None:
-            bias = self.distance_bias(placed, coords_mask).to(embeddings.dtype)
-        return embeddings, bias, arguments
+            structure.bias = self.distance_bias(placed, coords_mask)
+        return structure
 
     def _add_positions(self, embeddings: Tensor, position_ids: Tensor) -> Tensor:
         if self.config.position_embedding_type == "absolute":
@@ -581,13 +616,13 @@ class CoordformerModelWithHead(CoordformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, coords=None, coords_mask=None,
-        sequence_id=None, rotations=None, chain_ids=None, special_tokens_mask=None, labels=None,
+        sequence_id=None, rotations=None, chain_ids=None, special_tokens_mask=None, structure=None, labels=None,
         num_items_in_batch=None, **kwargs,
     ):  # fmt: skip
         outputs = self.coordformer(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             coords=coords, coords_mask=coords_mask, sequence_id=sequence_id, rotations=rotations,
-            chain_ids=chain_ids, special_tokens_mask=special_tokens_mask, **kwargs,
+            chain_ids=chain_ids, special_tokens_mask=special_tokens_mask, structure=structure, **kwargs,
         )  # fmt: skip
         states = outputs.last_hidden_state
         if sequence_id is None:

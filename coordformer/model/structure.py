@@ -75,9 +75,9 @@ def read_chains(
       is the author's number with insertion code, and altloc labels where a position holds several residue types; and
       without entities the author's name says which chain is which, not `label_asym_id`.
     - A modified residue gets the letter of its parent: as gemmi tabulates it, else as the file says (MODRES, SEQADV and
-      their like in mmCIF, the canonical sequence), else X. D-amino
-      acids get the letter of their mirror image, selenocysteine C and pyrrolysine K, and the names of GROMACS, CHARMM
-      and Amber that of the residue. Caps that the deposited sequence counts (ACE, NH2) are an X without coordinates.
+      their like in mmCIF, the canonical sequence), else X. D-amino acids get the letter of their mirror image,
+      selenocysteine C and pyrrolysine K, and the names of GROMACS, CHARMM and Amber that of the residue. Caps that the
+      deposited sequence counts (ACE, NH2) are an X without coordinates.
     - All atoms of a residue come from one conformer, the one with the highest occupancy summed over `atoms` (of equal
       ones the first label); atoms without a label belong to each. So does the letter, where a position holds several
       residue types.

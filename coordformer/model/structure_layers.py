@@ -332,6 +332,48 @@ class FeatureLinear(nn.Module):
         return nn.functional.linear(features.to(self.weight.dtype), self.weight, self.bias)
 
 
+class NeighborGraph:
+    """The k-nearest-neighbor graph that messages are passed over, of a batch, or one for all rows of a batch.
+
+    A class without fields, as `Frames`.
+
+    Attributes:
+        places: (batch x sequence x k,), the neighbors' places in the flattened batch.
+        exist: (batch, sequence, k), which of them there are.
+        edges: (batch, sequence, k, hidden / 2), the edge features.
+    """
+
+    def __init__(self, places: Tensor, exist: Tensor, edges: Tensor):
+        self.places, self.exist, self.edges = places, exist, edges
+        self._kept: dict[nn.Module, Tensor] | None = None
+
+    def keep(self) -> None:
+        """From now on keep what `project` gives: for many passes over one structure, without gradients."""
+        self._kept = {}
+
+    def project(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
+        """Edge features through a linear layer: (batch, sequence, k, width)."""
+        if self._kept is not None and layer in self._kept:
+            return self._kept[layer]
+        # In two dimensions: some quantized layers take no more.
+        projected = layer(self.edges.to(dtype).flatten(0, 2)).view(*self.exist.shape, -1)
+        if self._kept is not None:
+            self._kept[layer] = projected
+        return projected
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(batch, sequence, width) of the residues -> (batch, sequence, k, width) of their neighbors."""
+        if values.shape[0] == self.exist.shape[0]:
+            gathered = values.flatten(0, 1).index_select(0, self.places)
+        else:
+            gathered = values.index_select(1, self.places)
+        return gathered.view(values.shape[0], *self.exist.shape[1:], -1)
+
+    def to(self, *args, **kwargs) -> "NeighborGraph":
+        """On another device, as accelerate moves what a layer is given."""
+        return NeighborGraph(*(each.to(*args, **kwargs) for each in (self.places, self.exist, self.edges)))
+
+
 class EdgeFeatures(nn.Module):
     """Features of the edges from each residue to its k nearest neighbors; computed once, for all layers.
 
@@ -360,12 +402,8 @@ class EdgeFeatures(nn.Module):
     def forward(
         self, frames: Frames, position_ids: Tensor, runs: Tensor | None, longest: int | None,
         chain_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`, `chain_ids` as of `CoordformerModel`.
-
-        Returns the neighbors' places in the flattened batch (batch x sequence x k,), which of them exist (batch,
-        sequence, k), and the edge features (batch, sequence, k, hidden / 2).
-        """
+    ) -> NeighborGraph:  # fmt: skip
+        """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`, `chain_ids` as of `CoordformerModel`."""
         rotations, translations, coords_mask = frames
         batch, length = coords_mask.shape
         with maybe_autocast(translations.device.type, enabled=False):
@@ -388,7 +426,7 @@ class EdgeFeatures(nn.Module):
         table = torch.cat((self.separation.weight, self.other_chain.unsqueeze(0)))
         summed = self.geometry(features) + nn.functional.embedding(separation, table)
         edges = MessagePassing.gain * self.norm(nn.functional.gelu(self.gain * summed))
-        return (places + length * rows).flatten(), exist, edges
+        return NeighborGraph((places + length * rows).flatten(), exist, edges)
 
     def _distances(self, translations, coords_mask, position_ids, runs, rows, places) -> Tensor:
         """Radial basis functions between the residues `offsets` from both of an edge, zero where one is missing."""
@@ -427,20 +465,18 @@ class MessagePassing(nn.Module):
         """Set the output to zero, so that a trained model to which messages are added predicts what it did."""
         nn.init.zeros_(self.output.weight)
 
-    def forward(self, hidden_states: Tensor, graph: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def forward(self, hidden_states: Tensor, graph: NeighborGraph) -> Tensor:
         """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
-        places, exist, edges = graph
 
         def of_edges(sender: nn.Linear, edge: nn.Linear) -> Tensor:
-            sent = (self.gain * sender(hidden_states)).flatten(0, 1).index_select(0, places).view(*exist.shape, -1)
-            # In two dimensions: some quantized layers take no more.
-            return edge(edges.to(sent.dtype).flatten(0, 2)).view_as(sent).add_(sent)
+            sent = graph.gather(self.gain * sender(hidden_states))
+            return sent.add_(graph.project(edge, sent.dtype))
 
         received = (self.gain * self.receiver(hidden_states)).unsqueeze(2)
         messages = nn.functional.silu(of_edges(self.sender, self.edge).add_(received))
         if self.gate_sender is not None and self.gate_edge is not None:
             messages = messages * of_edges(self.gate_sender, self.gate_edge)
-        weights = exist.to(messages.dtype).unsqueeze(-2) * (self.gain / exist.shape[-1])
+        weights = graph.exist.to(messages.dtype).unsqueeze(-2) * (self.gain / graph.exist.shape[-1])
         return self.output((weights @ messages).squeeze(-2))
 
 
@@ -505,7 +541,7 @@ class InvariantPointAttention(SelfAttention):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None, *,
-        frames: Frames, graph: tuple[Tensor, Tensor, Tensor] | None = None, contacts: Any = None, **kwargs,
+        frames: Frames, graph: NeighborGraph | None = None, contacts: Any = None, **kwargs,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SelfAttention`; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
         query, key = self.queries_and_keys(hidden_states, position_embeddings)
@@ -602,3 +638,26 @@ class DistanceBias(nn.Module):
             ends = (torch.where(missing, self.num_bins, each) + rows for each in (lower, lower + 1))
             first, second = (nn.functional.embedding(each, table) for each in ends)
             return torch.lerp(first, second, share).sum(dim=1).movedim(-1, 1)
+
+
+# --- All of it ---
+
+
+class Structure:
+    """What the encoder reads of coordinates: made once, for one row or for all rows of a batch.
+
+    Attributes:
+        rows: number of rows.
+        embedding: (batch, sequence, hidden), of coordinates; None without a coordinate embedding.
+        bias: (batch, heads, sequence, sequence), of distances; None without `num_distance_bins`.
+        frames: in units of `config.coordinate_scale`; None without invariant point attention.
+        graph: None without `num_neighbors`.
+    """
+
+    embedding: Tensor | None = None
+    bias: Tensor | None = None
+    frames: Frames | None = None
+    graph: NeighborGraph | None = None
+
+    def __init__(self, rows: int):
+        self.rows = rows

@@ -167,6 +167,30 @@ def test_padding_and_gaps_do_not_meet():
     torch.testing.assert_close(together, torch.cat((alone, shifted), dim=1), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "fields", [{}, {"num_distance_bins": 8}, {"coordinate_embedding": "local_frame"}, {"num_qk_points": 2}, POINTS]
+)
+def test_rows_share_a_structure(fields, protease, gapped):
+    """Passes with other tokens over one structure give what they give with its coordinates, also again."""
+    model = make_model(**fields)
+    for chain in (protease, gapped):
+        batch = PROCESSOR(chains=[chain])
+        layout = {name: batch[name] for name in ("position_ids", "chain_ids")}
+        structure = model.base_model.encode_structure(batch["coords"], batch["input_ids"], **layout)
+        for rows in (4, 1, 3):
+            input_ids = batch["input_ids"].repeat(rows, 1)
+            input_ids[:, 1:-1][torch.rand(rows, len(chain)) < 0.3] = 32
+            coords = batch["coords"].repeat(rows, 1, 1)
+            with torch.no_grad():
+                expected = model(
+                    input_ids=input_ids, coords=coords, **{k: v.repeat(rows, 1) for k, v in layout.items()}
+                )
+                shared = model(input_ids=input_ids, structure=structure, position_ids=batch["position_ids"])
+            torch.testing.assert_close(shared.logits, expected.logits, atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="in place of `coords`"):
+        model(input_ids=batch["input_ids"], structure=structure, coords=batch["coords"])
+
+
 def test_chain_ids_of_another_shape_are_refused():
     model = make_model(**POINTS)
     with pytest.raises(ValueError, match=r"`chain_ids` has shape \(1, 5\)"):

@@ -13,6 +13,7 @@ from coordformer.model.structure_layers import (
     EdgeFeatures,
     InvariantPointAttention,
     MessagePassing,
+    NeighborGraph,
     backbone_frames,
     k_nearest_neighbors,
     local_frame_coordinates,
@@ -148,7 +149,8 @@ def test_edge_features_are_computed_by_hand():
     features = []
     module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     torch.nn.init.normal_(module.other_chain)
-    places, exist, edges = module(frames, positions, None, None)
+    graph = module(frames, positions, None, None)
+    places, exist, edges = graph.places, graph.exist, graph.edges
     assert exist.all() and edges.shape == (1, 4, 3, 32)
     places = places.view(4, 3)
     assert places[1].tolist() == [0, 2, 3]
@@ -160,8 +162,8 @@ def test_edge_features_are_computed_by_hand():
     along = module.separation.weight[module.max_separation + torch.tensor([-1, 1, 2])]
     torch.testing.assert_close(edges[0, 1], edges_of(along))
     complex_ids = torch.tensor([[0, 0, 0, 1]])  # the last residue is in another chain, whatever its position says
-    *_, across = module(frames, positions, None, None, complex_ids)
-    torch.testing.assert_close(across[0, 1], edges_of(torch.cat((along[:2], module.other_chain[None]))))
+    across = module(frames, positions, None, None, complex_ids)
+    torch.testing.assert_close(across.edges[0, 1], edges_of(torch.cat((along[:2], module.other_chain[None]))))
     second = features[0][0, 1, 1]  # 4 Å away, in the frame of residue 1 and in its own
     rotations = frames.rotations[0]
     direction = torch.tensor([0.0, 1.0, 0.0])
@@ -183,7 +185,8 @@ def test_edge_features_with_gates_hold_the_distances_between_the_residues_beside
     module = EdgeFeatures(config)
     features = []
     module.geometry.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    places, exist, edges = module(frames, positions, runs, None)
+    graph = module(frames, positions, runs, None)
+    places, exist, edges = graph.places, graph.exist, graph.edges
     assert edges.shape == (1, 8, 4, 32) and exist.sum() == 5 * 4 + 2 * 1
     missing = 0
     for one in range(8):
@@ -206,11 +209,11 @@ def test_messages_are_those_of_a_loop_over_edges(gating):
     config = make_config(num_qk_points=1, num_neighbors=4, message_gating=gating)
     module = MessagePassing(config)
     for parameter in module.parameters():
-        torch.torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=0.2)
     hidden = torch.randn(2, 7, config.hidden_size)
     places, exist = torch.randint(7, (2, 7, 4)), torch.rand(2, 7, 4) > 0.3
     edges = torch.randn(2, 7, 4, config.hidden_size // 2)
-    output = module(hidden, ((places + torch.tensor([0, 7])[:, None, None]).flatten(), exist, edges))
+    output = module(hidden, NeighborGraph((places + torch.tensor([0, 7])[:, None, None]).flatten(), exist, edges))
     for row in range(2):
         for i in range(7):
             mean = torch.zeros(config.hidden_size // (1 if gating else 2))
@@ -315,7 +318,7 @@ def test_invariant_point_attention_is_that_of_the_formula(num_qk_points, num_v_p
     module = InvariantPointAttention(config, 0)
     assert module.value_points.out_features == 4 * 3 * (num_v_points or num_qk_points)
     torch.nn.init.uniform_(module.log_sigma, -0.1, 0.1)
-    torch.torch.nn.init.normal_(module.missing)
+    torch.nn.init.normal_(module.missing)
     coords, coords_mask, positions = chain_of(np.random.default_rng(1).normal(size=(15, 3)).cumsum(axis=0) / 4)
     coords_mask[0, 6:8] = False
     frames = backbone_frames(coords.masked_fill(~coords_mask[..., None], 0.0), coords_mask, positions, None, ["CA"])
@@ -329,7 +332,7 @@ def test_invariant_point_attention_is_that_of_the_formula(num_qk_points, num_v_p
 def test_kernels_agree_whatever_the_number_of_value_points(num_v_points, attention):
     """Also of packed rows, and of contacts, which are attended to by a kernel of their own."""
     model = make_model(num_qk_points=3, num_v_points=num_v_points, num_neighbors=4, contact_head=True)
-    torch.torch.nn.init.normal_(model.coordformer.contact_head.weight)
+    torch.nn.init.normal_(model.coordformer.contact_head.weight)
     packed, row = pack_rows([random_chain(14), random_chain(9)]), random_chain(12)
     expected, contacts = outputs_of(model, packed), model.predict_contacts(**row)
     model.set_attn_implementation(attention)
@@ -471,7 +474,7 @@ def test_esm_is_not_given_what_no_config_takes(tmp_path):
 def test_contacts_of_a_model_with_points_are_those_of_its_maps():
     model = make_model(num_qk_points=2, contact_head=True)
     head = model.coordformer.contact_head
-    torch.torch.nn.init.normal_(head.weight)
+    torch.nn.init.normal_(head.weight)
     row = random_chain(12)
     predicted = model.predict_contacts(**row)
     model.set_attn_implementation("eager")
