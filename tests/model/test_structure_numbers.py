@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 from conftest import STRUCTURES
-from test_structure import atom, mmcif, row, seqres
+from test_structure import COLUMNS, atom, mmcif, row, seqres
 from test_structure_writers import peptide, residue, summary
 
 from coordformer.model.chain import CHAIN_GAP, Chain, Complex, StructureError, join_chains
@@ -127,6 +127,12 @@ def test_residues_beside_which_numbers_disagree_have_none():
     text = seqres("A", "MET GLY ALA") + residue("GLY", "A", 3, 0) + residue("ALA", "A", 2, 3.8) + "TER\n"
     (chain,) = read_chains("made", data=text.encode())
     assert chain.residue_numbers == ("", "3", "2")  # 2 is taken
+
+
+def test_residue_with_an_insertion_code_alone_has_no_number():
+    rows = [row("GLY", "A", 1, 0)[:-1] + " ?\n", row("ALA", "A", 2, 3.8, auth_seq_id="?")[:-1] + " k\n"]
+    text = mmcif(rows, "GLY ALA", columns=[*COLUMNS, "pdbx_PDB_ins_code"])
+    assert read_chains("made", data=text.encode())[0].residue_numbers == ("1", "")
 
 
 def test_chain_checks_positions_and_numbers():

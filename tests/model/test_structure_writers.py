@@ -440,6 +440,24 @@ def test_tags_without_values_are_refused():
         read_chains("made", data=text.encode())
 
 
+def test_first_model_of_an_mmcif_file():
+    """Rows of later models are not parsed; rows of the first one are not lost behind them, or if their end differs."""
+    first = [row("GLY", "A", 1, 0), row("ALA", "A", 2, 3.8)]
+    second = [row("GLY", "A", 1, 50, model=2), row("ALA", "A", 2, 53.8, model=2)]
+    blank = [each.replace("\n", " \n") for each in (*first, *second)]
+    orders = [first + second, [first[0], second[0], first[1]], [*blank[:1], *blank[2:], first[1]], blank]
+    for rows in orders:
+        for end in ("", "#\n", "# \nloop_\n_citation.id\n_citation.year\n1 1\n2 1\n"):
+            (chain,) = read_chains("made", data=(mmcif(rows) + end).encode())
+            assert (chain.sequence, chain.coords[:, 0, 0].tolist()) == ("GA", pytest.approx([0, 3.8]))
+
+
+@pytest.mark.parametrize("category", ["_struct.title", "_entity.details"])
+def test_text_that_looks_like_a_category(category):
+    extra = f"{category}\n;\nloop_\n_atom_site.id is not meant\n_struct.title neither\ndata_ is none\n;\n"
+    assert sequences(mmcif([row("GLY", "A", 1, 0)], extra=extra)) == {"A": "G"}
+
+
 def test_two_data_blocks_of_one_name():
     text = mmcif([row("GLY", "A", 1, 0)])
     assert sequences(text + text.replace("GLY", "ALA")) == {"A": "G"}
@@ -487,7 +505,7 @@ def test_coordinates_that_are_cut_off():
             )
 
 
-@pytest.mark.parametrize("value", ["      ", "******", "   nan", "  NULL"])
+@pytest.mark.parametrize("value", ["      ", "******", "   nan", "  NULL", " 1e999"])
 def test_b_factors_that_are_none(value):
     (chain,) = read_chains("made", data=columns(FIRST, 60, value).encode())
     assert (chain.sequence, chain.observed.all(), np.isnan(chain.b_factor).all()) == ("GAS", True, True)
