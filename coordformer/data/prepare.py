@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from ..model.chain import Chain
 from ..model.structure import STRUCTURE_SUFFIXES, read_chains
-from .cluster import assign_splits, cluster_sequences, find_mmseqs
+from .cluster import COMPARABLE, assign_splits, cluster_sequences, find_mmseqs, is_comparable
 from .fetch import fetch as fetch_files
 from .fetch import parse_ids
 from .files import write_atomically, write_json, write_text
@@ -394,6 +394,7 @@ def write_datasheet(
     """
     lengths, observed = chains["length"].to_numpy(), chains["observed"].to_numpy()
     names = np.array(chains["split"].to_pylist(), dtype=object)
+    short = sum(not is_comparable(sequence) for sequence in chains["sequence"].to_pylist())
     # Numbers differ from file to file, the reason does not.
     reasons = Counter(re.sub(r"\d+(\.\d+)?", "#", reason)[:100] for *_, reason in rejects)
 
@@ -413,6 +414,7 @@ def write_datasheet(
             "rejected": len(rejects),
             **count(np.ones(len(chains), dtype=bool)),
             "observed_residues": int(observed.sum()),
+            "too_short_to_cluster": None if clusters is None else short,
         },
         "splits": {str(name): count(names == name) for name in sorted(set(names))},
         "length": quantiles(lengths),
@@ -429,7 +431,8 @@ def write_datasheet(
     }
     template = Path(__file__).with_name("datasheet.md.jinja").read_text(encoding="utf-8")
     environment = Environment(trim_blocks=True, keep_trailing_newline=True)
-    write_text(output / "README.md", environment.from_string(template).render(sheet, folder=DATA))
+    text = environment.from_string(template).render(sheet, folder=DATA, comparable=COMPARABLE)
+    write_text(output / "README.md", text)
     write_json(output / SHEET, sheet)
     return _read_sheet(output)
 

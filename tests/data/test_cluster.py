@@ -6,12 +6,15 @@ from collections import Counter
 from itertools import combinations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from Bio.Align import PairwiseAligner, substitution_matrices
 from conftest import CHAINS
 
-from coordformer.data.cluster import MAX_LENGTH, assign_splits, cluster_sequences
+from coordformer.data.cluster import COMPARABLE, MAX_LENGTH, assign_splits, cluster_sequences
+from coordformer.data.prepare import PrepareSettings, assemble, part_path
+from coordformer.data.rows import SCHEMA
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 SHARES = {"train": 0.5, "valid": 0.3, "test": 0.2}
@@ -117,6 +120,38 @@ def test_nothing_that_mmseqs_can_search():
     # Alone, these make mmseqs 14 fail for want of k-mers.
     sequences = ["A", "GAT", "A", "GS" * 30, "T" * 20, "GS" * 29, "T" * 20, "ACDEFGX" * 3]
     assert cluster_sequences(sequences).tolist() == [0, 1, 0, 3, 4, 3, 4, 7]
+
+
+@needs_mmseqs
+@pytest.mark.parametrize(("length", "least", "most"), [(10, 0, 0.3), (COMPARABLE, 0.97, 1)])
+def test_relatives_of_short_sequences_are_missed_and_the_user_is_warned(length, least, most, caplog):
+    """Pairs of peptides that differ by one substitution; the warning begins where all are found."""
+    rng = np.random.default_rng(0)
+    peptides = ["".join(rng.choice(list(LETTERS), length)) for _ in range(60)]
+    labels = cluster_sequences([*peptides, *(mutate(peptide, 1 / length, rng) for peptide in peptides)], threads=1)
+    assert least <= (labels[:60] == labels[60:]).mean() <= most
+    warned = [f"120 sequences have fewer than 14 residues, such as {peptides[0]}: mmseqs finds few relatives"]
+    assert [text[: len(warned[0])] for text in caplog.messages] == warned * (length < COMPARABLE)
+
+
+@needs_mmseqs
+def test_the_datasheet_says_of_which_chains_the_splits_say_little(tmp_path):
+    def sheet(name: str, sequences: list[str]) -> tuple[dict, str]:
+        rows = [{"id": f"c{number}", "sequence": text, "length": len(text), "observed": 0, "atoms": ["CA"],
+                 "coords": [float("nan")] * 3 * len(text)} for number, text in enumerate(sequences)]  # fmt: skip
+        part_path(tmp_path / name, 0).parent.mkdir(parents=True)
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        metadata = {"coordformer.rejects": "[]", "files": "0"}
+        pq.write_table(table.replace_schema_metadata(metadata), part_path(tmp_path / name, 0))
+        made = assemble(tmp_path / name, PrepareSettings(splits={"train": 0.5, "valid": 0.5}))
+        return made, (tmp_path / name / "README.md").read_text()
+
+    long = "MKVLAAGIVGLCAKAYE"
+    made, text = sheet("short", ["MKWVTFISLL", "MKWVTFISAL", "MKWVXXXXXTFISLL", long])
+    assert made["counts"]["too_short_to_cluster"] == 3 and "No cluster is in two splits" in text
+    assert "says little of the 3 chains with fewer than 14 residues, of which MMseqs2 finds few relatives" in text
+    made, text = sheet("long", [long, "GSHMLEDPVDAFQNNRTTQE"])
+    assert made["counts"]["too_short_to_cluster"] == 0 and "says little" not in text
 
 
 def test_no_sequences_need_no_mmseqs(monkeypatch):
