@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 from conftest import STRUCTURES
-from test_structure import COLUMNS, atom, mmcif, row, seqres
+from test_structure import atom, mmcif, row, seqres
 from test_structure_writers import peptide, residue, summary
 
 from coordformer.model.chain import CHAIN_GAP, Chain, Complex, StructureError, join_chains
@@ -129,10 +129,16 @@ def test_residues_beside_which_numbers_disagree_have_none():
     assert chain.residue_numbers == ("", "3", "2")  # 2 is taken
 
 
-def test_residue_with_an_insertion_code_alone_has_no_number():
-    rows = [row("GLY", "A", 1, 0)[:-1] + " ?\n", row("ALA", "A", 2, 3.8, auth_seq_id="?")[:-1] + " k\n"]
-    text = mmcif(rows, "GLY ALA", columns=[*COLUMNS, "pdbx_PDB_ins_code"])
-    assert read_chains("made", data=text.encode())[0].residue_numbers == ("1", "")
+def test_numbers_that_are_none():
+    """An insertion code alone, and what is no number in the scheme."""
+    rows = [row("GLY", "A", 1, 0), row("ALA", "A", 2, 3.8, auth_seq_id="k")]
+    assert read_chains("made", data=mmcif(rows, "GLY ALA").encode())[0].residue_numbers == ("1", "")
+    for odd in ("?", "q", "z1", "1.5", "''", "A"):
+        extra = scheme(
+            [("A", "1", "GLY", odd, "A", "."), ("A", "x", "ALA", "2", "A", "."), ("A", "3", "SER", "9", "A", "?")]
+        )
+        text = mmcif([row("ALA", "A", 2, 0)], "GLY ALA SER", extra)
+        assert summary(text)["A"][2] == "1 2 9", odd
 
 
 def test_chain_checks_positions_and_numbers():
