@@ -100,6 +100,7 @@ COMPUTING = option("--dtype", "of the model", "float32", choices=("float32", "bf
     "--token_budget", "tokens of a batch", 8192
 )
 PREDICTION = CHOICE | COMPUTING | switch("--without_coords", "give the model no coordinates")
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
 NUMBERINGS = ("file", "sequence")
 KINDS = ("pretrained", "simulated", "esm_conditioned", "esm")
@@ -215,6 +216,47 @@ VERBS = {
         | PREDICTION
         | window("longest chain predicted in one piece (memory: its square)")
         | parts(64),
+    ),
+    "design": Verb(
+        "inference.design:design_files",
+        "sequences for backbones",
+        "Sequences for structures: ID.fasta of each (chains joined by /, the native one first), ID.png with the "
+        "probabilities, designs.csv with the best of each protein first, design.json.",
+        CHECKPOINT
+        | argument(
+            "inputs", "structure files, archives, folders, data sets; a file is one complex", nargs="+", metavar="PATH"
+        )
+        | folder("the files")
+        | option("--num_samples", "sequences at each temperature", 8)
+        | option(
+            "--temperature", "one or several; 0: the likeliest letter (default: 0.1)", (0.1,), nargs="+", type=float
+        )
+        | option("--rounds", "1: all residues at once; N: the surest first; all: one after another (default: 8)")
+        | SEED
+        | option("--fixed_residues", "that keep their letters, by the file's own numbers: 'A10-A20 B52A'")
+        | option("--redesigned_residues", "the only ones that get new letters")
+        | option("--chains_to_design", "by name, as A,B; all by default", type=names)
+        | option("--omit_aa", "letters that never appear, such as CM", "")
+        | option("--bias_aa", "nats by letter, as 'W:3.0 P:-2'")
+        | option("--omit_per_residue", 'letters by residue: {"A12": "CM"}', metavar="FILE.json")
+        | option("--bias_per_residue", 'nats by residue: {"A12": {"W": 3.0}}', metavar="FILE.json")
+        | option("--symmetry_residues", "groups that get one letter: 'A1,B1 A2,B2'")
+        | option("--symmetry_weights", "of these in the mean of their logits: '0.5,0.5 0.8,0.2'")
+        | switch("--homo_oligomer", "all chains get one sequence")
+        | option(
+            "--pssm", f"(residues, 20) nats that are added to logits, columns {AMINO_ACIDS}", metavar="FILE.csv|npz"
+        )
+        | option("--gaps", "written for residues without coordinates and letter", "X", choices=("X", "-"))
+        | switch("--probabilities", "also ID.npz and ID.csv, before and after bias and temperature")
+        | switch("--structures", "also ID.cif of the best design, with confidence as B-factor")
+        | option("--numbering", "of residues (default: file)", choices=NUMBERINGS)
+        | switch("--single_chains", "design each chain of a file alone")
+        | option("--split", "of data sets only rows whose column `split` has this value")
+        | option("--chains", "only these of each file, by id or name", dest="chain_ids", nargs="+", type=chain_name)
+        | MIN_PLDDT
+        | option("--assembly", "the biological assembly of this name, 1 in most entries", metavar="NAME")
+        | COMPUTING
+        | parts(16),
     ),
     "score": Verb(
         "inference.score:score",

@@ -18,6 +18,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .model.chain import Chain, Complex, StructureError
 from .model.configuration_coordformer import CoordformerConfig
+from .model.design import design
 from .model.modeling_coordformer import (
     CoordformerForContactPrediction,
     CoordformerForMaskedLM,
@@ -64,6 +65,7 @@ __all__ = [
     "ProteinFillMaskPipeline",
     "StructureError",
     "build_tokenizer",
+    "design",
     "from_esm",
     "from_paper_state_dict",
     "read_chains",

@@ -10,6 +10,7 @@ import numpy as np
 from ..data.contacts import MIN_SEPARATION
 from ..data.files import write_atomically
 from ..model.chain import AMINO_ACIDS
+from ..model.design import Designs
 from ..model.residues import ResidueNumbers
 
 logger = logging.getLogger(__name__)
@@ -78,22 +79,39 @@ def plot_scan(path: Path, table: np.ndarray, residues: ResidueNumbers, title: st
 
     Every tenth residue has its number above, as `residues` are numbered, and the first one of a chain its chain.
     """
+    limit = float(np.nanpercentile(np.abs(table), 99)) or 1.0  # a few extreme scores do not bleach all others
+    colors = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
+    bar = {"extend": "both", "label": "log-likelihood ratio (nats)"}
+    _plot_letters(path, table, residues, title, colors, bar, "substituted by")
+
+
+def plot_probabilities(path: Path, designs: Designs, residues: ResidueNumbers) -> None:
+    """A heat map of what a design draws from, as PNG, like that of `plot_scan`: residues that are kept are gray."""
+    title = f"{designs.id}, temperature {designs.temperatures[0]:g}"
+    colors, bar = {"cmap": "Blues", "vmin": 0.0, "vmax": 1.0}, {"label": "probability"}
+    _plot_letters(path, designs.biased[0], residues, title, colors, bar, "designed letter")
+
+
+def _plot_letters(
+    path: Path, table: np.ndarray, residues: ResidueNumbers, title: str, colors: Mapping[str, Any],
+    bar: Mapping[str, Any], label: str,
+) -> None:  # fmt: skip
+    """A heat map of (residues, 20), gray where it is NaN."""
     sequence = residues.sequence
     rows, width = -(-len(sequence) // PLOTTED_RESIDUES), min(len(sequence), PLOTTED_RESIDUES)
     if (figure := new_figure((0.13 * max(width, 40) + 1.6, 3.3 * rows + 0.7), path)) is None:
         return
     image = table[:, [AMINO_ACIDS.index(letter) for letter in PLOTTED_LETTERS]].T
-    limit = float(np.nanpercentile(np.abs(table), 99)) or 1.0  # a few extreme scores do not bleach all others
     panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
     for number, axes in enumerate(panels):
         start = number * PLOTTED_RESIDUES
         end = min(start + PLOTTED_RESIDUES, len(sequence))
         extent = (start - 0.5, end - 0.5, len(PLOTTED_LETTERS) - 0.5, -0.5)
-        drawn = axes.imshow(image[:, start:end], extent=extent, cmap="RdBu", vmin=-limit, vmax=limit)
-        axes.axvspan(start - 0.5, end - 0.5, color="0.8", zorder=-1)  # behind residues X
+        drawn = axes.imshow(image[:, start:end], extent=extent, **colors)
+        axes.axvspan(start - 0.5, end - 0.5, color="0.8", zorder=-1)  # behind what is NaN
         marked = [(i, PLOTTED_LETTERS.index(sequence[i])) for i in range(start, end) if sequence[i] in AMINO_ACIDS]
         axes.plot(*zip(*marked, strict=True), "k.", markersize=3)
-        axes.set(xlim=(start - 0.5, start + width - 0.5), ylabel="substituted by")
+        axes.set(xlim=(start - 0.5, start + width - 0.5), ylabel=label)
         axes.set_xticks(range(start, end), sequence[start:end], fontsize=6)
         axes.set_yticks(range(len(PLOTTED_LETTERS)), PLOTTED_LETTERS, fontsize=6)
         axes.tick_params(length=0, pad=2)
@@ -102,7 +120,7 @@ def plot_scan(path: Path, table: np.ndarray, residues: ResidueNumbers, title: st
         ticks = _numbered_ticks(residues, start, end)
         axes.secondary_xaxis("top").set_xticks(list(ticks), list(ticks.values()), fontsize=7)
     panels[-1].set_xlabel("wild type (dots), " + ("number" if residues.numbering == "file" else "position") + " above")
-    figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), extend="both", label="log-likelihood ratio (nats)")
+    figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), **bar)
     figure.suptitle(title)
     save_figure(figure, path)
 

@@ -1,0 +1,315 @@
+"""Sequences for backbones, as files: `coordformer design`."""
+
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gemmi
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data.files import write_atomically, write_json, write_text
+from ..data.inputs import Reject
+from ..data.records import counted, current_commit, first_lines, hash_file
+from ..model.chain import AMINO_ACIDS, Chain
+from ..model.design import Designs, design, plan_design
+from ..model.residues import ResidueNumbers, choose_numbering
+from .checkpoints import digest_weights, load_checkpoint
+from .figures import plot_probabilities
+from .predict import as_chain, id_of
+from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, parts_in, run_parts, write_arrays
+
+logger = logging.getLogger(__name__)
+
+HEAD = ("id", "rank", "temperature", "sample", "score", "global_score", "seq_recovery", "sequence")
+SELECTING = ("fixed_residues", "redesigned_residues", "chains_to_design")
+
+
+def design_files(
+    checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
+    num_samples: int = 8, temperature: Sequence[float] = (0.1,), seed: int = 0, rounds: int | str | None = None,
+    fixed_residues: str | None = None, redesigned_residues: str | None = None,
+    chains_to_design: Sequence[str] | None = None, omit_aa: str = "", bias_aa: str | None = None,
+    omit_per_residue: str | Path | None = None, bias_per_residue: str | Path | None = None,
+    symmetry_residues: str | None = None, symmetry_weights: str | None = None, homo_oligomer: bool = False,
+    pssm: str | Path | None = None, gaps: str = "X", probabilities: bool = False, structures: bool = False,
+    numbering: str | None = None, single_chains: bool = False, dtype: str = "float32", token_budget: int = 8192,
+    entries_per_part: int = 16, progress: bool = True, **reading: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Design sequences for structures; arguments that are not below are those of `design` and `plan_design`.
+
+    Args:
+        checkpoint: folder or Hub name of a masked-LM Coordformer.
+        inputs: structure files, archives, folders, data sets; each file is one complex.
+        output: a folder. Gets for each protein ID.fasta, whose first record is the native sequence, chains joined by
+            `/`; ID.png, the probabilities of the letters; `designs.csv`, of each protein the best score first; and
+            `design.json`.
+        bias_aa: such as `"W:3.0 P:-2"`.
+        omit_per_residue, bias_per_residue: JSON files, `{"A12": "CM"}` and `{"A12": {"W": 3.0}}`, of one protein, or by
+            the ids of several.
+        pssm: CSV or npz file of (L, 20) nats, columns in the order of `AMINO_ACIDS`; of several proteins npz, by id.
+        gaps: the letter that is written for residues without coordinates whose letter is not known.
+        probabilities: also ID.npz and ID.csv, before and after bias and temperature.
+        structures: also ID.cif of the best design: its letters in the given backbone, with confidence as B-factor.
+        single_chains: each chain of a file is designed alone.
+        dtype: of the weights.
+        entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `assembly`, `shard`): as of `runner.Inputs`.
+
+    Returns:
+        What is also in `design.json`: the settings, counts, and `proteins`, of each `id`, `residues`, `designed`,
+        `sequences`, `native_score` and the means of `score` and `seq_recovery`.
+
+    Raises:
+        ValueError: an argument or input is unusable.
+    """
+    output = Path(output)
+    if len(gaps) != 1 or gaps not in "X-":
+        raise ValueError(f"`gaps` is {gaps!r}; write X or -.")
+    rounds = _rounds(rounds)
+    asked, _ = choose_numbering(numbering)
+    shared: dict[str, Any] = {"fixed_residues": fixed_residues, "redesigned_residues": redesigned_residues}
+    shared |= {"chains_to_design": chains_to_design and list(chains_to_design), "omit_aa": omit_aa}
+    shared["homo_oligomer"] = homo_oligomer
+    shared |= {"symmetry_residues": symmetry_residues, "symmetry_weights": symmetry_weights, "numbering": asked}
+    bias = parse_bias(bias_aa) if bias_aa else None
+    files = {"omit_per_residue": _read_json(omit_per_residue), "bias_per_residue": _read_json(bias_per_residue)}
+    matrices = _read_pssm(pssm)
+    if all(shared[name] is None for name in SELECTING):
+        logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
+    model, processor = load_checkpoint(checkpoint, dtype)
+    reading |= {"as_complex": not single_chains, "atoms": processor.coordinate_atoms}
+    given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
+    drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": list(temperature), "seed": seed}
+    drawing["rounds"] = rounds
+    note = {"model": Path(checkpoint).name, "seed": seed, "commit": current_commit()[:12] or "installed"}
+
+    def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
+        reports: list[dict[str, Any]] = []
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(HEAD)
+        for record, stem in zip(records, file_stems(output, part, records), strict=True):
+            name = id_of(record)
+            try:
+                protein = as_chain(record)
+                own: dict[str, Any] = {option: _of_protein(values, name) for option, values in files.items()}
+                task = plan_design(protein, **shared, **own, bias_aa=bias, pssm=matrices.get(name, matrices.get("")))
+                designs = design(model, protein, task, processor=processor, token_budget=token_budget, **drawing)
+            except ValueError as error:
+                rejects.append(("", name, str(error).removeprefix(f"{name}: ")))
+                continue
+            finally:
+                bar.update()
+            write_text(Path(f"{stem}.fasta"), fasta(designs, note, gaps))
+            table.writerows(_lines(designs, gaps))
+            residues = ResidueNumbers(protein, numbering=asked)
+            plot_probabilities(Path(f"{stem}.png"), designs, residues)
+            if probabilities:
+                _write_probabilities(stem, designs, residues)
+            if structures:
+                write_structure(Path(f"{stem}.cif"), protein, designs)
+            reports.append(_report(designs))
+        write_text(output / PARTS / f"{part}.csv", text.getvalue())
+        counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
+        return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
+
+    settings = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "gaps": gaps, **drawing, **shared, "bias_aa": bias}
+    guarded = {
+        "verb": "design",
+        "weights": digest_weights(model),
+        "probabilities": probabilities,
+        "structures": structures,
+    }
+    paths = {"omit_per_residue": omit_per_residue, "bias_per_residue": bias_per_residue, "pssm": pssm}
+    guarded |= {name: path and hash_file(path) for name, path in paths.items()}
+    with parts_in(output, given):
+        outcome = run_parts(given, output, settings | guarded, work, progress)
+        summary: dict[str, Any] = settings | outcome.counts()
+        summary["proteins"] = [report for record in outcome.records for report in record.get("reports", ())]
+        if outcome.complete:
+            outcome.list_rejects(output / REJECTS)
+            join_tables([output / each["file"] for each in outcome.records if "file" in each], output / "designs.csv")
+            write_json(output / "design.json", summary)
+    return summary
+
+
+def _rounds(rounds: int | str | None) -> int | str | None:
+    if rounds is None or rounds == "all" or isinstance(rounds, int):
+        return rounds
+    if not rounds.isdigit():
+        raise ValueError(f"`rounds` is {rounds!r}; write a number from 1 on, or all.")
+    return int(rounds)
+
+
+def parse_bias(text: str) -> dict[str, float]:
+    """`W:3.0 P:-2` as a dictionary.
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    try:
+        pairs = [part.split(":") for part in text.replace(",", " ").split()]
+        return {letter: float(value) for letter, value in pairs}
+    except ValueError:
+        raise ValueError(f"`bias_aa` is {text!r}; write letters and nats, such as 'W:3.0 P:-2'.") from None
+
+
+def _read_json(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}).") from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path} holds a {type(values).__name__}; give an object with residues, such as A12, as names."
+        )
+    return values
+
+
+def _of_protein(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Values by residue, of a file that has them of one protein, or by the ids of several."""
+    if name in values:
+        return values[name]
+    several = any(
+        isinstance(each, dict) and any(isinstance(x, (dict, str)) for x in each.values()) for each in values.values()
+    )
+    return {} if several else values
+
+
+def _read_pssm(path: str | Path | None) -> dict[str, np.ndarray]:
+    """Matrices by the ids of proteins; one that is of any has no id."""
+    if path is None:
+        return {}
+    try:
+        if Path(path).suffix == ".npz":
+            with np.load(path) as file:
+                matrices = {name: file[name] for name in file.files}
+            return {"": next(iter(matrices.values()))} if len(matrices) == 1 else matrices
+        return {"": np.loadtxt(path, delimiter=",", ndmin=2, skiprows=0 if _is_number(path) else 1)}
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is no PSSM ({error}); give CSV or npz with 20 columns, {AMINO_ACIDS}.") from error
+
+
+def _is_number(path: str | Path) -> bool:
+    with open(path, encoding="utf-8") as file:
+        try:
+            float(file.readline().split(",")[0])
+        except ValueError:
+            return False
+    return True
+
+
+def _ranked(designs: Designs) -> list[int]:
+    """Numbers of the sequences, the best score first."""
+    return np.argsort(designs.scores, kind="stable").tolist()
+
+
+def _joined(designs: Designs, sequence: str, gaps: str) -> str:
+    return "/".join(designs.split(sequence.replace("X", gaps)))
+
+
+def fasta(designs: Designs, note: Mapping[str, Any], gaps: str = "X") -> str:
+    """The native sequence and the designs as FASTA, chains joined by `/`."""
+    about = ", ".join(f"{name}={value}" for name, value in note.items())
+    native = f"score={designs.native_score:.4f}, global_score={designs.native_global_score:.4f}"
+    lines = [f">{designs.id}, native, {native}, {about}", _joined(designs, designs.native, gaps)]
+    for number, sequence in enumerate(designs.sequences):
+        head = (
+            f"T={designs.temperatures[number]:g}, sample={designs.samples[number]}, score={designs.scores[number]:.4f}"
+        )
+        head += f", global_score={designs.global_scores[number]:.4f}, seq_recovery={designs.recoveries[number]:.4f}"
+        lines += [f">{designs.id}, {head}, {about}", _joined(designs, sequence, gaps)]
+    return "\n".join(lines) + "\n"
+
+
+def _lines(designs: Designs, gaps: str) -> list[list[Any]]:
+    lines = []
+    for rank, number in enumerate(_ranked(designs), 1):
+        values = [designs.scores[number], designs.global_scores[number], designs.recoveries[number]]
+        cells = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+        drawn = [f"{designs.temperatures[number]:g}", designs.samples[number]]
+        lines.append([designs.id, rank, *drawn, *cells, _joined(designs, designs.sequences[number], gaps)])
+    return lines
+
+
+def _report(designs: Designs) -> dict[str, Any]:
+    def rounded(value: float) -> float | None:
+        return None if math.isnan(value) else round(float(value), 6)  # JSON has no NaN
+
+    return {
+        "id": designs.id,
+        "residues": len(designs.native),
+        "designed": int(designs.designed.sum()),
+        "sequences": len(designs.sequences),
+        "native_score": rounded(designs.native_score),
+        "score": rounded(designs.scores.mean()),
+        "seq_recovery": rounded(designs.recoveries.mean()),
+    }
+
+
+def _write_probabilities(stem: Path, designs: Designs, residues: ResidueNumbers) -> None:
+    before = np.exp(designs.log_probabilities)
+    arrays: dict[str, Any] = {"probabilities": before, "biased": designs.biased, "letters": np.array(list(AMINO_ACIDS))}
+    arrays |= {"temperatures": np.unique(designs.temperatures), "designed": designs.designed}
+    write_arrays(Path(f"{stem}.npz"), **arrays, residues=np.array([residues.name(i) for i in range(len(residues))]))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["residue", "position", "native", "designed", *AMINO_ACIDS, *(f"biased_{aa}" for aa in AMINO_ACIDS)])
+    for index, native in enumerate(designs.native):
+        after = ["" if math.isnan(value) else f"{value:.6g}" for value in designs.biased[0, index]]
+        about = [residues.name(index), residues.positions[index], native, int(designs.designed[index])]
+        table.writerow([*about, *(f"{value:.6g}" for value in before[index]), *after])
+    write_text(Path(f"{stem}.csv"), text.getvalue())
+
+
+def write_structure(path: Path, protein: Chain, designs: Designs) -> None:
+    """The best design in the backbone it was made for, as mmCIF: the probability of each letter, in %, as B-factor."""
+    sequence = designs.sequences[_ranked(designs)[0]]
+    residues = ResidueNumbers(protein)
+    structure = gemmi.Structure()
+    structure.name = designs.id
+    model = gemmi.Model(1)
+    for index, letter in enumerate(sequence):
+        name = residues.chain_name(index) or "A"
+        if not len(model) or index in residues.chain_starts:
+            model.add_chain(gemmi.Chain(name))
+        residue = gemmi.Residue()
+        residue.name = gemmi.expand_one_letter(letter, gemmi.ResidueKind.AA) if letter != "X" else "UNK"
+        number = residues.numbers[index]
+        residue.seqid = gemmi.SeqId(number) if number else gemmi.SeqId(str(residues.positions[index]))
+        residue.het_flag, residue.entity_type = "A", gemmi.EntityType.Polymer
+        share = designs.log_probabilities[index, AMINO_ACIDS.index(letter)] if letter in AMINO_ACIDS else -math.inf
+        for slot, atom_name in enumerate(protein.atoms):
+            if not protein.observed[index, slot]:
+                continue
+            atom = gemmi.Atom()
+            atom.name, atom.element = atom_name, gemmi.Element(atom_name[0])
+            atom.pos = gemmi.Position(*map(float, protein.coords[index, slot]))
+            atom.b_iso, atom.occ = 100 * math.exp(share), 1.0
+            residue.add_atom(atom)
+        if len(residue):
+            model[-1].add_residue(residue)
+    structure.add_model(model)
+    structure.setup_entities()
+    text = structure.make_mmcif_document().as_string()
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """The summary as a short text."""
+    lines = []
+    for protein in summary["proteins"]:
+        line = f"{protein['id']}: {counted(protein['sequences'], 'sequence')} for {protein['designed']:,} of "
+        line += counted(protein["residues"], "residue")
+        if protein["seq_recovery"] is not None:
+            line += f"; recovery {100 * protein['seq_recovery']:.1f} %, score {protein['score']:.3f}"
+            line += "" if protein["native_score"] is None else f" (native {protein['native_score']:.3f})"
+        lines.append(line)
+    return first_lines(lines)
