@@ -353,13 +353,21 @@ class NeighborGraph:
 
     def project(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
         """Edge features through a linear layer: (batch, sequence, k, width)."""
-        if self._kept is not None and layer in self._kept:
-            return self._kept[layer]
-        # In two dimensions: some quantized layers take no more.
-        projected = layer(self.edges.to(dtype).flatten(0, 2)).view(*self.exist.shape, -1)
+        if self._kept is None:
+            return self._project(layer, self.edges.to(dtype))
+        if layer not in self._kept:
+            self._kept[layer] = self._project(layer, self.edges.to(dtype))
+        return self._kept[layer]
+
+    def project_block(self, layer: nn.Module, dtype: torch.dtype, row: int, inside: slice) -> Tensor:
+        """`project` of the residues `inside` a row: (n, k, width)."""
         if self._kept is not None:
-            self._kept[layer] = projected
-        return projected
+            return self.project(layer, dtype)[row, inside]
+        return self._project(layer, self.edges[row, inside].to(dtype))
+
+    def _project(self, layer: nn.Module, edges: Tensor) -> Tensor:
+        # In two dimensions: some quantized layers take no more.
+        return layer(edges.flatten(0, -2)).view(*edges.shape[:-1], -1)
 
     def gather(self, values: Tensor) -> Tensor:
         """(batch, sequence, width) of the residues -> (batch, sequence, k, width) of their neighbors."""
@@ -368,6 +376,19 @@ class NeighborGraph:
         else:
             gathered = values.index_select(1, self.places)
         return gathered.view(values.shape[0], *self.exist.shape[1:], -1)
+
+    def blocks(self, batch: int, residues: int) -> Iterator[tuple[int, int, slice, Tensor]]:
+        """All rows of a batch in blocks of so many residues.
+
+        Yields the row, the graph's own, the residues inside of it, and their neighbors' places in the flattened batch.
+        """
+        rows, length, k = self.exist.shape
+        places = self.places.view(rows, length, k)
+        for row in range(batch):
+            own = row if rows == batch else 0
+            for start in range(0, length, residues):
+                inside = slice(start, min(start + residues, length))
+                yield row, own, inside, places[own, inside].flatten() + (row - own) * length
 
     def to(self, *args, **kwargs) -> "NeighborGraph":
         """On another device, as accelerate moves what a layer is given."""
@@ -450,6 +471,7 @@ class MessagePassing(nn.Module):
     """
 
     gain = 5.0  # of each of the two steps, as in `EdgeFeatures`
+    block = 32  # residues whose messages are in memory at the same time, without gradients on a CPU
 
     def __init__(self, config: CoordformerConfig):
         super().__init__()
@@ -467,17 +489,36 @@ class MessagePassing(nn.Module):
 
     def forward(self, hidden_states: Tensor, graph: NeighborGraph) -> Tensor:
         """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
-
-        def of_edges(sender: nn.Linear, edge: nn.Linear) -> Tensor:
-            sent = graph.gather(self.gain * sender(hidden_states))
-            return sent.add_(graph.project(edge, sent.dtype))
-
+        layers = [
+            (self.sender, self.edge),
+            *([(self.gate_sender, self.gate_edge)] if self.gate_sender is not None else []),
+        ]
+        edge_layers: list[Any] = [edge for _, edge in layers]
         received = (self.gain * self.receiver(hidden_states)).unsqueeze(2)
-        messages = nn.functional.silu(of_edges(self.sender, self.edge).add_(received))
-        if self.gate_sender is not None and self.gate_edge is not None:
-            messages = messages * of_edges(self.gate_sender, self.gate_edge)
-        weights = graph.exist.to(messages.dtype).unsqueeze(-2) * (self.gain / graph.exist.shape[-1])
-        return self.output((weights @ messages).squeeze(-2))
+        states = [self.gain * sender(hidden_states) for sender, _ in layers]
+        blocked = hidden_states.device.type == "cpu" and not torch.is_grad_enabled()
+        if not blocked or torch.compiler.is_compiling():
+            pairs = zip(states, edge_layers, strict=True)
+            sums = [graph.gather(sent).add_(graph.project(edge, sent.dtype)) for sent, edge in pairs]
+            return self.output(self._mean(received, sums, graph.exist))
+        # Without gradients a CPU is twice to four times as fast on messages that stay in its cache.
+        mean = torch.empty_like(states[0])
+        flat = [sent.flatten(0, 1) for sent in states]
+        for row, own, inside, places in graph.blocks(len(mean), self.block):
+            sums = []
+            for sent, edge in zip(flat, edge_layers, strict=True):
+                gathered = sent.index_select(0, places).view(-1, graph.exist.shape[-1], sent.shape[-1])
+                sums.append(gathered.add_(graph.project_block(edge, sent.dtype, own, inside)))
+            mean[row, inside] = self._mean(received[row, inside], sums, graph.exist[own, inside])
+        return self.output(mean)
+
+    def _mean(self, received: Tensor, sums: list[Tensor], exist: Tensor) -> Tensor:
+        """Mean messages (..., width), of sums over sender and edge (..., k, width), which are overwritten."""
+        messages = nn.functional.silu(sums[0].add_(received))
+        if len(sums) > 1:
+            messages = messages * sums[1]
+        weights = exist.to(messages.dtype).unsqueeze(-2) * (self.gain / exist.shape[-1])
+        return (weights @ messages).squeeze(-2)
 
 
 # --- Attention ---

@@ -411,15 +411,15 @@ def test_messages_are_added_to_a_trained_model(gating, tmp_path):
     torch.testing.assert_close(grown(**row).logits, model(**row).logits)
     grown(**row, labels=row["input_ids"]).loss.backward()
     assert grown.coordformer.esm.encoder.layer[0].attention.self.message_passing.output.weight.grad.any()
-    with pytest.raises(ValueError, match="has num_qk_points=2, not 3; set --num_qk_points to it"):
+    with pytest.raises(ValueError, match="has num_qk_points=2, not 3; leave that out"):
         build_model(ModelArguments(init_from=str(tmp_path), num_qk_points=3, num_neighbors=4))
     with pytest.raises(ValueError, match="`num_neighbors` is -4"):
         build_model(ModelArguments(**given, num_neighbors=-4))
     grown.save_pretrained(tmp_path / "grown")
     given["init_from"] = str(tmp_path / "grown")
-    with pytest.raises(ValueError, match="has num_neighbors=4, not 5; set --num_neighbors to it"):
+    with pytest.raises(ValueError, match="has num_neighbors=4, not 5; leave that out"):
         build_model(ModelArguments(**given, num_neighbors=5, message_gating=gating))
-    with pytest.raises(ValueError, match=f"has message_gating={gating}, not {not gating}; set --message_gating to it"):
+    with pytest.raises(ValueError, match=f"has message_gating={gating}, not {not gating}; leave that out"):
         build_model(ModelArguments(**given, num_neighbors=4, message_gating=not gating))
 
 
