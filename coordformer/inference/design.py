@@ -17,7 +17,7 @@ from ..data.files import write_atomically, write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, current_commit, first_lines, hash_file
 from ..model.chain import AMINO_ACIDS, Chain
-from ..model.design import Designs, design, plan_design
+from ..model.design import Designs, check_drawing, design, plan_design
 from ..model.residues import ResidueNumbers, choose_numbering
 from .checkpoints import digest_weights, load_checkpoint
 from .figures import plot_probabilities
@@ -70,21 +70,21 @@ def design_files(
     output = Path(output)
     if len(gaps) != 1 or gaps not in "X-":
         raise ValueError(f"`gaps` is {gaps!r}; write X or -.")
-    rounds = _rounds(rounds)
+    temperatures, rounds = check_drawing(num_samples, temperature, seed, _rounds(rounds))
     asked, _ = choose_numbering(numbering)
     shared: dict[str, Any] = {"fixed_residues": fixed_residues, "redesigned_residues": redesigned_residues}
     shared |= {"chains_to_design": chains_to_design and list(chains_to_design), "omit_aa": omit_aa}
     shared["homo_oligomer"] = homo_oligomer
     shared |= {"symmetry_residues": symmetry_residues, "symmetry_weights": symmetry_weights, "numbering": asked}
     bias = parse_bias(bias_aa) if bias_aa else None
-    files = {"omit_per_residue": _read_json(omit_per_residue), "bias_per_residue": _read_json(bias_per_residue)}
+    omitted, biases = _read_json(omit_per_residue), _read_json(bias_per_residue)
     matrices = _read_pssm(pssm)
     if all(shared[name] is None for name in SELECTING):
         logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
     model, processor = load_checkpoint(checkpoint, dtype)
     reading |= {"as_complex": not single_chains, "atoms": processor.coordinate_atoms}
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
-    drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": list(temperature), "seed": seed}
+    drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
     drawing["rounds"] = rounds
     note = {"model": Path(checkpoint).name, "seed": seed, "commit": current_commit()[:12] or "installed"}
 
@@ -97,7 +97,8 @@ def design_files(
             name = id_of(record)
             try:
                 protein = as_chain(record)
-                own: dict[str, Any] = {option: _of_protein(values, name) for option, values in files.items()}
+                own = {"omit_per_residue": _of_protein(omitted, name, 1)}
+                own |= {"bias_per_residue": _of_protein(biases, name, 2)}
                 task = plan_design(protein, **shared, **own, bias_aa=bias, pssm=matrices.get(name, matrices.get("")))
                 designs = design(model, protein, task, processor=processor, token_budget=token_budget, **drawing)
             except ValueError as error:
@@ -173,14 +174,14 @@ def _read_json(path: str | Path | None) -> dict[str, Any]:
     return values
 
 
-def _of_protein(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Values by residue, of a file that has them of one protein, or by the ids of several."""
-    if name in values:
-        return values[name]
-    several = any(
-        isinstance(each, dict) and any(isinstance(x, (dict, str)) for x in each.values()) for each in values.values()
-    )
-    return {} if several else values
+def _of_protein(values: Mapping[str, Any], name: str, depth: int) -> Any:
+    """Values by residue, of a file that has them of one protein, or, nested `depth` deep, by the ids of several."""
+    several = bool(values)
+    each: list[Any] = list(values.values())
+    for _ in range(depth):
+        several = several and all(isinstance(value, dict) for value in each)
+        each = [inner for value in each if isinstance(value, dict) for inner in value.values()]
+    return values.get(name) if several else values
 
 
 def _read_pssm(path: str | Path | None) -> dict[str, np.ndarray]:
@@ -192,18 +193,16 @@ def _read_pssm(path: str | Path | None) -> dict[str, np.ndarray]:
             with np.load(path) as file:
                 matrices = {name: file[name] for name in file.files}
             return {"": next(iter(matrices.values()))} if len(matrices) == 1 else matrices
-        return {"": np.loadtxt(path, delimiter=",", ndmin=2, skiprows=0 if _is_number(path) else 1)}
+        head, *lines = Path(path).read_text(encoding="utf-8").strip().splitlines()
+        if (letters := head.replace(" ", "")) == ",".join(AMINO_ACIDS):
+            head, *lines = lines
+        elif any(letter.isalpha() for letter in letters.replace("e", "").replace("inf", "")):
+            raise ValueError(f"its first line is {head!r}")
+        return {"": np.loadtxt([head, *lines], delimiter=",", ndmin=2)}
     except (ValueError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(f"{path} is no PSSM ({error}); give CSV or npz with 20 columns, {AMINO_ACIDS}.") from error
-
-
-def _is_number(path: str | Path) -> bool:
-    with open(path, encoding="utf-8") as file:
-        try:
-            float(file.readline().split(",")[0])
-        except ValueError:
-            return False
-    return True
 
 
 def _ranked(designs: Designs) -> list[int]:
@@ -216,16 +215,15 @@ def _joined(designs: Designs, sequence: str, gaps: str) -> str:
 
 
 def fasta(designs: Designs, note: Mapping[str, Any], gaps: str = "X") -> str:
-    """The native sequence and the designs as FASTA, chains joined by `/`."""
+    """The native sequence and the designs as FASTA, chains joined by `/`; ids are ID and ID_TEMPERATURE_SAMPLE."""
     about = ", ".join(f"{name}={value}" for name, value in note.items())
     native = f"score={designs.native_score:.4f}, global_score={designs.native_global_score:.4f}"
-    lines = [f">{designs.id}, native, {native}, {about}", _joined(designs, designs.native, gaps)]
+    lines = [f">{designs.id} native, {native}, {about}", _joined(designs, designs.native, gaps)]
     for number, sequence in enumerate(designs.sequences):
-        head = (
-            f"T={designs.temperatures[number]:g}, sample={designs.samples[number]}, score={designs.scores[number]:.4f}"
-        )
-        head += f", global_score={designs.global_scores[number]:.4f}, seq_recovery={designs.recoveries[number]:.4f}"
-        lines += [f">{designs.id}, {head}, {about}", _joined(designs, sequence, gaps)]
+        drawn = f"{designs.temperatures[number]:g}", designs.samples[number]
+        head = f">{designs.id}_{drawn[0]}_{drawn[1]} T={drawn[0]}, sample={drawn[1]}"
+        head += f", score={designs.scores[number]:.4f}, global_score={designs.global_scores[number]:.4f}"
+        lines += [f"{head}, seq_recovery={designs.recoveries[number]:.4f}, {about}", _joined(designs, sequence, gaps)]
     return "\n".join(lines) + "\n"
 
 
@@ -273,31 +271,39 @@ def write_structure(path: Path, protein: Chain, designs: Designs) -> None:
     """The best design in the backbone it was made for, as mmCIF: the probability of each letter, in %, as B-factor."""
     sequence = designs.sequences[_ranked(designs)[0]]
     residues = ResidueNumbers(protein)
-    structure = gemmi.Structure()
+    structure, model = gemmi.Structure(), gemmi.Model(1)
     structure.name = designs.id
-    model = gemmi.Model(1)
-    for index, letter in enumerate(sequence):
-        name = residues.chain_name(index) or "A"
-        if not len(model) or index in residues.chain_starts:
-            model.add_chain(gemmi.Chain(name))
-        residue = gemmi.Residue()
-        residue.name = gemmi.expand_one_letter(letter, gemmi.ResidueKind.AA) if letter != "X" else "UNK"
-        number = residues.numbers[index]
-        residue.seqid = gemmi.SeqId(number) if number else gemmi.SeqId(str(residues.positions[index]))
-        residue.het_flag, residue.entity_type = "A", gemmi.EntityType.Polymer
-        share = designs.log_probabilities[index, AMINO_ACIDS.index(letter)] if letter in AMINO_ACIDS else -math.inf
-        for slot, atom_name in enumerate(protein.atoms):
-            if not protein.observed[index, slot]:
-                continue
-            atom = gemmi.Atom()
-            atom.name, atom.element = atom_name, gemmi.Element(atom_name[0])
-            atom.pos = gemmi.Position(*map(float, protein.coords[index, slot]))
-            atom.b_iso, atom.occ = 100 * math.exp(share), 1.0
-            residue.add_atom(atom)
-        if len(residue):
-            model[-1].add_residue(residue)
+    names = [gemmi.expand_one_letter(each, gemmi.ResidueKind.AA) if each != "X" else "UNK" for each in sequence]
+    for start, size in zip(residues.chain_starts, residues.chain_lengths, strict=True):
+        chain = gemmi.Chain(residues.chain_name(start) or "A")
+        entity = gemmi.Entity(str(len(model) + 1))
+        entity.entity_type, entity.polymer_type = gemmi.EntityType.Polymer, gemmi.PolymerType.PeptideL
+        entity.subchains = [f"{chain.name}xp"]
+        steps = np.diff(protein.positions[start : start + size])
+        if steps.max(initial=1) == 1:  # else residues are missing whose letters nobody knows
+            entity.full_sequence = names[start : start + size]
+        for index in range(start, start + size):
+            residue = gemmi.Residue()
+            residue.name, residue.label_seq = names[index], index - start + 1
+            number = residues.numbers[index] or str(residues.positions[index])
+            code = number[-1] if number[-1].isalpha() else " "
+            residue.seqid = gemmi.SeqId(int(number.removesuffix(code)), code)
+            residue.subchain, residue.entity_id = entity.subchains[0], entity.name
+            residue.het_flag, residue.entity_type = "A", entity.entity_type
+            letter = AMINO_ACIDS.find(sequence[index])
+            share = math.exp(designs.log_probabilities[index, letter]) if letter >= 0 else 0.0
+            for slot in np.flatnonzero(protein.observed[index]):
+                atom = gemmi.Atom()
+                atom.name, atom.element = protein.atoms[slot], gemmi.Element(protein.atoms[slot][0])
+                atom.pos = gemmi.Position(*map(float, protein.coords[index, slot]))
+                atom.b_iso, atom.occ = 100 * share, 1.0
+                residue.add_atom(atom)
+            if len(residue):
+                chain.add_residue(residue)
+        model.add_chain(chain)
+        structure.entities.append(entity)
     structure.add_model(model)
-    structure.setup_entities()
+    structure.assign_serial_numbers()
     text = structure.make_mmcif_document().as_string()
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

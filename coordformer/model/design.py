@@ -17,6 +17,7 @@ import torch
 from .chain import AMINO_ACIDS, Chain
 from .processing_coordformer import CoordformerProcessor, letter_ids
 from .residues import ResidueNumbers
+from .windows import cut_window, longest_window
 
 ROUNDS = 8
 """Rounds of `design` unless others are asked for; chosen by measurement, see examples/design."""
@@ -99,7 +100,8 @@ def plan_design(
         omit_per_residue, bias_per_residue: the same by residue: `{"A12": "CM"}`, `{"A12": {"W": 3.0}}`.
         symmetry_residues: groups of residues that get one letter, `"A1,B1 A2,B2"`.
         symmetry_weights: of these, `"0.5,0.5 0.8,0.2"`; equal by default.
-        homo_oligomer: all chains get one sequence; they are of one length.
+        homo_oligomer: all chains get one sequence; they are of one length. What is fixed or chosen in one of them is in
+            all, and a residue that was observed in any is designed in all.
         pssm: (L, 20), nats that are added, in the order of `AMINO_ACIDS`.
         numbering: `"file"` or `"sequence"`, see `residues.choose_numbering`.
 
@@ -108,7 +110,7 @@ def plan_design(
             residues that were not observed are kept.
     """
     residues, length = ResidueNumbers(protein, numbering=numbering), len(protein)
-    designed: Any = protein.observed.any(axis=1)
+    designed: Any = np.ones(length, dtype=bool)
     if fixed_residues is not None and redesigned_residues is not None:
         raise ValueError("Give `fixed_residues` or `redesigned_residues`, not both.")
     if chains_to_design is not None:
@@ -122,6 +124,14 @@ def plan_design(
         designed[residues.select(fixed_residues)] = False
     if redesigned_residues is not None:
         designed &= np.isin(np.arange(length), residues.select(redesigned_residues))
+    observed: Any = protein.observed.any(axis=1)
+    if homo_oligomer:  # what is said of a residue of one chain holds in all
+        copies = _copies(protein, residues)
+        chosen = designed[copies]
+        alike = chosen.all(axis=1) if fixed_residues is not None else chosen.any(axis=1)
+        designed[copies] = (alike & observed[copies].any(axis=1))[:, None]
+    else:
+        designed &= observed
     if not designed.any():
         raise ValueError(
             f"{protein.id}: nothing is left to design; residues without coordinates are kept, and so are those that "
@@ -129,18 +139,20 @@ def plan_design(
         )
     bias = np.zeros((length, len(AMINO_ACIDS)))
     if pssm is not None:
-        if (pssm := np.asarray(pssm, dtype=np.float64)).shape != bias.shape or np.isnan(pssm).any():
-            raise ValueError(f"{protein.id}: `pssm` has shape {pssm.shape}; it is {bias.shape}, without NaN.")
+        pssm = np.asarray(pssm, dtype=np.float64)
+        if pssm.shape != bias.shape:
+            raise ValueError(f"{protein.id}: `pssm` has shape {pssm.shape}; {bias.shape} is right.")
+        if not (pssm < np.inf).all():
+            raise ValueError(f"{protein.id}: `pssm` has NaN or inf in it; give nats, -inf for what is left out.")
         bias += pssm
-    for letter, value in (bias_aa or {}).items():
+    for letter, value in _mapping(bias_aa, "bias_aa").items():
         bias[:, _letters(letter, "bias_aa")] += _number(value, f"bias_aa of {letter}")
     bias[:, _letters(omit_aa, "omit_aa")] = -np.inf
-    for name, values in (bias_per_residue or {}).items():
-        for letter, value in values.items():
-            bias[residues.find(name), _letters(letter, "bias_per_residue")] += _number(
-                value, f"bias of {letter} at {name}"
-            )
-    for name, letters in (omit_per_residue or {}).items():
+    for name, values in _mapping(bias_per_residue, "bias_per_residue").items():
+        for letter, value in _mapping(values, f"bias_per_residue of {name}").items():
+            nats = _number(value, f"bias_per_residue of {letter} at {name}")
+            bias[residues.find(name), _letters(letter, "bias_per_residue")] += nats
+    for name, letters in _mapping(omit_per_residue, "omit_per_residue").items():
         bias[residues.find(name), _letters(letters, "omit_per_residue")] = -np.inf
     if (barred := designed & np.isneginf(bias).all(axis=1)).any():
         raise ValueError(f"{protein.id}: no letter is left for {residues.name(int(barred.argmax()))}; omit fewer.")
@@ -149,16 +161,35 @@ def plan_design(
     return task
 
 
-def _letters(text: str, option: str) -> list[int]:
+def _mapping(values: Any, option: str) -> Mapping[str, Any]:
+    if values is not None and not isinstance(values, Mapping):
+        raise ValueError(f"`{option}` is {values!r}; give names with values, as {{'W': 3.0}} or {{'A12': ...}}.")
+    return values or {}
+
+
+def _letters(text: Any, option: str) -> list[int]:
+    if not isinstance(text, str):
+        raise ValueError(f"`{option}` has {text!r}; write letters among {AMINO_ACIDS}, such as 'CM'.")
     if odd := sorted(set(text) - set(AMINO_ACIDS)):
         raise ValueError(f"`{option}` has {', '.join(odd)}; letters are among {AMINO_ACIDS}.")
     return [AMINO_ACIDS.index(letter) for letter in text]
 
 
 def _number(value: Any, what: str) -> float:
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise ValueError(f"The {what} is {value!r}; give a number of nats.")
+
+
+def _copies(protein: Chain, residues: ResidueNumbers) -> np.ndarray:
+    """Of each residue of a chain its copies in all: (residues, chains)."""
+    lengths = residues.chain_lengths
+    if len(lengths) < 2 or len(set(lengths)) > 1:
+        raise ValueError(
+            f"{protein.id}: `homo_oligomer` needs several chains of one length, and they have {lengths}; tie "
+            "residues by `symmetry_residues`."
+        )
+    return np.arange(len(protein)).reshape(len(lengths), -1).T
 
 
 def _tie(task: DesignTask, protein: Chain, residues: ResidueNumbers, symmetry, weights, homo_oligomer: bool) -> None:
@@ -177,38 +208,34 @@ def _tie(task: DesignTask, protein: Chain, residues: ResidueNumbers, symmetry, w
             raise ValueError(
                 "`symmetry_weights` has other groups than `symmetry_residues`; give a weight for each residue."
             )
+    elif weights is not None:
+        raise ValueError("`symmetry_weights` goes with `symmetry_residues`; give both.")
     if homo_oligomer:
-        lengths = residues.chain_lengths
-        if len(lengths) < 2 or len(set(lengths)) > 1:
-            raise ValueError(
-                f"{protein.id}: `homo_oligomer` needs several chains of one length, and they have {lengths}; tie "
-                "residues by `symmetry_residues`."
-            )
-        groups = np.arange(len(protein)).reshape(len(lengths), -1).T.tolist()
+        groups = _copies(protein, residues).tolist()
+        observed: Any = protein.observed.any(axis=1)
+        shares = observed[np.array(groups)].astype(float).tolist()
     seen: set[int] = set()
     for group in groups:
         if twice := seen.intersection(group) or len(set(group)) < len(group):
             what = residues.name(min(twice)) if isinstance(twice, set) else ", ".join(map(residues.name, group))
             raise ValueError(f"{protein.id}: {what} is tied twice; name each residue once.")
         seen.update(group)
-        kinds = set(task.designed[group].tolist())
-        if len(kinds) > 1 and not homo_oligomer:
+        if len(set(task.designed[group].tolist())) > 1:
             names = ", ".join(map(residues.name, group))
             raise ValueError(
                 f"{protein.id}: of the tied residues {names} some are designed and some kept; free or keep all."
             )
     for number, group in enumerate(groups):
-        inside = [index for index in group if task.designed[index]]
-        if not inside:
+        if not task.designed[group[0]]:
             continue
-        if np.isneginf(task.bias[inside]).any(axis=0).all():
+        if np.isneginf(task.bias[group]).any(axis=0).all():
             raise ValueError(
-                f"{protein.id}: no letter is left for {residues.name(inside[0])} and those tied to it; omit fewer."
+                f"{protein.id}: no letter is left for {residues.name(group[0])} and those tied to it; omit fewer."
             )
-        share = np.array(shares[number] if shares else [1.0] * len(inside))
-        if not share.sum() > 0 or (share < 0).any():
-            raise ValueError(f"`symmetry_weights` has {shares[number]}; weights are positive.")
-        task.tied.append(np.array(inside))
+        share = np.array(shares[number] if shares else [1.0] * len(group))
+        if not 0 < share.sum() < math.inf or (share < 0).any():
+            raise ValueError(f"`symmetry_weights` has {shares[number]}; weights are from 0 on, and not all 0.")
+        task.tied.append(np.array(group))
         task.weights.append(share / share.sum())
     for index in np.flatnonzero(task.designed).tolist():
         if index not in seen:
@@ -251,14 +278,7 @@ def design(
         task = plan_design(protein, **options)
     elif options:
         raise ValueError(f"Give `task`, or its options ({', '.join(options)}), not both.")
-    temperatures = [float(each) for each in ([temperature] if isinstance(temperature, (int, float)) else temperature)]
-    if not temperatures or any(not 0 <= each < math.inf for each in temperatures):
-        raise ValueError(f"`temperature` is {temperature}; give numbers from 0 on.")
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` is {num_samples}; it must be at least 1.")
-    rounds = ROUNDS if rounds is None else rounds
-    if rounds != "all" and not (isinstance(rounds, int) and rounds >= 1):
-        raise ValueError(f"`rounds` is {rounds!r}; give a number from 1 on, or 'all'.")
+    temperatures, rounds = check_drawing(num_samples, temperature, seed, rounds)
     passes = _Passes(model, processor or CoordformerProcessor(), protein, token_budget)
     places, length = np.flatnonzero(task.designed), len(protein)
 
@@ -283,7 +303,9 @@ def design(
     recoveries = [float((letters[known] == native[known]).mean()) if len(known) else math.nan for letters in full]
     biased = np.full((len(temperatures), length, len(AMINO_ACIDS)), np.nan)
     for number, each in enumerate(temperatures):
-        biased[number, places] = _probabilities(masked[0] + task.bias, each)[places]
+        shares = _probabilities(_group_means(masked[0] + task.bias, task, np.arange(len(task.tied))), each)
+        for group, tied in enumerate(task.tied):
+            biased[number, tied] = shares[group]
     everything = np.arange(length)
     return Designs(
         protein.id,
@@ -303,12 +325,42 @@ def design(
     )
 
 
+def check_drawing(
+    num_samples: int, temperature: float | Iterable[float], seed: int, rounds: int | str | None
+) -> tuple[list[float], int | str]:
+    """The temperatures, and the rounds that are meant.
+
+    Raises:
+        ValueError: an argument is unusable.
+    """
+    given: Any = temperature
+    temperatures = np.atleast_1d(np.asarray(given if np.ndim(given) == 0 else list(given), dtype=float)).tolist()
+    if not temperatures or any(not 0 <= each < math.inf for each in temperatures):
+        raise ValueError(f"`temperature` is {temperature}; give numbers from 0 on.")
+    if num_samples < 1:
+        raise ValueError(f"`num_samples` is {num_samples}; it must be at least 1.")
+    if seed < 0:
+        raise ValueError(f"`seed` is {seed}; it must be at least 0.")
+    rounds = ROUNDS if rounds is None else rounds
+    if rounds != "all" and not (isinstance(rounds, int) and rounds >= 1):
+        raise ValueError(f"`rounds` is {rounds!r}; give a number from 1 on, or 'all'.")
+    return temperatures, rounds
+
+
 class _Passes:
     """Passes of a model over one structure, whose features are computed once."""
 
     def __init__(self, model: Any, processor: Any, protein: Chain, token_budget: int):
+        length = len(protein)
+        if (longest := longest_window(model.config, max(length, 2))) < length:
+            raise ValueError(f"{protein.id} has {length} residues, the model has positions for {longest}; cut it.")
+        if token_budget < 1:
+            raise ValueError(f"`token_budget` is {token_budget}; it must be at least 1.")
         self.model, self.budget = model.eval(), token_budget
-        batch = processor(chains=[protein])
+        whole = {name: values[0].numpy() for name, values in processor(chains=[protein]).items()}
+        batch = {
+            name: torch.from_numpy(values)[None] for name, values in cut_window(whole, 0, length, model.config).items()
+        }
         given = {
             name: batch[name].to(model.device) for name in ("input_ids", "position_ids", "chain_ids") if name in batch
         }
@@ -379,8 +431,13 @@ def _draw(
 
 
 def _group_means(logits: np.ndarray, task: DesignTask, groups: np.ndarray) -> np.ndarray:
-    """Means (groups, 20) of biased logits (L, 20) over tied residues."""
-    return np.stack([task.weights[group] @ logits[task.tied[group]] for group in groups])
+    """Means (groups, 20) of biased logits (L, 20) over tied residues; what one of them omits is omitted."""
+    means = np.empty((len(groups), logits.shape[-1]))
+    for place, group in enumerate(groups):
+        tied = logits[task.tied[group]]
+        omitted = np.isneginf(tied).any(axis=0)
+        means[place] = np.where(omitted, -np.inf, task.weights[group] @ np.where(omitted, 0, tied))
+    return means
 
 
-__all__ = ["DesignTask", "Designs", "design", "plan_design"]
+__all__ = ["DesignTask", "Designs", "check_drawing", "design", "plan_design"]
