@@ -129,6 +129,8 @@ def main() -> None:
             tables = measure(model, processor.tokenizer, proteins, noise, bar)
             for kind, wanted in (("different chains", False), ("equal chains", True)):
                 here = [number for number, each in enumerate(equal) if each == wanted]
+                if not here:
+                    continue
                 for place, inside in (("interface", faces), ("elsewhere", [~face for face in faces])):
                     chosen = [tables[number] for number in here], [inside[number] for number in here]
                     result = summarize(*chosen, None if None in clusters else [clusters[number] for number in here])
