@@ -316,7 +316,8 @@ def test_a_partner_matters_and_only_where_it_is(protease):
     assert with_partner != without and spread(near, expected) > 0.001
     with torch.no_grad():
         for layer in model.base_model.esm.encoder.layer:
-            for weights in layer.attention.output.parameters():
+            attention = layer.attention.self
+            for weights in (*attention.value.parameters(), attention.output_points.weight):
                 weights.zero_()
     (with_partner, near), (without, expected), (far_away, distant) = map(designed, (protease, alone, far))
     assert with_partner != without == far_away
