@@ -18,20 +18,22 @@ from .windows import SPECIAL_TOKENS
 VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
 
 
-def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
+def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY, **kwargs) -> PreTrainedTokenizerFast:
     """ESM-2's 33 tokens as a fast tokenizer: one token per letter, `<cls>` before and `<eos>` after.
 
-    A letter outside the vocabulary becomes one `<unk>`, so that tokens and residues stay aligned.
+    A letter outside the vocabulary becomes one `<unk>`, so that tokens and residues stay aligned. Another `vocabulary`,
+    in the order of its ids, has the same special tokens: `<cls>`, `<pad>`, `<eos>`, `<unk>` and `<mask>`.
 
     Examples:
         >>> build_tokenizer()("MK<mask>V").input_ids
         [0, 20, 15, 32, 7, 2]
     """
     special = {name: f"<{name}>" for name in ("cls", "pad", "eos", "unk", "mask")}
-    ids = {token: index for index, token in enumerate(VOCABULARY)}
+    ids = {token: index for index, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=special["unk"]))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special.values()])
-    tokenizer.add_tokens([AddedToken("<null_1>", normalized=False)])
+    longer = [token for token in vocabulary if len(token) > 1 and token not in special.values()]  # as `<null_1>`
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in longer])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), behavior="isolated")]
     )

@@ -1,5 +1,6 @@
 """The options of `coordformer train`: of the model, of its data, and those of `TrainingArguments`; YAML presets."""
 
+import argparse
 import difflib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,43 +16,88 @@ def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+# Fields of a new model that are not given.
+NEW_MODEL: dict[str, Any] = {
+    "hidden_size": 320,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 20,
+    "intermediate_size": 1280,
+    "position_embedding_type": "rotary",
+    "hidden_act": "gelu",
+    "lm_head": "esm",
+    "coordinate_embedding": "linear",
+    "coordinate_init": "normal",
+    "num_distance_bins": 0,
+    "num_qk_points": 0,
+    "num_neighbors": 0,
+    "message_gating": False,
+    "coordinate_atoms": ("CA",),
+}
+
+
+def _new(name: str, text: str) -> Any:
+    """An option without a default, since a checkpoint to start from has its own."""
+    return _option(None, f"{text} (new model: {NEW_MODEL[name]})")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Does not say that a default is None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 @dataclass
 class ModelArguments:
     """The model to train: a new one of the given shape, or one to go on from.
 
-    Options with the name of a field of `CoordformerConfig` are that field.
+    Options with the name of a field of `CoordformerConfig` are that field, and None where they are not given.
     """
 
-    init_from: str | None = _option(None, "Hub name or folder of a Coordformer or ESM-2 checkpoint to start from.")
+    init_from: str | None = _option(
+        None,
+        "Hub name or folder of a Coordformer or ESM-2 checkpoint to start from. It decides what the model is: of the "
+        "options below those that say otherwise are refused, but for layers that it can be given.",
+    )
     sequence_encoder: str | None = _option(
         None, "Hub name or folder of an ESM-2 to put in front of a new model, frozen; needs --lm_head linear."
     )
-    hidden_size: int = _option(320, "Width (of a new model, as all that follows).")
-    num_hidden_layers: int = _option(6, "Layers.")
-    num_attention_heads: int = _option(20, "Attention heads.")
-    intermediate_size: int = _option(1280, "Width of the feed-forward layers.")
-    position_embedding_type: str = _option("rotary", "rotary, absolute, sinusoidal or none.")
-    hidden_act: str = _option("gelu", "Activation of the feed-forward layers.")
-    lm_head: str = _option("esm", "esm, or linear (the paper's).")
-    coordinate_embedding: str = _option(
-        "linear",
+    hidden_size: int | None = _new("hidden_size", "Width.")
+    num_hidden_layers: int | None = _new("num_hidden_layers", "Layers.")
+    num_attention_heads: int | None = _new("num_attention_heads", "Attention heads.")
+    intermediate_size: int | None = _new("intermediate_size", "Width of the feed-forward layers.")
+    position_embedding_type: str | None = _new(
+        "position_embedding_type", "Positions: rotary, absolute, sinusoidal or none."
+    )
+    hidden_act: str | None = _new("hidden_act", "Activation of the feed-forward layers.")
+    lm_head: str | None = _new("lm_head", "Head: esm, or linear (the paper's).")
+    coordinate_embedding: str | None = _new(
+        "coordinate_embedding",
         "linear (the paper's), quadratic (and |x|^2), local_frame (neighbors along the chain, in the residue's "
         "backbone frame) or none.",
     )
-    coordinate_init: str = _option(
-        "normal", "normal, or gaussian: the heads of the first layer start as Gaussians of distance."
+    coordinate_init: str | None = _new(
+        "coordinate_init", "normal, or gaussian: the heads of the first layer start as Gaussians of distance."
     )
-    num_distance_bins: int = _option(
-        0, "Distances between which an attention bias is linear; 0: none. Its batches are padded."
+    num_distance_bins: int | None = _new(
+        "num_distance_bins",
+        "Distances between which an attention bias is linear; 0: none. Its batches are padded.",
     )
-    num_qk_points: int = _option(0, "Query and key points of each head in invariant point attention; 0: none.")
-    num_v_points: int | None = _option(None, "Value points of each head; default: as --num_qk_points.")
-    num_neighbors: int = _option(
-        0, "k of the k-nearest-neighbor graph over which messages are passed; 0: none. Needs --num_qk_points."
+    num_qk_points: int | None = _new(
+        "num_qk_points", "Query and key points of each head in invariant point attention; 0: none."
     )
-    message_gating: bool = _option(False, "Wider messages with a gate: more accurate, slower, need more memory.")
-    coordinate_atoms: list[str] = field(
-        default_factory=lambda: ["CA"], metadata={"help": "Atoms of a residue that the model reads."}
+    num_v_points: int | None = _option(None, "Value points of each head; of a new model as --num_qk_points.")
+    num_neighbors: int | None = _new(
+        "num_neighbors",
+        "k of the k-nearest-neighbor graph over which messages are passed; 0: none. Needs --num_qk_points. A "
+        "checkpoint with points and without messages can be given them.",
+    )
+    # `bool`, so that the option may stand alone; None where it is not given.
+    message_gating: bool = _new(
+        "message_gating", "Wider messages with a gate: more accurate, slower, need more memory."
+    )
+    coordinate_atoms: list[str] | None = field(
+        default=None, metadata={"help": "Atoms of a residue that the model reads (new model: CA)"}
     )
     hidden_dropout_prob: float | None = _option(None, "Dropout after each layer; default: that of --init_from, or 0.")
     attn_implementation: str | None = _option(
@@ -97,6 +143,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),  # type: ignore[arg-type]
         prog="coordformer train",
+        formatter_class=_Formatter,
         description="Train a masked language model: coordformer train [PRESET.yaml] [OPTION ...]. Options override "
         "those of the preset. Run it again to go on after a stop. As all verbs it also takes --json and --quiet.",
     )

@@ -1,5 +1,6 @@
 """Start a Coordformer from the weights of another model."""
 
+import copy
 import dataclasses
 import pickle
 import re
@@ -11,13 +12,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, EsmConfig, EsmForMaskedLM, EsmModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EsmConfig,
+    EsmForMaskedLM,
+    EsmModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from ..model.chain import AMINO_ACIDS
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM, sinusoidal_positions
-from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor
+from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor, build_tokenizer
 from ..model.structure_layers import InvariantPointAttention
 from .point_clouds import PointCloudAttention
+
+# Special tokens as a config calls them, and as a tokenizer does.
+SPECIAL_TOKENS = {"bos": "cls", "eos": "eos", "pad": "pad", "mask": "mask"}
 
 # What a config says of the checkpoint it came from and not of the model.
 _PROVENANCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
@@ -49,7 +62,12 @@ FAIR_ESM_PARTS = {
 }
 
 
-def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: Any) -> CoordformerForMaskedLM:
+def from_esm(
+    name_or_path_or_model: str | Path | PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **overrides: Any,
+) -> CoordformerForMaskedLM:
     """Make a Coordformer of an ESM-2 checkpoint: same weights, coordinate embedding at zero.
 
     At first it predicts what ESM-2 predicts, whatever the coordinates; training lets it use them.
@@ -57,6 +75,8 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     Args:
         name_or_path_or_model: a Hub name such as `"facebook/esm2_t6_8M_UR50D"`, a folder, or an `EsmForMaskedLM` or
             `EsmModel`. An `EsmModel` has no language-model head: the head is new then.
+        tokenizer: of a model with another vocabulary than ESM-2's, see `esm_tokenizer`; save it with the model,
+            `CoordformerProcessor(tokenizer)`.
         **overrides: fields of `CoordformerConfig` that leave the shapes of ESM's weights alone, for example
             `coordinate_embedding="quadratic"` or `coordinate_atoms=("N", "CA", "C")`.
 
@@ -65,7 +85,8 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
         and load the folder with that head's class.
 
     Raises:
-        ValueError: the source is no ESM model, or an override does not fit its weights.
+        ValueError: the source is no ESM model, its vocabulary is another one and `tokenizer` does not fit it, or an
+            override does not fit its weights.
 
     Examples:
         >>> from transformers import EsmConfig, EsmForMaskedLM
@@ -80,13 +101,14 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     if not isinstance(source, (EsmForMaskedLM, EsmModel)):
         raise ValueError(f"{type(source).__name__} cannot be converted; give an EsmForMaskedLM or an EsmModel.")
     _check_fields(overrides)
+    special = _special_tokens(name_or_path_or_model, source.config, tokenizer)
 
     fields = {name: value for name, value in source.config.to_dict().items() if name not in _PROVENANCE}
     # ESM's configs may leave special tokens open; its tokenizer opens a chain with <cls>, and so does the default.
     fields = {name: value for name, value in fields.items() if value is not None}
     # ESM computes GELU by its own formula, which differs from torch's in the last bit of every layer.
     fields |= {"hidden_act": "gelu_python", "attn_implementation": source.config._attn_implementation}
-    model = CoordformerForMaskedLM(CoordformerConfig(**fields | {"contact_head": True} | overrides))
+    model = CoordformerForMaskedLM(CoordformerConfig(**fields | special | {"contact_head": True} | overrides))
     weights = {}
     for name, tensor in source.state_dict().items():
         if "pooler." in name or ("contact_head." in name and not model.config.contact_head):
@@ -121,16 +143,24 @@ def from_esm(name_or_path_or_model: str | Path | PreTrainedModel, **overrides: A
     return model.to(dtype=source.dtype).eval()  # type: ignore[call-arg]
 
 
-def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fields: Any) -> CoordformerForMaskedLM:
+def behind_esm(
+    name_or_path: str | Path,
+    attn_implementation: str = "sdpa",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **fields: Any,
+) -> CoordformerForMaskedLM:
     """Make a new Coordformer behind a frozen ESM-2, the paper's model of section 5.
 
     Args:
         name_or_path: Hub name or folder of the ESM-2 checkpoint, whose weights become part of the model.
         attn_implementation: of both.
+        tokenizer: as of `from_esm`.
         **fields: of `CoordformerConfig`, for the part that is trained.
 
     Raises:
-        ValueError: the checkpoint is no ESM-2 or lacks weights, or a field is unusable.
+        ValueError: the checkpoint is no ESM-2 or lacks weights, its vocabulary is another one and `tokenizer` does not
+            fit it, or a field is unusable.
     """
     _check_fields(fields)
     loaded: Any = _load_esm(name_or_path, output_loading_info=True)
@@ -140,7 +170,9 @@ def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fi
         raise ValueError(f"{name_or_path} lacks {', '.join(missing[:3])}; give a whole ESM-2 checkpoint.")
     # Of the checkpoint's config what is of the model, so that the same checkpoint elsewhere makes an equal config.
     kept = {name: value for name, value in esm.config.to_dict().items() if name not in _PROVENANCE}
-    fields = {"vocab_size": esm.config.vocab_size, "lm_head": "linear", **fields, "sequence_encoder": EsmConfig(**kept)}
+    special = _special_tokens(name_or_path, esm.config, tokenizer)
+    fields = {"vocab_size": esm.config.vocab_size, "lm_head": "linear", **special, **fields}
+    fields["sequence_encoder"] = EsmConfig(**kept)
     config = CoordformerConfig(**fields)
     model = CoordformerForMaskedLM._from_config(config, attn_implementation=attn_implementation)
     weights = {name: tensor for name, tensor in esm.state_dict().items() if not name.startswith("contact_head.")}
@@ -148,10 +180,85 @@ def behind_esm(name_or_path: str | Path, attn_implementation: str = "sdpa", **fi
     return model.eval()
 
 
+def esm_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of an ESM checkpoint, as a fast one: ESM-2's, or one of its own with one token per residue.
+
+    Args:
+        name_or_path: Hub name or folder.
+
+    Raises:
+        ValueError: it holds no ESM, or one with another vocabulary than ESM-2's and no tokenizer, or one in which not
+            each of the 20 amino acids is a token (as of k-mers, or of residues with a letter of structure), or whose
+            special tokens are not those of its config.
+    """
+    config = _esm_config(name_or_path)
+    try:
+        own = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, TypeError):  # the last one where a folder holds no file of a tokenizer
+        own = None
+    if own is not None and own.get_vocab() != {token: index for index, token in enumerate(VOCABULARY)}:
+        return _one_token_per_residue(own, config, name_or_path)
+    if own is None and config.vocab_size != len(VOCABULARY):
+        what = f"{name_or_path} has {config.vocab_size:,} tokens, where ESM-2 has {len(VOCABULARY)}, and no tokenizer"
+        raise ValueError(f"{what} that says which; put its own beside it.")
+    return _one_token_per_residue(build_tokenizer(), config, name_or_path)
+
+
+def _special_tokens(source: Any, config: EsmConfig, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
+    """The config's fields that say which tokens of the source are special; none where its vocabulary is ESM-2's."""
+    name = type(source).__name__ if isinstance(source, PreTrainedModel) else str(source)
+    if tokenizer is not None:
+        tokenizer = _one_token_per_residue(tokenizer, config, name)
+    elif not isinstance(source, PreTrainedModel):
+        tokenizer = esm_tokenizer(source)
+        if tokenizer.get_vocab() != build_tokenizer().get_vocab():
+            fix = "give `tokenizer=esm_tokenizer(...)` of coordformer.training.conversion, and save it with the model"
+            raise ValueError(f"{name} has a vocabulary of its own, of {len(tokenizer)} tokens; {fix}.")
+    elif config.vocab_size != len(VOCABULARY):
+        what = f"{name} has {config.vocab_size:,} tokens, where ESM-2 has {len(VOCABULARY)}"
+        raise ValueError(f"{what}; give `tokenizer`, one in which each amino acid is a token.")
+    else:
+        tokenizer = _one_token_per_residue(build_tokenizer(), config, name)
+    return {f"{theirs}_token_id": getattr(tokenizer, f"{ours}_token_id") for theirs, ours in SPECIAL_TOKENS.items()}
+
+
+def _one_token_per_residue(tokenizer: PreTrainedTokenizerBase, config: EsmConfig, name: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer as a fast one, if a model can read proteins by it and it is this config's."""
+    vocabulary = tokenizer.get_vocab()
+    if lost := [letter for letter in AMINO_ACIDS if letter not in vocabulary]:
+        what = f"{name} has {len(vocabulary):,} tokens, none of them for {', '.join(lost[:3])}"
+        what += f" and {len(lost) - 3} more of the 20 amino acids" if len(lost) > 3 else ""
+        raise ValueError(f"{what}; only a model with a token for each of them can be converted.")
+    for theirs, ours in {**SPECIAL_TOKENS, "unk": "unk"}.items():
+        token_id, stated = getattr(tokenizer, f"{ours}_token_id"), getattr(config, f"{theirs}_token_id", None)
+        if token_id is None or stated not in (None, token_id):
+            what = f"{name}: <{ours}> is {token_id} to the tokenizer and {stated} to the config ({theirs}_token_id)"
+            raise ValueError(f"{what}; give the tokenizer and the config of one model.")
+    largest, size = max(vocabulary.values()), int(config.vocab_size or 0)
+    if largest >= size:
+        raise ValueError(f"{name}: the tokenizer has the token id {largest} and the model {size} tokens; give its own.")
+    if tokenizer.is_fast:
+        fast = copy.deepcopy(tokenizer)
+        fast.bos_token = fast.cls_token  # Trainer writes the tokenizer's idea of it into the config
+    else:
+        fast = build_tokenizer(sorted(vocabulary, key=vocabulary.__getitem__))
+    expected = [fast.cls_token_id, *(vocabulary[letter] for letter in AMINO_ACIDS), fast.eos_token_id]
+    for each in (tokenizer, fast):
+        if each(AMINO_ACIDS)["input_ids"] != expected:
+            what = f"{name}: the tokenizer makes {len(each(AMINO_ACIDS)['input_ids'])} tokens of the 20 amino acids"
+            raise ValueError(f"{what} and not <cls>, one for each, and <eos>; give one of single letters.")
+    return fast
+
+
+def _esm_config(name_or_path: str | Path) -> EsmConfig:
+    config: Any = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type != "esm":
+        raise ValueError(f"{name_or_path} holds a {config.model_type} model; give an ESM-2 checkpoint.")
+    return config
+
+
 def _load_esm(name_or_path: str | Path, **options: Any) -> Any:
-    kind = AutoConfig.from_pretrained(name_or_path).model_type
-    if kind != "esm":
-        raise ValueError(f"{name_or_path} holds a {kind} model; give an ESM-2 checkpoint.")
+    _esm_config(name_or_path)
     try:
         return EsmForMaskedLM.from_pretrained(name_or_path, use_safetensors=True, **options)
     except SafetensorError as error:
@@ -452,13 +559,15 @@ def convert(
             f"{output} {'is a file' if output.is_file() else 'holds a model'}; give another folder, or delete it."
         )
     overrides = {"coordinate_embedding": "none"} if without_coords else {}
+    tokenizer: Any = None
     if kind == "esm":
-        model: Any = from_esm(source, **overrides)
+        tokenizer = esm_tokenizer(source)
+        model: Any = from_esm(source, tokenizer=tokenizer, **overrides)
     else:
         model = from_paper_state_dict(read_state_dict(source), kind, **overrides)
     model.save_pretrained(output)
     if kind != "simulated":
-        CoordformerProcessor().save_pretrained(output)
+        CoordformerProcessor(tokenizer).save_pretrained(output)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"output": str(output), "model": type(model).__name__, "parameters": parameters}
 

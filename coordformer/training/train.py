@@ -32,10 +32,10 @@ from ..inference.figures import plot_losses
 from ..inference.metrics import count_predictions, summarize
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM
-from ..model.processing_coordformer import CoordformerProcessor, chain_arrays, letter_ids
+from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor, chain_arrays, letter_ids
 from ..model.structure_layers import MessagePassing
-from .arguments import DataArguments, ModelArguments, parse_arguments
-from .conversion import behind_esm, from_esm
+from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
+from .conversion import behind_esm, esm_tokenizer, from_esm
 from .muon import MuonAdamW, parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -50,13 +50,14 @@ SETTINGS = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
 def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") -> CoordformerForMaskedLM:
-    """A new model, alone or behind a frozen ESM-2, or the one in `init_from` with the coordinate fields given.
+    """A new model, alone or behind a frozen ESM-2, or the one in `init_from`.
 
-    An ESM-2 there may get any of them, and a Coordformer with `num_qk_points` messages of `num_neighbors`.
-    Either gets the dropout given. In float32, whatever is saved there: updates are smaller than what bfloat16 resolves.
+    An ESM-2 there may get any of the coordinate fields, a Coordformer with `num_qk_points` and without messages
+    `num_neighbors`, and either another dropout. All else is the checkpoint's, and an argument that says otherwise is
+    refused. In float32, whatever is saved there: updates are smaller than what bfloat16 resolves.
 
     Raises:
-        ValueError: an argument is unusable, or the checkpoint has other coordinate fields.
+        ValueError: an argument is unusable, or the checkpoint has other fields than those given.
     """
     try:
         return _build_model(arguments, attn_implementation)
@@ -66,29 +67,32 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
 
 def _build_model(arguments: ModelArguments, attn_implementation: str) -> CoordformerForMaskedLM:
     known = {each.name for each in fields(CoordformerConfig)} - {"sequence_encoder"}
-    shape = {name: value for name, value in asdict(arguments).items() if name in known and value is not None}
-    atoms = shape["coordinate_atoms"]
-    shape["coordinate_atoms"] = (atoms,) if isinstance(atoms, str) else tuple(atoms)
-    shape.setdefault("num_v_points", shape["num_qk_points"])
+    given = {name: value for name, value in asdict(arguments).items() if name in known and value is not None}
+    if "coordinate_atoms" in given:
+        atoms = given["coordinate_atoms"]
+        given["coordinate_atoms"] = (atoms,) if isinstance(atoms, str) else tuple(atoms)
     source, encoder = arguments.init_from, arguments.sequence_encoder
     if source is None and encoder is not None:
-        return behind_esm(encoder, attn_implementation, **shape)
+        own = esm_tokenizer(encoder)
+        return behind_esm(encoder, attn_implementation, tokenizer=own, **NEW_MODEL | given)
     if source is None:
-        return CoordformerForMaskedLM._from_config(CoordformerConfig(**shape), attn_implementation=attn_implementation)
+        config = CoordformerConfig(**NEW_MODEL | given)
+        return CoordformerForMaskedLM._from_config(config, attn_implementation=attn_implementation)
     if encoder is not None:
         raise ValueError(f"--sequence_encoder is of a new model, but --init_from is {source}; leave one of them out.")
     config = AutoConfig.from_pretrained(source)
-    coordinates = {name: shape[name] for name in COORDINATES}
-    changed = {name: shape[name] for name in ("hidden_dropout_prob",) if name in shape}
+    changed = {name: given[name] for name in ("hidden_dropout_prob",) if name in given}
     if config.model_type == "esm":
-        model = from_esm(source, **coordinates | changed).float()
+        changed |= {name: given[name] for name in COORDINATES if name in given}
+        model = from_esm(source, tokenizer=esm_tokenizer(source), **changed).float()
+        _refuse_contradictions(source, model.config, given)
         model.set_attn_implementation(attn_implementation)
         return model
     # Messages can be added to a model with points, which computes what it did until they are trained.
-    add_messages = config.num_qk_points and arguments.num_neighbors and not config.num_neighbors
-    if add_messages:
-        changed |= {name: shape[name] for name in ("num_neighbors", "message_gating")}
-    CoordformerConfig.from_dict(config.to_dict() | changed)  # what is given to `from_pretrained` is not validated
+    if add_messages := bool(config.num_qk_points and given.get("num_neighbors") and not config.num_neighbors):
+        changed |= {name: given[name] for name in ("num_neighbors", "message_gating") if name in given}
+    has = CoordformerConfig.from_dict(config.to_dict() | changed)  # given to `from_pretrained` it is not validated
+    _refuse_contradictions(source, has, given)
     try:
         model = AutoModelForMaskedLM.from_pretrained(
             source, attn_implementation=attn_implementation, dtype=torch.float32, **changed
@@ -98,11 +102,18 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
     for module in model.modules():
         if add_messages and isinstance(module, MessagePassing):
             module.zero_init()
-    for name, value in coordinates.items():
-        has = getattr(model.config, name)
-        if has != value and (name != "message_gating" or model.config.num_neighbors):  # of no messages it says nothing
-            raise ValueError(f"{source} has {name}={has!r}, not {value!r}; set --{name} to it.")
     return model
+
+
+def _refuse_contradictions(source: str, has: CoordformerConfig, given: Mapping[str, Any]) -> None:
+    """Where a checkpoint `has` other fields than are given, an error that names them all."""
+    if not has.num_neighbors:  # of no messages it says nothing
+        given = {name: value for name, value in given.items() if name != "message_gating"}
+    differing = {name: value for name, value in given.items() if getattr(has, name) != value}
+    if differing:
+        what = "; ".join(f"{name}={getattr(has, name)!r}, not {value!r}" for name, value in differing.items())
+        fix = "leave that out, on the command line and in the preset, or leave out --init_from"
+        raise ValueError(f"{source} has {what}; {fix}.")
 
 
 def last_whole_checkpoint(folder: str | Path) -> str | None:
@@ -160,7 +171,10 @@ def _begin_run(output: Path, settings: Mapping[str, Mapping[str, Any]]) -> None:
         holds_results=trained or last_whole_checkpoint(output) is not None,
         # The same data may lie elsewhere by now; its hash stands for it, which older versions did not keep.
         passing=("transformers_version", "data", "valid_data"),
-        defaults=asdict(ModelArguments()) | asdict(DataArguments()) | {"sha256": settings["data"]["sha256"]},
+        defaults=asdict(ModelArguments())
+        | NEW_MODEL
+        | asdict(DataArguments())
+        | {"sha256": settings["data"]["sha256"]},
         # The config reads fields by the names that they had.
         upgrade=lambda old: {**old, "model": CoordformerConfig.from_dict(old["model"]).to_dict()},
     )
@@ -229,19 +243,17 @@ def train(
     record["data_sha256"] = hash_data(str(data_args.data))
     if model_args.init_from is not None:
         record["started_from"] = earlier_training(model_args.init_from)
-    batches, rows = _open_batches(model_args, data_args, args)
+    packs = _packs(model_args, data_args)
+    batches, rows = _open_batches(model_args, data_args, args, packs)
     valid_rows = _open_held_out(data_args, args, rows)
 
     # Before the model is made, so that its weights depend on the seed alone.
     torch.manual_seed(args.seed)
-    attention = "varlen" if _packs(model_args, data_args) else "sdpa"
-    model = build_model(model_args, model_args.attn_implementation or attention)
+    model = build_model(model_args, model_args.attn_implementation or ("varlen" if packs else "sdpa"))
     if model_args.compile_layers:
         for layer in model.coordformer.esm.encoder.layer:
             layer.compile()
-    processor = CoordformerProcessor(coordinate_atoms=model.config.coordinate_atoms)
-    if model_args.init_from is not None and Path(model_args.init_from, "processor_config.json").exists():
-        processor = CoordformerProcessor.from_pretrained(model_args.init_from)
+    processor = _find_processor(model_args, model.config)
     chain_arrays(batches[0][0], model.config.coordinate_atoms)  # has the data the atoms of the model?
     if args.should_save:
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
@@ -336,10 +348,29 @@ def _check_arguments(model_args: ModelArguments, data_args: DataArguments, args:
 
 def _packs(model_args: ModelArguments, data_args: DataArguments) -> bool:
     """Whether batches are packed rows; a bias for one would be as large as the square of the token budget."""
-    return data_args.token_budget is not None and data_args.packing and not model_args.num_distance_bins
+    bins, source = model_args.num_distance_bins, model_args.init_from
+    if bins is None and source is not None:
+        bins = getattr(AutoConfig.from_pretrained(source), "num_distance_bins", 0)
+    return data_args.token_budget is not None and data_args.packing and not bins
 
 
-def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> tuple[Any, Any]:
+def _find_processor(model_args: ModelArguments, config: CoordformerConfig) -> CoordformerProcessor:
+    """The processor of the checkpoint to start from, or one with its tokenizer, or with ESM-2's."""
+    source = model_args.init_from or model_args.sequence_encoder
+    if source is None or AutoConfig.from_pretrained(source).model_type == "esm":
+        tokenizer = None if source is None else esm_tokenizer(source)
+        return CoordformerProcessor(tokenizer, coordinate_atoms=config.coordinate_atoms)
+    try:
+        return CoordformerProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        if config.vocab_size != len(VOCABULARY):
+            raise ValueError(f"{source} has a vocabulary of its own and no processor; put it beside it.") from error
+        return CoordformerProcessor(coordinate_atoms=config.coordinate_atoms)
+
+
+def _open_batches(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, packs: bool
+) -> tuple[Any, Any]:
     """The batches to train on, and their rows unless they are streamed."""
     assert data_args.data is not None
     shared: dict[str, Any] = {"token_budget": data_args.token_budget, "pad_to_budget": model_args.compile_layers}
@@ -347,14 +378,14 @@ def _open_batches(model_args: ModelArguments, data_args: DataArguments, args: Tr
     if not data_args.streaming:
         rows = open_chains(data_args.data, data_args.train_split)
         chains = args.per_device_train_batch_size if data_args.token_budget is None else None
-        return ChainBatches(rows, chains_per_batch=chains, packing=_packs(model_args, data_args), **shared), rows
+        return ChainBatches(rows, chains_per_batch=chains, packing=packs, **shared), rows
     from ..data.rows import ShardBatches  # needs pyarrow and datasets, which training from a pack does not
 
     if Path(data_args.data).is_file():
         raise ValueError(
             f"--streaming reads the shards of a folder made by `coordformer prepare`, not {data_args.data}."
         )
-    if not _packs(model_args, data_args):
+    if not packs:
         fix = "set --token_budget, and leave out --packing and --num_distance_bins"
         raise ValueError(f"--streaming reads packed batches; {fix}.")
     readers = args.world_size * max(args.dataloader_num_workers, 1)

@@ -1,6 +1,9 @@
 """`from_esm` gives a model that is ESM-2 until it learns to use coordinates; the paper's weights compute the same."""
 
 import json
+import re
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,16 +15,29 @@ from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoProcessor,
+    AutoTokenizer,
     BertConfig,
     BertModel,
     EsmForMaskedLM,
     EsmModel,
+    EsmTokenizer,
 )
 
-from coordformer import CoordformerForTokenClassification
+from coordformer import CoordformerForTokenClassification, build_tokenizer
 from coordformer.data.rows import load_rows
-from coordformer.training.conversion import behind_esm, from_esm, from_paper_state_dict, read_state_dict
+from coordformer.inference.evaluate import evaluate
+from coordformer.model.chain import AMINO_ACIDS
+from coordformer.model.processing_coordformer import letter_ids
+from coordformer.training.arguments import parse_arguments
+from coordformer.training.conversion import (
+    behind_esm,
+    esm_tokenizer,
+    from_esm,
+    from_paper_state_dict,
+    read_state_dict,
+)
 from coordformer.training.point_clouds import PointCloudAttention
+from coordformer.training.train import train
 from coordformer_command import main
 
 
@@ -93,9 +109,112 @@ def test_bad_input_is_named():
         from_esm(make_esm(), lm_head="linear")
 
 
-# --- a new model behind ESM-2 -----------------------------------------------------------------------------------------
+# --- vocabularies of ESM's that are not ESM-2's ---
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+SPECIAL = ("<cls>", "<pad>", "<eos>", "<unk>", "<mask>")
+# Each residue with a letter of its local structure; six nucleotides; one residue in an order of its own.
+WITH_STRUCTURE = (*SPECIAL, *map("".join, product("ACDEFGHIKLMNPQRSTVWY#", "pynwrqhgdlvtmfsaeikc#")))
+NUCLEOTIDES = (*SPECIAL[1:], *map("".join, product("ACGT", repeat=6)), *"ACGTN")
+RESIDUES = ("<pad>", "<cls>", "<eos>", "<unk>", "<mask>", *AMINO_ACIDS[::-1], "X", "<extra>")
+
+
+def save_esm(folder: Path, vocabulary, tokenizer: str | None = "slow", **fields) -> EsmForMaskedLM:
+    """An ESM of this vocabulary, with or without the tokenizer that goes with it."""
+    ids = {f"{name}_token_id": vocabulary.index(f"<{name}>") for name in ("pad", "mask")}
+    size = len(vocabulary) + len(vocabulary) % 2
+    esm = make_esm(**{"vocab_size": size, **ids, "eos_token_id": vocabulary.index("<eos>"), **fields})
+    esm.save_pretrained(folder)
+    if tokenizer == "slow":  # as all ESMs on the Hub have it
+        (folder / "vocab.txt").write_text("\n".join(vocabulary))
+        EsmTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    elif tokenizer == "fast":
+        build_tokenizer(vocabulary).save_pretrained(folder)
+    return esm
+
+
+@pytest.mark.parametrize("vocabulary", [WITH_STRUCTURE, NUCLEOTIDES], ids=["446", "4105"])
+def test_vocabularies_without_a_token_for_each_amino_acid_are_refused(vocabulary, tmp_path, capsys):
+    number = {446: "446", 4105: "4,105"}[len(vocabulary)]
+    eos = {} if vocabulary is WITH_STRUCTURE else {"eos_token_id": None}
+    for name, tokenizer, message in (
+        ("none", None, f"none has {number[:-1]}[0-9] tokens, where ESM-2 has 33, and no tokenizer that says which"),
+        ("own", "slow", "own has [0-9,]+ tokens, none of them for .* of the 20 amino acids; only a model with a"),
+    ):
+        esm = save_esm(tmp_path / name, vocabulary, tokenizer, **eos)
+        assert main(["convert", str(tmp_path / name), str(tmp_path / "out"), "--kind", "esm"]) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]
+        assert re.search(message, line) and not (tmp_path / "out").exists()
+        with pytest.raises(ValueError, match=message):
+            from_esm(tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            behind_esm(tmp_path / name, **SMALL)
+        with pytest.raises(ValueError, match=f"EsmForMaskedLM has {number[:-1]}[0-9] tokens, where ESM-2 has 33; give"):
+            from_esm(esm)
+
+
+@pytest.mark.parametrize("kind", ["slow", "fast"])
+def test_a_vocabulary_of_single_residues_is_taken_with_its_tokenizer(kind, tmp_path):
+    """It lies beside the model, and all that names residues by tokens goes by it."""
+    esm = save_esm(tmp_path / "esm", RESIDUES, kind)
+    assert main(["convert", str(tmp_path / "esm"), str(tmp_path / "out"), "--kind", "esm"]) == 0
+    model, processor = (
+        AutoModelForMaskedLM.from_pretrained(tmp_path / "out"),
+        AutoProcessor.from_pretrained(tmp_path / "out"),
+    )
+    assert letter_ids(processor.tokenizer) == {letter: RESIDUES.index(letter) for letter in AMINO_ACIDS}
+    special = {name: getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad", "mask")}
+    assert special == {"bos": 1, "eos": 2, "pad": 0, "mask": 4} and processor.tokenizer.bos_token_id == 1
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "esm")
+    sequence = "MKV<mask>LAXWYC"
+    batch = processor(sequence)
+    assert batch["input_ids"][0].tolist() == theirs(sequence)["input_ids"]
+    torch.testing.assert_close(model(**batch).logits, esm(**theirs(sequence, return_tensors="pt")).logits)
+
+    # Masked residues are counted by its letters: those of a model that is sure of W are right where W is.
+    with torch.no_grad():
+        model.lm_head.decoder.bias[RESIDUES.index("W")] = 100.0
+    model.save_pretrained(tmp_path / "out")
+    report = evaluate(
+        tmp_path / "out", CHAINS, split="valid", protocols=("masked15",), num_mask_samples=1, progress=False
+    )
+    assert set(letter for letter, share in report["masked15"]["recovery_by_residue"].items() if share) == {"W"}
+
+
+def test_training_starts_from_a_vocabulary_of_its_own(tmp_path):
+    save_esm(tmp_path / "esm", RESIDUES)
+    small = ["--data", str(CHAINS), "--max_steps", "1", "--max_length", "20", "--use_cpu", "--report_to", "none"]
+    behind = ["--sequence_encoder", "esm", "--lm_head", "linear", "--hidden_size", "40"]
+    for name, start in {"from": ["--init_from", "esm"], "behind": behind, "again": ["--init_from", "from"]}.items():
+        start[1] = str(tmp_path / start[1])
+        train(*parse_arguments([*start, *small, "--output_dir", str(tmp_path / name)]))
+        vocabulary = AutoProcessor.from_pretrained(tmp_path / name).tokenizer.get_vocab()
+        assert vocabulary == {token: number for number, token in enumerate(RESIDUES)}
+        config = AutoModelForMaskedLM.from_pretrained(tmp_path / name).config
+        assert (config.bos_token_id, config.eos_token_id, config.pad_token_id, config.mask_token_id) == (1, 2, 0, 4)
+
+
+def test_from_esm_takes_a_tokenizer_that_fits(tmp_path):
+    esm = save_esm(tmp_path / "esm", RESIDUES)
+    tokenizer = esm_tokenizer(tmp_path / "esm")
+    with pytest.raises(
+        ValueError, match=r"esm has a vocabulary of its own, of 27 tokens; give `tokenizer=esm_tokenizer"
+    ):
+        from_esm(tmp_path / "esm")
+    for source in (esm, tmp_path / "esm"):
+        assert from_esm(source, tokenizer=tokenizer).config.bos_token_id == 1
+    for other, message in (
+        (build_tokenizer(), r"<pad> is 1 to the tokenizer and 0 to the config \(pad_token_id\)"),
+        (build_tokenizer((*RESIDUES, *"BZ")), "the tokenizer has the token id 28 and the model 28 tokens"),
+        (build_tokenizer([*RESIDUES[:5], *AMINO_ACIDS[1:]]), "none of them for A; only a model with a token for each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_esm(esm, tokenizer=other)
+    # ESM-2's own, in a table that was filled up, is none of its own.
+    assert from_esm(make_esm(vocab_size=40), tokenizer=build_tokenizer()).config.mask_token_id == 32
+
+
+# --- a new model behind ESM-2 -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cls", [EsmForMaskedLM, EsmModel])

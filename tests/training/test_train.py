@@ -340,6 +340,14 @@ def test_dropout_is_that_of_the_option_or_of_the_model_to_start_from(tmp_path, e
     assert given.config.hidden_dropout_prob == 0.2
 
 
+def test_help_names_the_defaults_of_a_new_model(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Width. (new model: 320) --num_hidden_layers" in text
+    assert "--token_budget" in text and "(default: 0.15)" in text
+
+
 def test_what_was_saved_in_bfloat16_is_trained_in_float32(tmp_path, esm):
     """Updates of a thousandth of a weight would be lost."""
     half = make_model().bfloat16()
@@ -379,11 +387,12 @@ def test_the_best_model_stays_the_final_one(preset, tmp_path):
     """Asking again for a finished training does not put the last model in the place of the best."""
     options = [str(preset), "--output_dir", str(tmp_path / "run"), "--valid_split", "valid", "--eval_strategy", "steps",
                "--eval_steps", "1", "--save_steps", "1", "--load_best_model_at_end", "true", "--max_steps", "3",
-               "--learning_rate", "3"]  # fmt: skip
+               "--learning_rate", "1e-2"]  # fmt: skip
+    options += ["--metric_for_best_model", "eval_loss", "--greater_is_better", "true"]  # the first one is the best
     train(*parse_arguments(options))
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     best = Path(state["best_model_checkpoint"])
-    assert best.name != "checkpoint-3"
+    assert best.name == "checkpoint-1"
     train(*parse_arguments(options))
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (best / "model.safetensors").read_bytes()
 
