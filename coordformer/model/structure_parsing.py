@@ -49,9 +49,9 @@ MOST_MISSING = 9999
 
 # Selenocysteine and pyrrolysine have letters of their own but are not among the 20; these are their parents in the CCD.
 STANDARD_PARENTS = {"U": "C", "O": "K"}
-# Names that simulation programs give to protonation states and ends, and CSE, the former one of selenocysteine.
+# Names that simulation programs give to protonation states and ends.
 _OTHER_PARENTS = dict.fromkeys(("HSD", "HSE", "HSP", "HID", "HIE", "HIP"), "H")
-_OTHER_PARENTS |= {"CYX": "C", "CYM": "C", "ASH": "D", "GLH": "E", "LYN": "K", "LSN": "K", "ARN": "R", "CSE": "C"}
+_OTHER_PARENTS |= {"CYX": "C", "CYM": "C", "ASH": "D", "GLH": "E", "LYN": "K", "LSN": "K", "ARN": "R"}
 # Of GROMACS and CHARMM, in four letters: the third is that of the residue, the fourth of its state.
 _FOUR_LETTERS = re.compile(
     r"(HIS)[ABDEHP12]|(LYS)[HNP]|(ASP)[HP]|(GLU)[HP]|(CYS)[HSNX12]|(ARG)[NP]|(TYR)[HN]|[NC](.{3})"
