@@ -27,8 +27,8 @@ from coordformer.model.residues import NUMBERINGS
 from coordformer.training.conversion import PAPER_KINDS
 from coordformer_command import VERBS, build_parser, main
 
-NAMES = ["prepare", "pack", "train", "evaluate", "embed", "annotate", "contacts", "design", "score", "attention", "robustness",
-         "convert", "export", "push"]  # fmt: skip
+NAMES = ["prepare", "pack", "train", "evaluate", "embed", "annotate", "contacts", "design", "score", "attention",
+         "robustness", "convert", "export", "push"]  # fmt: skip
 STRUCTURE = str(STRUCTURES / "1orc.pdb.gz")
 ROOT = Path(__file__).parent.parent
 
