@@ -121,6 +121,7 @@ class Verb:
     description: str
     options: Options
     goes_on: bool = True  # stopped and called again, where it was
+    one_of: tuple[str, ...] = ()  # options of which exactly one is given
 
 
 VERBS = {
@@ -231,7 +232,7 @@ VERBS = {
         | option(
             "--temperature", "one or several; 0: the likeliest letter (default: 0.1)", (0.1,), nargs="+", type=float
         )
-        | option("--rounds", "1: all residues at once; N: the surest first; all: one after another (default: 8)")
+        | option("--rounds", "1: all residues at once; N: the surest first; all: one after another (default: 1)")
         | SEED
         | option("--fixed_residues", "that keep their letters, by the file's own numbers: 'A10-A20 B52A'")
         | option("--redesigned_residues", "the only ones that get new letters")
@@ -247,6 +248,7 @@ VERBS = {
             "--pssm", f"(residues, 20) nats that are added to logits, columns {AMINO_ACIDS}", metavar="FILE.csv|npz"
         )
         | option("--gaps", "written for residues without coordinates and letter", "X", choices=("X", "-"))
+        | switch("--rescore", "also score by pseudo-likelihood: a row for each designed residue of each sequence")
         | switch("--probabilities", "also ID.npz and ID.csv, before and after bias and temperature")
         | switch("--structures", "also ID.cif of the best design, with confidence as B-factor")
         | option("--numbering", "of residues (default: file)", choices=NUMBERINGS)
@@ -260,11 +262,12 @@ VERBS = {
     ),
     "score": Verb(
         "inference.score:score",
-        "effects of substitutions",
+        "effects of substitutions, and whole sequences",
         "Log-likelihood ratios of mutants and wild type: scores.csv of given mutants (with Spearman's correlation "
-        "where the file has DMS_score), or scan.csv and a heat map of each chain with all substitutions; score.json.",
+        "where the file has DMS_score), or scan.csv and a heat map of each chain with all substitutions; or mean "
+        "negative log-likelihoods of sequences on a structure; score.json.",
         CHECKPOINT_AND_INPUTS
-        | folder("scores.csv, or the scan")
+        | folder("scores.csv, the scan, or sequences.csv")
         | option(
             "--mutants",
             "such as A24G or A24G:T30S of one chain, S52AA where 52A becomes A, SH195A of chain H, WT; or FILE.csv "
@@ -285,9 +288,16 @@ VERBS = {
             "position of the sequence's first residue (default: 1); implies --numbering sequence",
             type=int,
         )
+        | option(
+            "--sequences",
+            "whole sequences on the structures, chains joined by /: sequences.csv with the likeliest first, "
+            "residues.csv; a structure file is one complex",
+            metavar="FILE.fasta",
+        )
         | PREDICTION
-        | window("what is read around each residue of a longer chain")
+        | window("what is read around each residue of a longer chain; not with --sequences")
         | parts(16),
+        one_of=("--mutants", "--scan", "--sequences"),
     ),
     "attention": Verb(
         "analysis.attention:analyze_attention",
@@ -393,13 +403,13 @@ def build_parser() -> argparse.ArgumentParser:
         added = verbs.add_parser(
             name, help=verb.help, description=verb.description, add_help=own_help, allow_abbrev=own_help
         )
-        # Of two options of one parameter one is to be given at most, and of those of `score` one in any case.
+        # Of two options of one parameter one is to be given at most.
         places = Counter(keywords.get("dest", flag.lstrip("-")) for flag, keywords in verb.options.items())
         either: Any = added
         if max(places.values(), default=0) > 1:
-            either = added.add_mutually_exclusive_group(required=name == "score")
+            either = added.add_mutually_exclusive_group(required=bool(verb.one_of))
         for flag, keywords in verb.options.items():
-            several = places[keywords.get("dest", flag.lstrip("-"))] > 1
+            several = places[keywords.get("dest", flag.lstrip("-"))] > 1 or flag in verb.one_of
             (either if several else added).add_argument(flag, **keywords)
         added.add_argument("--json", action="store_true", help="print the result as one JSON object, and nothing else")
         added.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..data.records import counted, current_commit, first_lines, hash_file
 from ..model.chain import AMINO_ACIDS, Chain
 from ..model.design import Designs, check_drawing, design, plan_design
 from ..model.residues import ResidueNumbers, choose_numbering
+from ..model.structure import read_proteins
 from .checkpoints import digest_weights, load_checkpoint
 from .figures import plot_probabilities
 from .predict import as_chain, id_of
@@ -26,7 +28,7 @@ from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, parts_in, r
 
 logger = logging.getLogger(__name__)
 
-HEAD = ("id", "rank", "temperature", "sample", "score", "global_score", "seq_recovery", "sequence")
+HEAD = ("id", "rank", "temperature", "sample", "score", "global_score", "pseudo_score", "seq_recovery", "sequence")
 SELECTING = ("fixed_residues", "redesigned_residues", "chains_to_design")
 
 
@@ -37,7 +39,8 @@ def design_files(
     chains_to_design: Sequence[str] | None = None, omit_aa: str = "", bias_aa: str | None = None,
     omit_per_residue: str | Path | None = None, bias_per_residue: str | Path | None = None,
     symmetry_residues: str | None = None, symmetry_weights: str | None = None, homo_oligomer: bool = False,
-    pssm: str | Path | None = None, gaps: str = "X", probabilities: bool = False, structures: bool = False,
+    pssm: str | Path | None = None, gaps: str = "X", rescore: bool = False, probabilities: bool = False,
+    structures: bool = False,
     numbering: str | None = None, single_chains: bool = False, dtype: str = "float32", token_budget: int = 8192,
     entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
@@ -53,6 +56,7 @@ def design_files(
         omit_per_residue, bias_per_residue: JSON files, `{"A12": "CM"}` and `{"A12": {"W": 3.0}}`, of one protein, or by
             the ids of several.
         pssm: CSV or npz file of (L, 20) nats, columns in the order of `AMINO_ACIDS`; of several proteins npz, by id.
+        rescore: the table gets the column `pseudo_score`, and the FASTA file the same.
         gaps: the letter that is written for residues without coordinates whose letter is not known.
         probabilities: also ID.npz and ID.csv, before and after bias and temperature.
         structures: also ID.cif of the best design: its letters in the given backbone, with confidence as B-factor.
@@ -85,14 +89,14 @@ def design_files(
     reading |= {"as_complex": not single_chains, "atoms": processor.coordinate_atoms}
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
     drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
-    drawing["rounds"] = rounds
+    drawing |= {"rounds": rounds, "rescore": rescore}
     note = {"model": Path(checkpoint).name, "seed": seed, "commit": current_commit()[:12] or "installed"}
 
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
         reports: list[dict[str, Any]] = []
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        table.writerow(HEAD)
+        table.writerow([name for name in HEAD if rescore or name != "pseudo_score"])
         for record, stem in zip(records, file_stems(output, part, records), strict=True):
             name = id_of(record)
             try:
@@ -107,7 +111,7 @@ def design_files(
             finally:
                 bar.update()
             write_text(Path(f"{stem}.fasta"), fasta(designs, note, gaps))
-            table.writerows(_lines(designs, gaps))
+            table.writerows(_lines(designs, gaps, rescore))
             residues = ResidueNumbers(protein, numbering=asked)
             plot_probabilities(Path(f"{stem}.png"), designs, residues)
             if probabilities:
@@ -218,19 +222,24 @@ def fasta(designs: Designs, note: Mapping[str, Any], gaps: str = "X") -> str:
     """The native sequence and the designs as FASTA, chains joined by `/`; ids are ID and ID_TEMPERATURE_SAMPLE."""
     about = ", ".join(f"{name}={value}" for name, value in note.items())
     native = f"score={designs.native_score:.4f}, global_score={designs.native_global_score:.4f}"
+    if not math.isnan(designs.native_pseudo_score):
+        native += f", pseudo_score={designs.native_pseudo_score:.4f}"
     lines = [f">{designs.id} native, {native}, {about}", _joined(designs, designs.native, gaps)]
     for number, sequence in enumerate(designs.sequences):
         drawn = f"{designs.temperatures[number]:g}", designs.samples[number]
         head = f">{designs.id}_{drawn[0]}_{drawn[1]} T={drawn[0]}, sample={drawn[1]}"
         head += f", score={designs.scores[number]:.4f}, global_score={designs.global_scores[number]:.4f}"
+        pseudo = designs.pseudo_scores[number]
+        head += "" if math.isnan(pseudo) else f", pseudo_score={pseudo:.4f}"
         lines += [f"{head}, seq_recovery={designs.recoveries[number]:.4f}, {about}", _joined(designs, sequence, gaps)]
     return "\n".join(lines) + "\n"
 
 
-def _lines(designs: Designs, gaps: str) -> list[list[Any]]:
+def _lines(designs: Designs, gaps: str, rescore: bool) -> list[list[Any]]:
     lines = []
     for rank, number in enumerate(_ranked(designs), 1):
-        values = [designs.scores[number], designs.global_scores[number], designs.recoveries[number]]
+        values = [designs.scores[number], designs.global_scores[number]]
+        values += [*[designs.pseudo_scores[number]] * rescore, designs.recoveries[number]]
         cells = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
         drawn = [f"{designs.temperatures[number]:g}", designs.samples[number]]
         lines.append([designs.id, rank, *drawn, *cells, _joined(designs, designs.sequences[number], gaps)])
@@ -306,6 +315,57 @@ def write_structure(path: Path, protein: Chain, designs: Designs) -> None:
     structure.assign_serial_numbers()
     text = structure.make_mmcif_document().as_string()
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_sequences(path: str | Path) -> list[Chain]:
+    """Sequences of a FASTA file, such as `fasta` writes: chains are joined by `/`, gaps are `-` or X.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    text = "\n".join(line if line.startswith(">") else line.replace("-", "X") for line in lines)
+    return list(read_proteins(path, as_complex=True, data=text.encode()))
+
+
+def fit_sequence(protein: Chain, given: Chain) -> str:
+    """The letters of a sequence, one for each residue of a protein.
+
+    Raises:
+        ValueError: it has other chains, or one of another length; the message says where they differ, as aligned.
+    """
+    residues, sizes = ResidueNumbers(protein), getattr(given, "chain_lengths", None) or (len(given),)
+    name = f"{protein.id}: the sequence {given.id} has"
+    if len(sizes) != len(residues.chain_lengths):
+        have = counted(len(residues.chain_lengths), "chain")
+        raise ValueError(f"{name} {counted(len(sizes), 'chain')}, the structure {have}; join them by /.")
+    end = 0
+    for start, length, size in zip(residues.chain_starts, residues.chain_lengths, sizes, strict=True):
+        end += size
+        if size != length:
+            letters = given.sequence[end - size : end]
+            aligned = gemmi.align_string_sequences(residues.sequence[start : start + length], list(letters), [])
+            where = _first_gap(aligned.cigar_str(), residues, start, letters)
+            chain = residues.chain_name(start)
+            raise ValueError(
+                f"{name} {size} letters where {f'chain {chain}' if chain else 'it'} has {length} residues: {where}."
+            )
+    return given.sequence
+
+
+def _first_gap(cigar: str, residues: ResidueNumbers, start: int, letters: str) -> str:
+    """Where a chain from `start` on and other letters part, by their alignment."""
+    index, place = start, 0
+    for count, kind in re.findall(r"(\d+)([MID])", cigar):
+        size = int(count)
+        if kind == "I":  # in the structure alone
+            last = f" to {residues.describe(index + size - 1)}" if size > 1 else ""
+            return f"it lacks {residues.describe(index)}{last}"
+        if kind == "D":
+            after = f"after {residues.describe(index - 1)}" if index > start else "in front"
+            return f"it has {letters[place : place + size]} more {after}"
+        index, place = index + size, place + size
+    return "they do not align"
 
 
 def describe(summary: Mapping[str, Any]) -> str:

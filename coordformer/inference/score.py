@@ -1,6 +1,7 @@
-"""Scores of mutants, or all substitutions of a protein, as files: `coordformer score`."""
+"""Scores of mutants, of all substitutions, or of whole sequences on a structure, as files: `coordformer score`."""
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,22 +13,24 @@ from tqdm.auto import tqdm
 
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
-from ..data.records import counted, first_lines, hash_json
+from ..data.records import counted, first_lines, hash_file, hash_json
 from ..model.chain import AMINO_ACIDS, Chain, Complex
+from ..model.design import score_sequences
 from ..model.residues import ResidueNumbers, choose_numbering
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
+from .design import fit_sequence, read_sequences
 from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import parse_mutant, read_mutants, spearman
 from .predict import as_chain, id_of
-from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, parts_in, run_parts
+from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts
 
 
 def score(
     checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
-    mutants: Sequence[str] | None = None, method: str = "masked_marginal", numbering: str | None = None,
-    offset: int | None = None, without_coords: bool = False, dtype: str = "float32", token_budget: int = 8192,
-    window: int = 1024, entries_per_part: int = 16, progress: bool = True, **reading: Any,
+    mutants: Sequence[str] | None = None, sequences: str | Path | None = None, method: str = "masked_marginal",
+    numbering: str | None = None, offset: int | None = None, without_coords: bool = False, dtype: str = "float32",
+    token_budget: int = 8192, window: int = 1024, entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Score mutants of proteins, or all substitutions of one of their residues.
 
@@ -41,6 +44,7 @@ def score(
             `:`, `residues` and `positions`.
         mutants: as `parse_mutant` takes them, of one chain; or the name of one CSV file, see `read_mutants`, which for
             several chains says in its column `id` which one a mutant is of. None: all substitutions.
+        sequences: name of a FASTA file; then these are scored, and not mutants, see `score_given_sequences`.
         numbering, offset: what the numbers in the mutants are, as of `parse_mutant`, and those above the heat map.
         method, without_coords, token_budget, window: as of `score_substitutions` and `log_probabilities`.
         dtype: of the weights.
@@ -57,6 +61,12 @@ def score(
     Raises:
         ValueError: an input is unusable, or mutants without `id` are of several chains.
     """
+    if sequences is not None:
+        if mutants is not None:
+            raise ValueError("Give `mutants` or `sequences`, not both.")
+        shared: dict[str, Any] = {"without_coords": without_coords, "dtype": dtype, "token_budget": token_budget}
+        shared |= {"entries_per_part": entries_per_part, "progress": progress}
+        return score_given_sequences(checkpoint, inputs, output, sequences, **shared, **reading)
     output, measured, ids = Path(output), None, None
     asked_numbering, first = choose_numbering(numbering, offset)
     mutants_of: dict[str, list[int]] = {}  # their numbers
@@ -159,6 +169,104 @@ def score(
     return summary
 
 
+def score_given_sequences(
+    checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, sequences: str | Path, *,
+    without_coords: bool = False, dtype: str = "float32", token_budget: int = 8192, entries_per_part: int = 16,
+    progress: bool = True, **reading: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Score sequences on structures.
+
+    Args:
+        checkpoint, inputs: as of `score`; a structure file is one complex.
+        output: a folder. Gets `sequences.csv`, of each structure the likeliest sequence first, `residues.csv` and
+            `score.json`. Scores are mean negative log-likelihoods in nats over residues that are not X, lower is
+            better: `pseudo_score`, each residue masked in its turn, and `global_score`, all of them masked, in one
+            pass. Of each residue there are the log-likelihoods, `pseudo` and `one_pass`, and the structure's letter.
+        sequences: a FASTA file, chains joined by `/`, such as `design` writes. Of several structures each gets the
+            sequences with its id, alone or with `_` and more behind it.
+        without_coords, dtype, token_budget, entries_per_part, reading: as of `score`.
+
+    Returns:
+        What is also in `score.json`: the settings, counts, and `proteins`, of each its `id`, `residues`, the number of
+        `sequences`, `best` (the id of the likeliest), and `pseudo_score` and `global_score` of that.
+
+    Raises:
+        ValueError: an input is unusable. A sequence that does not fit its structure costs the structure.
+    """
+    output, given_sequences = Path(output), read_sequences(sequences)
+    model, processor = load_checkpoint(checkpoint, dtype)
+    files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
+    reading |= {"as_complex": files}
+    given = Inputs(inputs, atoms=processor.coordinate_atoms, entries_per_part=entries_per_part, **reading)
+
+    def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
+        texts = [io.StringIO(), io.StringIO()]
+        whole, by_residue = (csv.writer(text, lineterminator="\n") for text in texts)
+        whole.writerow(["id", "sequence_id", "pseudo_score", "global_score", "seq_recovery", "sequence"])
+        by_residue.writerow(["id", "sequence_id", "residue", "position", "native", "letter", "pseudo", "one_pass"])
+        reports: list[dict[str, Any]] = []
+        for record in records:
+            name, alone = id_of(record), len(records) == len(given) == 1
+            mine = [each for each in given_sequences if alone or each.id == name or each.id.startswith(f"{name}_")]
+            try:
+                protein = as_chain(record)
+                coordinates = coordinates_given(model, protein.coords, without_coords)
+                if not mine:
+                    raise ValueError("no sequence has this id; ids are ID or ID_ANYTHING")
+                letters = [fit_sequence(protein, each) for each in mine]
+                if without_coords:
+                    protein = dataclasses.replace(protein, coords=np.full_like(protein.coords, np.nan))
+                tables = score_sequences(model, protein, letters, processor=processor, token_budget=token_budget)
+                if any(np.isnan(table).all() for table in tables):
+                    raise ValueError("a sequence has only X; there is nothing to score")
+            except ValueError as error:
+                rejects.append(("", name, str(error).removeprefix(f"{name}: ")))
+                continue
+            finally:
+                bar.update()
+            residues = ResidueNumbers(protein)
+            scores = [-np.nanmean(table, axis=0) for table in tables]
+            order = sorted(range(len(mine)), key=lambda number: scores[number][1])
+            for number in order:
+                pairs = [pair for pair in zip(letters[number], protein.sequence, strict=True) if "X" not in pair]
+                recovery = sum(one == other for one, other in pairs) / len(pairs) if pairs else math.nan
+                cells = [scores[number][1], scores[number][0], recovery]
+                chains = [
+                    letters[number][start : start + size]
+                    for start, size in zip(residues.chain_starts, residues.chain_lengths, strict=True)
+                ]
+                whole.writerow([name, mine[number].id, *map(_cell, cells), "/".join(chains)])
+                for index, letter in enumerate(letters[number]):
+                    place = [residues.name(index), residues.positions[index], protein.sequence[index], letter]
+                    values = tables[number][index, ::-1]
+                    by_residue.writerow([name, mine[number].id, *place, *map(_cell, values)])
+            report = {"id": name, "residues": len(protein), "sequences": len(mine), "best": mine[order[0]].id}
+            best = dict(zip(("global_score", "pseudo_score"), map(float, scores[order[0]]), strict=True))
+            reports.append(report | {"coordinates": coordinates} | best)
+        for suffix, text in zip(("", "_residues"), texts, strict=True):
+            write_text(output / PARTS / f"{part}{suffix}.csv", text.getvalue())
+        counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
+        return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
+
+    settings = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "without_coords": without_coords}
+    guarded = {"verb": "score", "weights": digest_weights(model), "sequences": hash_file(sequences)}
+    with parts_in(output, given):
+        outcome = run_parts(given, output, settings | guarded, work, progress)
+        reports = [report for record in outcome.records for report in record.get("reports", ())]
+        summary: dict[str, Any] = settings | outcome.counts() | {"proteins": reports}
+        if outcome.complete:
+            outcome.list_rejects(output / REJECTS)
+            tables = [output / record["file"] for record in outcome.records if "file" in record]
+            join_tables(tables, output / "sequences.csv")
+            join_tables([path.with_name(f"{path.stem}_residues.csv") for path in tables], output / "residues.csv")
+            write_json(output / "score.json", summary)
+    return summary
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
 def scan_lines(chain_id: str, residues: ResidueNumbers, table: np.ndarray) -> Iterator[list[str]]:
     """Rows of `scan.csv` of a chain's table."""
     for index, scores in enumerate(table):
@@ -183,7 +291,13 @@ def score_lines(
 def describe(summary: Mapping[str, Any]) -> str:
     """The summary as a short text."""
     lines = []
-    for chain in summary["chains"]:
+    for protein in summary.get("proteins", ()):
+        line = (
+            f"{protein['id']}: {counted(protein['sequences'], 'sequence')} on {counted(protein['residues'], 'residue')}"
+        )
+        line += f", coordinates {protein['coordinates']}; the likeliest is {protein['best']}"
+        lines.append(f"{line}, pseudo_score {protein['pseudo_score']:.3f}")
+    for chain in () if "proteins" in summary else summary["chains"]:
         what = counted(chain["mutants"], "mutant") if "mutants" in chain else "all substitutions"
         line = f"{chain['chain']}: {what} of {counted(chain['residues'], 'residue')}"
         line += f" in {counted(len(chain['chains']), 'chain')}" if "chains" in chain else ""

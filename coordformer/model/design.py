@@ -19,7 +19,7 @@ from .processing_coordformer import CoordformerProcessor, letter_ids
 from .residues import ResidueNumbers
 from .windows import cut_window, longest_window
 
-ROUNDS = 8
+ROUNDS = 1
 """Rounds of `design` unless others are asked for; chosen by measurement, see examples/design."""
 
 
@@ -58,6 +58,8 @@ class Designs:
         native_score, native_global_score: of the native letters, NaN where they are not known.
         log_probabilities: (L, 20), nats, of each residue with the designed ones masked, without bias.
         biased: (temperatures, L, 20), probabilities that the first round draws from; NaN where nothing is designed.
+        pseudo_scores: (sequences,), mean negative pseudo-log-likelihood of the designed residues, each masked alone in
+            the whole sequence; and of the native one, `native_pseudo_score`. NaN unless `design` was told to rescore.
     """
 
     id: str
@@ -74,6 +76,8 @@ class Designs:
     native_global_score: float
     log_probabilities: np.ndarray
     biased: np.ndarray
+    pseudo_scores: np.ndarray
+    native_pseudo_score: float
 
     def split(self, sequence: str) -> list[str]:
         """The chains of a sequence."""
@@ -247,7 +251,7 @@ def _tie(task: DesignTask, protein: Chain, residues: ResidueNumbers, symmetry, w
 def design(
     model: Any, protein: Chain, task: DesignTask | None = None, *, processor: Any = None, num_samples: int = 8,
     temperature: float | Iterable[float] = 0.1, seed: int = 0, rounds: int | str | None = None,
-    token_budget: int = 8192, **options: Any,
+    rescore: bool = False, token_budget: int = 8192, **options: Any,
 ) -> Designs:  # fmt: skip
     """Design sequences for a chain or complex.
 
@@ -262,6 +266,7 @@ def design(
             designed beside it.
         rounds: 1 draws all residues at once, each by itself; N draws all in each round, keeps those it is surest of, an
             Nth, and draws the others again; `"all"` draws one residue after another in random order. Default: `ROUNDS`.
+        rescore: also score by pseudo-likelihood, which takes a row for each designed residue of each sequence.
         token_budget: tokens of a batch.
 
     Raises:
@@ -286,7 +291,7 @@ def design(
     tokens = np.repeat(passes.tokens[None], 2, axis=0)
     tokens[0, places] = tokens[1, :] = passes.mask
     masked = passes(tokens)
-    log_probabilities = masked - np.logaddexp.reduce(masked, axis=-1, keepdims=True)
+    log_probabilities = _normalized(masked)
     native = np.array([AMINO_ACIDS.find(letter) for letter in protein.sequence])  # -1: X
 
     def score(letters: np.ndarray, row: int, inside: np.ndarray) -> float:
@@ -307,6 +312,12 @@ def design(
         for group, tied in enumerate(task.tied):
             biased[number, tied] = shares[group]
     everything = np.arange(length)
+    pseudo: dict[bytes, float] = {}  # sequences may be equal
+    for letters in [*full, native] if rescore else ():
+        inside = places[letters[places] >= 0]
+        if letters.tobytes() not in pseudo:
+            likelihoods = passes.pseudo_likelihoods(letters, inside)
+            pseudo[letters.tobytes()] = float(-likelihoods.mean()) if len(inside) else math.nan
     return Designs(
         protein.id,
         protein.sequence,
@@ -322,7 +333,41 @@ def design(
         score(native, 1, everything),
         log_probabilities[0],
         biased,
+        np.array([pseudo.get(letters.tobytes(), math.nan) for letters in full]),
+        pseudo.get(native.tobytes(), math.nan),
     )
+
+
+@torch.no_grad()
+def score_sequences(
+    model: Any, protein: Chain, sequences: Sequence[str], *, processor: Any = None, token_budget: int = 8192
+) -> list[np.ndarray]:
+    """Log-likelihoods of the residues of sequences on a structure.
+
+    Args:
+        sequences: L letters each, the 20 amino acids and X.
+        model, protein, processor, token_budget: as of `design`.
+
+    Returns:
+        For each sequence (L, 2), nats, NaN at X: with all residues masked, in one pass for all sequences, as
+        `Designs.global_scores`; and each residue masked alone, which takes a row for each, as `Designs.pseudo_scores`.
+
+    Raises:
+        ValueError: a sequence has another length than the protein.
+    """
+    passes = _Passes(model, processor or CoordformerProcessor(), protein, token_budget)
+    one_pass = _normalized(passes(np.full((1, len(protein)), passes.mask)))[0]
+    tables = []
+    for sequence in sequences:
+        if len(sequence) != len(protein):
+            raise ValueError(f"{protein.id} has {len(protein)} residues, and a sequence {len(sequence)} letters.")
+        letters = np.array([AMINO_ACIDS.find(letter) for letter in sequence])
+        known = np.flatnonzero(letters >= 0)
+        table = np.full((len(protein), 2), np.nan)
+        table[known, 0] = one_pass[known, letters[known]]
+        table[known, 1] = passes.pseudo_likelihoods(letters, known)
+        tables.append(table)
+    return tables
 
 
 def check_drawing(
@@ -383,6 +428,22 @@ class _Passes:
             parts.append(logits[:, 1:-1, torch.from_numpy(self.letters)].double().cpu().numpy())
         return np.concatenate(parts)
 
+    def pseudo_likelihoods(self, letters: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Log-likelihoods (places,), nats, of letters (L,), -1 for X, each masked alone."""
+        tokens = np.where(letters >= 0, self.letters[letters], self.tokens)
+        found, size = np.empty(len(places)), max(1, self.budget // (len(tokens) + 2))
+        for start in range(0, len(places), size):
+            inside = places[start : start + size]
+            rows, each = np.repeat(tokens[None], len(inside), axis=0), np.arange(len(inside))
+            rows[each, inside] = self.mask
+            found[start : start + size] = _normalized(self(rows)[each, inside])[each, letters[inside]]
+        return found
+
+
+def _normalized(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of logits (..., 20)."""
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
 
 def _probabilities(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Of logits (..., 20); at temperature 0 the likeliest has 1."""
@@ -440,4 +501,4 @@ def _group_means(logits: np.ndarray, task: DesignTask, groups: np.ndarray) -> np
     return means
 
 
-__all__ = ["DesignTask", "Designs", "check_drawing", "design", "plan_design"]
+__all__ = ["DesignTask", "Designs", "check_drawing", "design", "plan_design", "score_sequences"]

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from coordformer import CoordformerForMaskedLM, CoordformerProcessor, design, read_chains, read_complex
 from coordformer.model.chain import AMINO_ACIDS, Chain, Complex
-from coordformer.model.design import Designs, _probabilities, plan_design
+from coordformer.model.design import Designs, _probabilities, plan_design, score_sequences
 from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.residues import ResidueNumbers
 
@@ -254,6 +254,35 @@ def test_scores_are_those_of_masked_residues(model, protease):
     recovered = (columns(designs)[:, :20] == list(protease.sequence[:20])).mean(axis=1)
     np.testing.assert_allclose(designs.recoveries, recovered)
     np.testing.assert_allclose(designs.log_probabilities, tables[0], atol=1e-4)
+
+
+@torch.no_grad()
+def test_pseudo_likelihoods_mask_each_residue_in_its_turn(model, chain):
+    """By a call of the model for each; of the designed residues, and of whole sequences by `score_sequences`."""
+    short = part(chain, 10, 30)
+    short = dataclasses.replace(short, sequence=f"{short.sequence[:4]}X{short.sequence[5:]}")
+    designs = design(
+        model, short, redesigned_residues="A11-A16", num_samples=3, temperature=1.0, rescore=True, token_budget=60
+    )
+    sequences = [*designs.sequences, short.sequence]
+    tables = score_sequences(model, short, sequences, token_budget=50)
+    for sequence, table in zip(sequences, tables, strict=True):
+        for index, letter in enumerate(sequence):
+            if letter == "X":
+                assert np.isnan(table[index]).all()
+                continue
+            batch = PROCESSOR(chains=[dataclasses.replace(short, sequence=sequence)])
+            batch["input_ids"][0, index + 1] = PROCESSOR.tokenizer.mask_token_id
+            likelihoods = model(**batch).logits[0, index + 1, LETTERS].double().log_softmax(dim=-1)
+            assert table[index, 1] == pytest.approx(float(likelihoods[AMINO_ACIDS.index(letter)]), abs=1e-4)
+    for number, table in enumerate(tables[:3]):
+        assert designs.pseudo_scores[number] == pytest.approx(-table[:6, 1].mean(), abs=1e-4)
+        assert designs.global_scores[number] == pytest.approx(-np.nanmean(table[:, 0]), abs=1e-4)
+    assert designs.native_pseudo_score == pytest.approx(-np.nanmean(tables[3][:6, 1]), abs=1e-4)
+    assert designs.native_global_score == pytest.approx(-np.nanmean(tables[3][:, 0]), abs=1e-4)
+    assert np.isnan(design(model, short, num_samples=1).pseudo_scores).all()
+    with pytest.raises(ValueError, match="1ORC_A has 20 residues, and a sequence 3 letters"):
+        score_sequences(model, short, ["MKV"])
 
 
 def test_unknown_residues(model, chain):

@@ -153,6 +153,20 @@ def test_structures_read_back(model, tmp_path, name):
     assert getattr(found, "chain_names", None) == getattr(protein, "chain_names", None)
 
 
+def test_rescored_designs(checkpoint, model, no_pictures, tmp_path):
+    """In the table and the FASTA file, and nowhere unless asked for."""
+    quietly(checkpoint, CRO, tmp_path / "out", num_samples=2, rescore=True, redesigned_residues="A10-A14")
+    designs = design(model, read_complex(CRO), num_samples=2, rescore=True, redesigned_residues="A10-A14")
+    rows = read_rows(tmp_path / "out" / "designs.csv")
+    found = {int(row["sample"]): float(row["pseudo_score"]) for row in rows}
+    np.testing.assert_allclose([found[1], found[2]], designs.pseudo_scores, rtol=1e-4)
+    text = (tmp_path / "out" / "1ORC.fasta").read_text()
+    assert f", pseudo_score={designs.native_pseudo_score:.4f}, model=" in text and text.count("pseudo_score") == 3
+    quietly(checkpoint, CRO, tmp_path / "plain", num_samples=2, redesigned_residues="A10-A14")
+    for name in ("1ORC.fasta", "designs.csv"):
+        assert "pseudo" not in (tmp_path / "plain" / name).read_text()
+
+
 def test_residues_without_coordinates(checkpoint, model, no_pictures, tmp_path):
     """Their letters are kept where they are known; where they are not, `gaps` says what is written."""
     structure = gemmi.read_structure(str(CRO))
