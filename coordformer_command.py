@@ -252,7 +252,7 @@ VERBS = {
         | switch("--probabilities", "also ID.npz and ID.csv, before and after bias and temperature")
         | switch("--structures", "also ID.cif of the best design, with confidence as B-factor")
         | option("--numbering", "of residues (default: file)", choices=NUMBERINGS)
-        | switch("--single_chains", "design each chain of a file alone")
+        | switch("--single_chains", "design each chain of a file alone", "store_false", dest="as_complex")
         | option("--split", "of data sets only rows whose column `split` has this value")
         | option("--chains", "only these of each file, by id or name", dest="chain_ids", nargs="+", type=chain_name)
         | MIN_PLDDT

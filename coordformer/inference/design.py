@@ -24,7 +24,7 @@ from ..model.structure import read_proteins
 from .checkpoints import digest_weights, load_checkpoint
 from .figures import plot_probabilities
 from .predict import as_chain, id_of
-from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, parts_in, run_parts, write_arrays
+from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def design_files(
     symmetry_residues: str | None = None, symmetry_weights: str | None = None, homo_oligomer: bool = False,
     pssm: str | Path | None = None, gaps: str = "X", rescore: bool = False, probabilities: bool = False,
     structures: bool = False,
-    numbering: str | None = None, single_chains: bool = False, dtype: str = "float32", token_budget: int = 8192,
+    numbering: str | None = None, as_complex: bool = True, dtype: str = "float32", token_budget: int = 8192,
     entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Design sequences for structures; arguments that are not below are those of `design` and `plan_design`.
@@ -60,7 +60,7 @@ def design_files(
         gaps: the letter that is written for residues without coordinates whose letter is not known.
         probabilities: also ID.npz and ID.csv, before and after bias and temperature.
         structures: also ID.cif of the best design: its letters in the given backbone, with confidence as B-factor.
-        single_chains: each chain of a file is designed alone.
+        as_complex: each structure file is one complex; otherwise each of its chains is designed alone.
         dtype: of the weights.
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `assembly`, `shard`): as of `runner.Inputs`.
 
@@ -86,7 +86,8 @@ def design_files(
     if all(shared[name] is None for name in SELECTING):
         logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
     model, processor = load_checkpoint(checkpoint, dtype)
-    reading |= {"as_complex": not single_chains, "atoms": processor.coordinate_atoms}
+    files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
+    reading |= {"as_complex": as_complex and files, "atoms": processor.coordinate_atoms}
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
     drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
     drawing |= {"rounds": rounds, "rescore": rescore}

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from ..model.chain import AMINO_ACIDS, Chain
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
 from ..model.residues import ResidueNumbers
+from ..model.substitutions import parse_mutant
 from ..model.windows import cut_window, longest_window, window_around
-from .mutants import parse_mutant
 from .predict import Row, encode, longest_first, plain_collator, predict
 
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")

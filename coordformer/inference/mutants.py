@@ -1,93 +1,13 @@
-"""Substitutions: how they are written, and files of them."""
+"""Files of mutants and measurements."""
 
 import csv
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-from ..model.chain import AMINO_ACIDS, Chain
-from ..model.residues import ResidueNumbers
-
-_SUBSTITUTION = re.compile(r"([A-Z])([^\s,;]*\d[A-Za-z]?)([A-Z])")  # wild type, residue, new letter
-_WILD_TYPE = re.compile("_?wt", re.IGNORECASE)
-
-
-def parse_mutant(
-    mutant: str, chain: Chain | ResidueNumbers | str, *, numbering: str | None = None, offset: int | None = None
-) -> list[tuple[int, str]]:
-    """The substitutions of a mutant such as `A24G`, `A24G:T30S` or `SH195A`.
-
-    Args:
-        mutant: letter of the wild type, residue, new letter; several substitutions are joined by `:`. The residue is
-            the file's own number with insertion code, `S52AA` makes 52A an A. Where several chains have the number, the
-            chain's name is in front, as in SKEMPI and FoldX: `SH195A`. `WT`, in any case, and `_wt` are the wild type.
-        chain: the wild type, a chain or complex; its residues, where many mutants are of them; or a sequence.
-        numbering: `"file"`, the file's own numbers, or `"sequence"`, positions in each chain; chains without numbers of
-            a file are counted in any case. None: `"file"`, unless there is an `offset`.
-        offset: position of a chain's first residue, 1 if not given.
-
-    Returns:
-        For each substitution the residue's index, from 0 on, and the new letter; nothing of the wild type.
-
-    Raises:
-        ValueError: the text is no mutant or may be read in several ways, has a letter beyond the 20 amino acids, a
-            residue that the chain does not have or twice, or another wild type than the chain.
-
-    Examples:
-        >>> parse_mutant("K2R:V3A", "MKV")
-        [(1, 'R'), (2, 'A')]
-    """
-    if isinstance(chain, str):
-        chain = ResidueNumbers({"sequence": chain}, numbering=numbering, offset=offset)
-    elif not isinstance(chain, ResidueNumbers):
-        chain = ResidueNumbers(chain, numbering=numbering, offset=offset)
-    if _WILD_TYPE.fullmatch(mutant.strip()):
-        return []
-    substitutions: dict[int, str] = {}
-    for text in mutant.split(":"):
-        if (match := _SUBSTITUTION.fullmatch(text.strip())) is None:
-            raise ValueError(
-                f"Mutant {mutant!r} cannot be read; write A24G, or A24G:T30S for several substitutions, and AH24G for "
-                "chain H."
-            )
-        wild_type, residue, letter = match.groups()
-        if odd := {wild_type, letter} - set(AMINO_ACIDS):
-            raise ValueError(f"Mutant {mutant}: {min(odd)} is no amino acid; substitutions are among {AMINO_ACIDS}.")
-        found = chain.readings(residue)
-        try:
-            index = chain.find(residue)
-        except ValueError as error:
-            fix = "" if found else f"; {_other_numbering(chain, residue, wild_type)}"
-            raise ValueError(f"Mutant {mutant}: {str(error).removesuffix('.')}{fix}.") from None
-        if chain.sequence[index] != wild_type:
-            what = f"{chain.describe(index)} is {chain.sequence[index]}, not {wild_type}"
-            raise ValueError(f"Mutant {mutant}: {what}; {_other_numbering(chain, residue, wild_type)}.")
-        if index in substitutions:
-            raise ValueError(f"Mutant {mutant}: {chain.describe(index)} is substituted twice; keep one of them.")
-        substitutions[index] = letter
-    return list(substitutions.items())
-
-
-def _other_numbering(residues: ResidueNumbers, text: str, wild_type: str) -> str:
-    """How residues were numbered, what else there is, and whether the wild type is there."""
-    if (other := residues.other()) is None:
-        fix = "to the position of its first residue in the mutants, or give the chain that they are of"
-        counted = f"positions count the deposited sequence from {residues.offset}, not a file's own residue numbers"
-        return f"{counted}: set `offset` (--offset) {fix}"
-    fitting = [other.describe(index) for index in other.readings(text) if other.sequence[index] == wild_type]
-    there = f": with it {' and '.join(fitting)} is {wild_type}" if fitting else ""
-    if residues.numbering == "file":
-        return (
-            "numbers are the file's own; positions in the sequence need numbering='sequence' (--numbering sequence)"
-            + there
-        )
-    return (
-        f"positions count the deposited sequence from {residues.offset}; the file's own numbers need numbering='file' "
-        f"(--numbering file){there}"
-    )
+from ..model.substitutions import parse_mutant
 
 
 def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None, list[str] | None]:
@@ -133,3 +53,6 @@ def spearman(scores: np.ndarray, measured: np.ndarray) -> float:
     if len(np.unique(scores)) < 2 or len(np.unique(measured)) < 2:
         return math.nan
     return float(spearmanr(scores, measured).statistic)
+
+
+__all__ = ["parse_mutant", "read_mutants", "spearman"]

@@ -17,11 +17,12 @@ from ..data.records import counted, first_lines, hash_file, hash_json
 from ..model.chain import AMINO_ACIDS, Chain, Complex
 from ..model.design import score_sequences
 from ..model.residues import ResidueNumbers, choose_numbering
+from ..model.substitutions import parse_mutant
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .design import fit_sequence, read_sequences
 from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
-from .mutants import parse_mutant, read_mutants, spearman
+from .mutants import read_mutants, spearman
 from .predict import as_chain, id_of
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
-"""Pipelines of Transformers that take structures: masked residues, embeddings, contacts.
+"""Pipelines of Transformers that take structures: masked residues, embeddings, contacts, design, variants.
 
 `pipeline("fill-mask")` and `pipeline("feature-extraction")` take sequences alone.
 """
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from transformers.pipelines.base import ChunkPipeline
 
-from .chain import AMINO_ACIDS
-from .processing_coordformer import chain_layout, layout_tokens
+from .chain import AMINO_ACIDS, Chain, Complex
+from .design import Designs, design
+from .processing_coordformer import chain_arrays, chain_layout, layout_tokens
 from .residues import ResidueNumbers
 from .structure import read_complex, read_proteins
+from .substitutions import parse_mutant
 from .windows import WindowMean, cut_window, longest_window, window_around, window_starts
 
 # As config.json has it, for a folder that carries this file; `import coordformer` registers the same tasks.
@@ -30,6 +32,11 @@ CUSTOM_PIPELINES: dict[str, dict[str, Any]] = {
     "protein-contact-prediction": {
         "impl": "pipeline_coordformer.ProteinContactPredictionPipeline",
         "pt": ["AutoModel"],
+    },
+    "protein-design": {"impl": "pipeline_coordformer.ProteinDesignPipeline", "pt": ["AutoModelForMaskedLM"]},
+    "protein-variant-scoring": {
+        "impl": "pipeline_coordformer.ProteinVariantScoringPipeline",
+        "pt": ["AutoModelForMaskedLM"],
     },
 }
 
@@ -300,9 +307,174 @@ class ProteinContactPredictionPipeline(ProteinPipeline):
         return {"probabilities": mean.mean()}
 
 
+class ProteinDesignPipeline(ProteinPipeline):
+    """Sequences for a backbone, see `design`.
+
+    A structure file is one complex, unless `as_complex` is False. A dictionary has `coords`. Residues are chosen by the
+    file's own numbers. Options beyond `chain_ids`, `min_plddt`, `as_complex` and `assembly` are those of `design`
+    (`num_samples`, `temperature`, `seed`, `rounds`, `rescore`, `token_budget`) and of `plan_design`
+    (`fixed_residues`, `chains_to_design`, `omit_aa` and others). A protein is read whole.
+
+    Adds to each chain or complex `designs`, a list of dictionaries, the best score first: `sequence`, `temperature`,
+    `sample`, `score`, `global_score`, `seq_recovery` (None where no native letter is known) and with `rescore`
+    `pseudo_score`; and `native_score`. Scores are those of `Designs`.
+    """
+
+    def preprocess(  # type: ignore[override]
+        self, protein: Any, chain_ids: str | Sequence[str] | None = None, min_plddt: float | None = None,
+        as_complex: bool | None = None, assembly: str | int | None = None, **options,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        whole = isinstance(protein, (str, os.PathLike)) if as_complex is None else as_complex
+        proteins = [_as_chain(each) for each in self._read(protein, chain_ids, min_plddt, whole, assembly)]
+        for number, each in enumerate(proteins, 1):
+            yield {"protein": each, "options": options, "is_last": number == len(proteins)}
+
+    def _forward(self, row: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        if not isinstance(row["protein"], list):
+            return row | {"designs": self._design(row["protein"], row["options"])}
+        pairs = zip(row["protein"], row["options"], strict=True)
+        return row | {"designs": [self._design(protein, options) for protein, options in pairs]}
+
+    def _design(self, protein: Chain, options: Mapping[str, Any]) -> Designs:
+        return design(self.model, protein, processor=self.processor, **options)
+
+    def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
+        results = []
+        for row in rows:
+            protein, designs = row["protein"], row["designs"]
+            result: dict[str, Any] = {"id": protein.id, "sequence": protein.sequence}
+            result["residue_numbers"] = list(protein.residue_numbers) or None
+            for name in ("chain_names", "chain_lengths"):
+                if getattr(protein, name, None):
+                    result[name] = list(getattr(protein, name))
+            columns = {"score": designs.scores, "global_score": designs.global_scores}
+            columns |= {"seq_recovery": designs.recoveries, "pseudo_score": designs.pseudo_scores}
+            result["designs"] = []
+            for number in np.argsort(designs.scores, kind="stable").tolist():
+                found = {name: float(column[number]) for name, column in columns.items()}
+                values = {name: None if np.isnan(value) else value for name, value in found.items()}
+                if values["pseudo_score"] is None:
+                    del values["pseudo_score"]
+                drawn = {"temperature": designs.temperatures[number], "sample": designs.samples[number]}
+                result["designs"].append({"sequence": designs.sequences[number]} | drawn | values)
+            native = designs.native_score
+            results.append(result | {"native_score": None if np.isnan(native) else native})
+        return results
+
+
+def _as_chain(protein: Any) -> Any:
+    """A dictionary as the chain, or complex, that it is of."""
+    if not isinstance(protein, Mapping):
+        return protein
+    atoms = tuple(protein.get("atoms") or ("CA",))
+    sequence = protein["sequence"].replace("<mask>", "X").replace(" ", "")
+    coords: Any = protein.get("coords")
+    if coords is None:
+        coords = np.full((len(sequence), len(atoms), 3), np.nan)
+    _, coords = chain_arrays({**protein, "sequence": sequence, "coords": coords}, atoms)
+    given: dict[str, Any] = {
+        name: protein[name] for name in ("positions", "residue_numbers") if protein.get(name) is not None
+    }
+    values: Any = (str(protein.get("id") or "protein"), sequence, coords, atoms, np.full(len(sequence), np.nan))
+    if (lengths := protein.get("chain_lengths")) is None or not len(lengths):
+        return Chain(*values, **given)
+    names = protein.get("chain_names") or map(str, range(1, len(lengths) + 1))
+    return Complex(*values, **given | {"chain_names": tuple(names), "chain_lengths": tuple(lengths)})
+
+
+class ProteinVariantScoringPipeline(ProteinPipeline):
+    """Effects of substitutions: log-likelihood ratios of mutant and wild type in nats, higher is fitter.
+
+    Options beyond those of `ProteinPipeline`:
+
+    - `mutants`: such as `["A24G", "A24G:T30S", "SH195A"]`, by the file's own numbers (see `parse_mutant`), of a protein
+      with one chain or of a complex. None: all substitutions.
+    - `method`: `"masked_marginal"`, a row for each residue, or `"wild_type_marginal"`, one for the chain.
+    - `numbering`, `offset`: as of `parse_mutant`.
+
+    Adds to the chain `mutants`, a list of dictionaries with `mutant` and `score`, in the given order; or without
+    `mutants`, `scan`, float64 (residues, 20), in the order `ACDEFGHIKLMNPQRSTVWY`, NaN for residues X.
+    """
+
+    METHODS = ("masked_marginal", "wild_type_marginal")
+
+    def _sanitize_parameters(self, **options):
+        if (method := options.get("method", self.METHODS[0])) not in self.METHODS:
+            raise ValueError(f"`method` is {method!r}; choose one of {', '.join(self.METHODS)}.")
+        if isinstance(options.get("mutants"), str):
+            options["mutants"] = [options["mutants"]]
+        if options.get("mutants") is not None and not len(options["mutants"]):
+            raise ValueError("There is nothing to score: the list of mutants is empty.")
+        parsing = {name: options[name] for name in ("mutants", "numbering", "offset") if name in options}
+        return options, {}, parsing
+
+    def _choose(
+        self, chains, mutants: Sequence[str] | None = None, method: str = METHODS[0], numbering: str | None = None,
+        offset: int | None = None,
+    ) -> Iterator[list[np.ndarray]]:  # fmt: skip
+        if mutants is not None and len(chains) > 1:
+            names = ", ".join(str(chain["id"]) for chain in chains)
+            raise ValueError(
+                f"The mutants are of one chain, and there are {names}; choose by `chain_ids`, or as_complex."
+            )
+        for chain in chains:
+            places = np.flatnonzero(np.isin(chain["sequence"], list(AMINO_ACIDS)))
+            if mutants is not None:
+                parsed = _parse(chain, chain["sequence"], mutants, numbering, offset)
+                places = np.unique([index for mutant in parsed for index, _ in mutant] or [0])
+            if not len(places):
+                raise ValueError(
+                    f"Chain {chain['id'] or '?'} has no residue that is known; nothing can be substituted."
+                )
+            yield [places] if method == "wild_type_marginal" else list(places[:, None])
+
+    def _cut(self, residues, asked, window):
+        rows = []
+        for group in asked:
+            starts = window_around(group, len(residues), window)
+            rows += [(int(first), group[starts == first].tolist()) for first in np.unique(starts)]
+        return rows
+
+    def preprocess(self, protein: Any, method: str = METHODS[0], **options):  # type: ignore[override]
+        for row in super().preprocess(protein, method=method, **options):
+            places = torch.tensor([row["asked"]]) - row["window"][0] + 1  # <cls> is in front
+            if method == "masked_marginal":
+                row["input_ids"] = row["input_ids"].index_fill(1, places[0], self.processor.tokenizer.mask_token_id)
+            yield row | {"places": places}
+
+    def _predict(self, inputs, row):
+        letters = self.processor.tokenizer.convert_tokens_to_ids(list(AMINO_ACIDS))
+        logits = self.model(**inputs).logits.take_along_dim(row["places"].unsqueeze(-1), dim=1)
+        return {"log_probabilities": logits[..., letters].double().log_softmax(dim=-1)}
+
+    def _assemble(self, rows, mutants=None, numbering=None, offset=None):
+        chain = rows[0]["chain"]
+        letters = self.processor.tokenizer.tokenize(chain["sequence"])
+        scan = np.full((len(letters), len(AMINO_ACIDS)), np.nan)
+        for row in rows:
+            for number, index in enumerate(row["asked"]):  # in a batch there is padding after them
+                values = row["log_probabilities"][0, number].numpy()
+                if letters[index] in AMINO_ACIDS:
+                    scan[index] = values - values[AMINO_ACIDS.index(letters[index])]
+        if mutants is None:
+            return {"scan": scan}
+        scores = []
+        for mutant, substitutions in zip(mutants, _parse(chain, letters, mutants, numbering, offset), strict=True):
+            score = sum(float(scan[index, AMINO_ACIDS.index(letter)]) for index, letter in substitutions)
+            scores.append({"mutant": mutant, "score": float(score)})
+        return {"mutants": scores}
+
+
+def _parse(chain: Mapping[str, Any], letters: Any, mutants: Sequence[str], numbering, offset) -> list[Any]:
+    residues = ResidueNumbers({**chain, "sequence": letters}, numbering=numbering, offset=offset)
+    return [parse_mutant(mutant, residues) for mutant in mutants]
+
+
 __all__ = [
     "CUSTOM_PIPELINES",
     "ProteinContactPredictionPipeline",
+    "ProteinDesignPipeline",
     "ProteinFeatureExtractionPipeline",
     "ProteinFillMaskPipeline",
+    "ProteinVariantScoringPipeline",
 ]

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import gemmi
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import STRUCTURES, make_model
+from datasets import Dataset
 from matplotlib import image
 
 from coordformer import CoordformerForMaskedLM, CoordformerProcessor, design, read_complex, read_proteins
+from coordformer.data.rows import SCHEMA, chain_to_row
 from coordformer.inference.design import describe, design_files, fasta, parse_bias, write_structure
 from coordformer.model.chain import AMINO_ACIDS
 from coordformer_command import main
@@ -286,8 +289,19 @@ def test_options_by_residue_from_files(checkpoint, no_pictures, tmp_path):
 
 
 def test_chains_of_a_file_by_themselves(checkpoint, no_pictures, tmp_path):
-    summary = quietly(checkpoint, PROTEASE, tmp_path, num_samples=1, single_chains=True)
+    summary = quietly(checkpoint, PROTEASE, tmp_path, num_samples=1, as_complex=False)
     assert [report["id"] for report in summary["proteins"]] == ["1HVR_A", "1HVR_B"]
+
+
+def test_rows_of_a_data_set(checkpoint, model, no_pictures, tmp_path):
+    """Chains and complexes of one, designed as from their files."""
+    proteins = [read_complex(CRO), read_complex(PROTEASE)]
+    table = pa.Table.from_pylist([chain_to_row(protein) for protein in proteins], schema=SCHEMA)
+    Dataset(table).to_parquet(tmp_path / "proteins.parquet")
+    quietly(checkpoint, tmp_path / "proteins.parquet", tmp_path / "out", num_samples=2, redesigned_residues="A10-A20")
+    quietly(checkpoint, [CRO, PROTEASE], tmp_path / "files", num_samples=2, redesigned_residues="A10-A20")
+    one, two = ((tmp_path / name / "designs.csv").read_text().splitlines() for name in ("out", "files"))
+    assert sorted(one) == sorted(two) and len(one) == 5
 
 
 def test_bias_is_parsed():

@@ -20,12 +20,13 @@ from coordformer.data.rows import SCHEMA, chain_to_row, load_rows
 from coordformer.inference import marginals
 from coordformer.inference.figures import _numbered_ticks, plot_scan
 from coordformer.inference.marginals import METHODS, scan_chains
-from coordformer.inference.mutants import parse_mutant, read_mutants, spearman
+from coordformer.inference.mutants import read_mutants, spearman
 from coordformer.inference.score import describe, scan_lines, score, score_lines
 from coordformer.model.chain import AMINO_ACIDS, Chain, Complex, join_chains
 from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.residues import ResidueNumbers
 from coordformer.model.structure import read_chains, read_complex
+from coordformer.model.substitutions import parse_mutant
 from coordformer.model.windows import window_around
 from coordformer_command import main
 

@@ -14,21 +14,26 @@ from conftest import CHAINS, STRUCTURES, make_model
 from transformers import AutoModelForMaskedLM, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains, read_complex
+from coordformer import CoordformerForContactPrediction, CoordformerProcessor, design, read_chains, read_complex
 from coordformer.data.batching import fetch_rows
 from coordformer.data.rows import chain_to_row, load_rows
 from coordformer.hub.export import export
 from coordformer.inference.contacts import predict_contacts
 from coordformer.inference.embed import embed_chains
-from coordformer.inference.marginals import log_probabilities
+from coordformer.inference.marginals import log_probabilities, scan_chains, score_mutants
 from coordformer.model import structure_parsing
 from coordformer.model.chain import AMINO_ACIDS
-from coordformer.model.pipeline_coordformer import CUSTOM_PIPELINES
+from coordformer.model.pipeline_coordformer import (
+    CUSTOM_PIPELINES,
+    ProteinDesignPipeline,
+    ProteinVariantScoringPipeline,
+)
 from coordformer.model.windows import window_around
 
 STRUCTURE = STRUCTURES / "1orc.pdb.gz"  # one chain of 71 residues
 COMPLEX = STRUCTURES / "1A8O.cif.gz"
 PROTEASE = STRUCTURES / "1hvr.pdb.gz"  # two chains of 99 residues each
+TASKS = ("protein-fill-mask", "protein-feature-extraction", "protein-contact-prediction")
 BATCHED = pytest.mark.parametrize("batch_size", [1, 3])
 
 
@@ -327,7 +332,7 @@ def test_half_precision_leaves_coordinates_alone(checkpoint, chain):
 
 
 def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
-    fill, extract, predict = (pipeline(task, model=checkpoint) for task in CUSTOM_PIPELINES)
+    fill, extract, predict = (pipeline(task, model=checkpoint) for task in TASKS)
 
     with pytest.raises(FileNotFoundError, match="MKTAYIAK: no such file; .* give a sequence as {'sequence': ...}"):
         fill("MKTAYIAK")
@@ -382,12 +387,89 @@ def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
     assert len(fill({"sequence": "MKV"})[0]["predictions"]) == 3
 
 
+# Design and variants
+
+
+@pytest.fixture(scope="module")
+def make_pipeline(model):
+    """Of a class, since `import coordformer` does not register these tasks."""
+    processor = CoordformerProcessor()
+    return lambda cls, **options: cls(model=model, processor=processor, **options)
+
+
+@BATCHED
+def test_designs_are_those_of_design(make_pipeline, model, chain, rows, batch_size):
+    """Of a file, which is one complex, a chain, a row, and a dictionary, by the file's own numbers."""
+    options = {"num_samples": 2, "temperature": [0.1, 1.0], "seed": 3, "rounds": 2, "omit_aa": "C"}
+    designer = make_pipeline(ProteinDesignPipeline, batch_size=batch_size)
+    found = designer([PROTEASE, STRUCTURE], fixed_residues="A10-A20", **options)
+    for [result], path in zip(found, (PROTEASE, STRUCTURE), strict=True):
+        protein = read_complex(path)
+        expected = design(model, protein, fixed_residues="A10-A20", **options)
+        order = np.argsort(expected.scores, kind="stable")
+        assert [each["sequence"] for each in result["designs"]] == [expected.sequences[number] for number in order]
+        np.testing.assert_allclose([each["score"] for each in result["designs"]], np.sort(expected.scores), atol=1e-6)
+        assert result["id"] == protein.id and result["sequence"] == protein.sequence
+        assert "pseudo_score" not in result["designs"][0] and result["native_score"] == expected.native_score
+    assert found[0][0]["chain_names"] == ["A", "B"] and found[1][0]["chain_names"] == ["A"]
+
+    [a, b] = designer(PROTEASE, as_complex=False, **options)
+    assert (a["id"], b["id"]) == ("1HVR_A", "1HVR_B")
+    several = designer(
+        [chain, rows[0], {"sequence": "<mask>" * 71, "coords": chain.coords}], num_samples=1, rescore=True
+    )
+    assert [len(result[0]["designs"][0]["sequence"]) for result in several] == [71, len(rows[0]["sequence"]), 71]
+    assert several[2][0]["designs"][0]["seq_recovery"] is None and several[2][0]["native_score"] is None
+    assert all(result[0]["designs"][0]["pseudo_score"] > 0 for result in several)
+    with pytest.raises(ValueError, match="1ORC: Residues .*|Residues 'A99': chain A has no residue A99"):
+        designer(STRUCTURE, fixed_residues="A99")
+    with pytest.raises(ValueError, match="protein: nothing is left to design"):
+        designer({"sequence": "MKV"})
+
+
+@BATCHED
+@pytest.mark.parametrize("window", [1024, 30])
+@pytest.mark.parametrize("method", ["masked_marginal", "wild_type_marginal"])
+def test_variants_are_those_of_score(make_pipeline, model, chain, batch_size, window, method):
+    """A scan, mutants with insertion codes, and mutants of a complex."""
+    scorer = make_pipeline(ProteinVariantScoringPipeline, batch_size=batch_size, method=method, window=window)
+    (expected,) = scan_chains(model, scorer.processor, [chain], method, window=window)
+    [found] = scorer(STRUCTURE)
+    np.testing.assert_allclose(found["scan"], expected, atol=1e-4)
+    mutants = ["M1A", "WT", f"{chain.sequence[56]}56AW:T6W"]
+    (expected,) = score_mutants(model, scorer.processor, [(chain, mutants)], method, window=window)
+    [found], [again] = scorer([chain, STRUCTURE], mutants=mutants)
+    assert [each["mutant"] for each in found["mutants"]] == mutants and found["mutants"] == again["mutants"]
+    np.testing.assert_allclose([each["score"] for each in found["mutants"]], expected, atol=1e-4)
+    both = read_complex(PROTEASE)
+    (expected,) = score_mutants(model, scorer.processor, [(both, ["IB50G"])], method, window=window)
+    [found] = scorer(PROTEASE, as_complex=True, mutants="IB50G")
+    assert found["mutants"][0]["score"] == pytest.approx(expected[0], abs=1e-4)
+    [counted] = scorer({"sequence": chain.sequence}, mutants=["E2A"])
+    assert counted["mutants"][0]["mutant"] == "E2A"
+
+
+def test_unusable_variants_are_named(make_pipeline):
+    scorer = make_pipeline(ProteinVariantScoringPipeline)
+    for options, message in (
+        ({"method": "pseudo_likelihood"}, "`method` is 'pseudo_likelihood'; choose one of masked_marginal, wild"),
+        ({"mutants": []}, "the list of mutants is empty"),
+        ({"mutants": ["A1G"]}, "Mutant A1G: A1 .position 1 of chain A. is M, not A"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scorer(STRUCTURE, **options)
+    with pytest.raises(ValueError, match="The mutants are of one chain, and there are 1HVR_A, 1HVR_B; choose by"):
+        scorer(PROTEASE, mutants=["P1A"])
+    with pytest.raises(ValueError, match="has no residue that is known"):
+        scorer({"sequence": "XXX"})
+
+
 # Code that travels with a checkpoint
 
 
 def test_config_json_gets_what_is_registered(checkpoint, tmp_path):
     """And a pipeline that is saved is whole: with its processor and its code."""
-    for task in CUSTOM_PIPELINES:
+    for task in TASKS:
         pipe = pipeline(task, model=checkpoint)
         assert type(pipe) is PIPELINE_REGISTRY.supported_tasks[task]["impl"]
         pipe.save_pretrained(tmp_path / task)
@@ -416,7 +498,9 @@ except ImportError as error:
     sys.exit(str(error))
 embedding = load("protein-feature-extraction")(sys.argv[2])[0]["embedding"]
 contacts = load("protein-contact-prediction")(sys.argv[2])[0]["probabilities"][0]
-print(json.dumps([chain["predictions"], embedding.tolist(), contacts.tolist()]))
+designs = load("protein-design")(sys.argv[2], num_samples=2, omit_aa="C")[0]["designs"]
+mutants = load("protein-variant-scoring")(sys.argv[2], mutants=["M1A"])[0]["mutants"]
+print(json.dumps([chain["predictions"], embedding.tolist(), contacts.tolist(), designs, mutants]))
 """
 
 
@@ -435,16 +519,21 @@ def run_copied_code(hub_folder: Path, tmp_path: Path, *options: str) -> subproce
     return subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
-def test_copied_code_gives_the_same(checkpoint, hub_folder, tmp_path):
+def test_copied_code_gives_the_same(checkpoint, make_pipeline, hub_folder, tmp_path):
     done = run_copied_code(hub_folder, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    predictions, embedding, contacts = json.loads(done.stdout.splitlines()[-1])
-    fill, extract, predict = (pipeline(task, model=checkpoint) for task in CUSTOM_PIPELINES)
+    predictions, embedding, contacts, designs, mutants = json.loads(done.stdout.splitlines()[-1])
+    fill, extract, predict = (pipeline(task, model=checkpoint) for task in TASKS)
     assert [each["position"] for each in predictions] == [5, 7]
     expected = fill(STRUCTURE, positions=[5, 7], top_k=20)[0]["predictions"]
     np.testing.assert_allclose(table(predictions), table(expected), atol=1e-5)
     np.testing.assert_allclose(embedding, extract(STRUCTURE)[0]["embedding"], atol=1e-5)
     np.testing.assert_allclose(contacts, predict(STRUCTURE)[0]["probabilities"][0], atol=1e-5)
+    designer, scorer = map(make_pipeline, (ProteinDesignPipeline, ProteinVariantScoringPipeline))
+    [expected] = designer(STRUCTURE, num_samples=2, omit_aa="C")
+    assert [each["sequence"] for each in designs] == [each["sequence"] for each in expected["designs"]]
+    [expected] = scorer(STRUCTURE, mutants=["M1A"])
+    assert mutants[0]["score"] == pytest.approx(expected["mutants"][0]["score"], abs=1e-4)
 
 
 def test_copied_code_without_gemmi(hub_folder, tmp_path):
