@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+SPACE := .venv/.space
 
-.PHONY: help demo test test-slow docs lint format clean
+.PHONY: help demo test test-slow space docs lint format clean
 .DELETE_ON_ERROR:
 
 # Once installed, these need no network.
@@ -22,6 +23,9 @@ test: lint ## check style and types, then run the tests, a file at a time on eac
 
 test-slow: $(INSTALLED) ## run the tests that take minutes
 	$(BIN)/pytest -m slow
+
+space: $(SPACE) ## start the page of hub_cards/space on http://127.0.0.1:7860
+	$(BIN)/python hub_cards/space/app.py
 
 docs: $(INSTALLED) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -45,4 +49,9 @@ $(INSTALLED): setup.cfg constraints.txt
 	@echo "Installing into .venv: some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(SPACE): $(INSTALLED)
+	@echo "Installing the page into .venv"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[space]"
 	@touch $@
