@@ -217,7 +217,7 @@ def test_an_unusable_command_line_exits_with_2(capsys):
         (["evaluate", "checkpoint"], "required: PATH"),
         (["pack", "data", "out", "--chians", "A"], "unrecognized arguments: --chians A"),
         (["embed", "c", "x.cif", "--output", "o", "--pooling", "cls", "--per_residue"], "not allowed with argument"),
-        (["score", "c", "x.cif", "--output", "o"], "one of the arguments --mutants --scan is required"),
+        (["score", "c", "x.cif", "--output", "o"], "one of the arguments --mutants --scan --sequences is required"),
         (["prepare", "--output", "o", "--splits", "train"], "write names and shares like train=0.9,valid=0.1"),
     ):
         with pytest.raises(SystemExit, match="2"):
