@@ -62,8 +62,9 @@ footer { display: none !important; }
 #message p.error { background: #b3261e; border-color: #b3261e; color: #fff; }
 #designs textarea { font-family: monospace; white-space: pre; overflow-x: auto; }
 /* On a phone the heat map scrolls: shrunk to the width, its letters could not be read. */
-#substitutions .image-container, #substitutions .image-frame { overflow-x: auto; }
-#substitutions img { min-width: 860px; object-fit: contain; }
+#substitutions .image-container { overflow-x: auto; }
+#substitutions .image-container > button, #substitutions .image-frame { display: block; width: max(100%, 860px); }
+#substitutions img { width: 100%; height: auto; }
 """
 DRAW = """
 const draw = () => {
@@ -76,12 +77,13 @@ const draw = () => {
   if (!viewer) { place.textContent = 'No picture: this browser has no WebGL.'; return; }
   viewer.addModel(given.pdb, 'pdb');
   const color = atom => given.colors[atom.resi - 1];
-  viewer.setStyle({}, {cartoon: {colorfunc: color, style: given.backbone ? 'rectangle' : 'trace', thickness: 0.6}});
+  viewer.setStyle({}, {cartoon: {colorfunc: color, style: given.backbone ? 'oval' : 'trace'}});
   let label = null;
   viewer.setHoverable({}, true,
     atom => { label = viewer.addLabel(given.labels[atom.resi - 1], {position: atom, fontSize: 13}); },
     () => { if (label) viewer.removeLabel(label); label = null; });
   viewer.zoomTo();
+  viewer.zoom(1.3);
   viewer.render();
   place.dataset.residues = given.colors.length;
 };
