@@ -124,9 +124,12 @@ def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str,
     """Of a run's settings what a reader of the card asks for; a value is empty where there is nothing to say."""
     chains, tokens = training["per_device_train_batch_size"], data["token_budget"]
     batches = training["gradient_accumulation_steps"] * training["world_size"]
+    rank = training.get("lora_rank")
+    added = "those that were added" + f", and low-rank changes of the others (LoRA, rank {rank})" * bool(rank)
     return {
         "started from": training["init_from"] and Path(training["init_from"]).name,
         "behind a frozen": training["sequence_encoder"] and Path(training["sequence_encoder"]).name,
+        "trained layers": (rank or training.get("freeze")) and added,
         "data": f"{Path(data['data']).name}, split {data['train_split'] or 'all'}",
         "chains": f"{data['chains']:,}",
         "residues in an epoch": f"{data['residues']:,}",

@@ -59,6 +59,10 @@ class ModelArguments:
         "Hub name or folder of a Coordformer or ESM-2 checkpoint to start from. It decides what the model is: of the "
         "options below those that say otherwise are refused, but for layers that it can be given.",
     )
+    freeze: bool = _option(False, "Of the model of --init_from train only the layers that are given to it here.")
+    lora_rank: int | None = _option(
+        None, "As --freeze, and low-rank changes (LoRA) of its linear layers, of this rank; they are merged at the end."
+    )
     sequence_encoder: str | None = _option(
         None, "Hub name or folder of an ESM-2 to put in front of a new model, frozen; needs --lm_head linear."
     )

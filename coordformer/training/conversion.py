@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -31,6 +32,9 @@ from .point_clouds import PointCloudAttention
 
 # Special tokens as a config calls them, and as a tokenizer does.
 SPECIAL_TOKENS = {"bos": "cls", "eos": "eos", "pad": "pad", "mask": "mask"}
+
+# Names of the weights of layers that read coordinates, which no ESM has.
+NEW_WEIGHTS = r"coordinate_embedding\.|distance_bias\.|edge_features\.|attention\.self\.(?!(query|key|value)\.)"
 
 # What a config says of the checkpoint it came from and not of the model.
 _PROVENANCE = ("model_type", "architectures", "transformers_version", "_name_or_path", "dtype")
@@ -124,7 +128,7 @@ def from_esm(
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{misfit}: {error}") from error
-    new = r"coordinate_embedding\.|distance_bias\.|edge_features\.|attention\.self\.(?!(query|key|value)\.)"
+    new = NEW_WEIGHTS
     if not any(name.startswith("lm_head.") for name in weights):
         new += r"|^lm_head\."
     if lost := unexpected + [name for name in missing if not re.search(new, name)]:
@@ -178,6 +182,51 @@ def behind_esm(
     weights = {name: tensor for name, tensor in esm.state_dict().items() if not name.startswith("contact_head.")}
     model.coordformer.sequence_encoder.esm.load_state_dict(weights)  # type: ignore[union-attr]
     return model.eval()
+
+
+def freeze(model: nn.Module, new_weights: str, lora_rank: int | None = None) -> None:
+    """Let an optimizer change only what was added to a trained model.
+
+    Args:
+        model: a Coordformer.
+        new_weights: regular expression of the names of weights that were added, and are trained whole.
+        lora_rank: the other linear layers of the encoder get low-rank changes of this rank, see `LowRankChange`, until
+            `merge_low_rank`; None: none.
+
+    Raises:
+        ValueError: the rank is below 1, or nothing is left to train.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(re.search(new_weights, name) is not None)
+    if lora_rank is not None:
+        if lora_rank < 1:
+            raise ValueError(f"`lora_rank` is {lora_rank}; give a rank of at least 1, or leave it out.")
+        encoder: nn.Module = model.coordformer.esm.encoder  # type: ignore[assignment, union-attr]
+        for module in encoder.modules():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                register_parametrization(module, "weight", LowRankChange(module.weight, lora_rank))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Nothing is left to train: no layer was added, and there is no `lora_rank`.")
+
+
+class LowRankChange(nn.Module):
+    """A matrix W of a trained model, to which B A is added (LoRA, Hu et al. 2021): B starts at zero."""
+
+    def __init__(self, weight: torch.Tensor, rank: int):
+        super().__init__()
+        rows, columns = weight.shape
+        self.lora_A = nn.Parameter(torch.randn(rank, columns) * columns**-0.5)
+        self.lora_B = nn.Parameter(torch.zeros(rows, rank))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.lora_B @ self.lora_A
+
+
+def merge_low_rank(model: nn.Module) -> None:
+    """Make the low-rank changes part of the weights, which have their names again."""
+    for module in model.modules():
+        if is_parametrized(module, "weight"):
+            remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
 def esm_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:

@@ -20,6 +20,7 @@ from accelerate.utils import parse_flag_from_env
 from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -35,7 +36,7 @@ from ..model.modeling_coordformer import CoordformerForMaskedLM
 from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor, chain_arrays, letter_ids
 from ..model.structure_layers import MessagePassing
 from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
-from .conversion import behind_esm, esm_tokenizer, from_esm
+from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank
 from .muon import MuonAdamW, parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 # How coordinates enter: an ESM-2 to start from may get all of it, a Coordformer has it already.
 COORDINATES = ("coordinate_embedding", "coordinate_atoms", "num_distance_bins", "num_qk_points", "num_v_points",
                "num_neighbors", "message_gating")  # fmt: skip
+# Names of the weights of messages.
+MESSAGE_WEIGHTS = r"edge_features\.|message_passing\."
 # What decides the weights, beside the model and the data.
 SETTINGS = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "optim",
             "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1",
@@ -72,6 +75,8 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
         atoms = given["coordinate_atoms"]
         given["coordinate_atoms"] = (atoms,) if isinstance(atoms, str) else tuple(atoms)
     source, encoder = arguments.init_from, arguments.sequence_encoder
+    if source is None and _freezes(arguments):
+        raise ValueError("--freeze and --lora_rank are of a model to start from; give --init_from, too.")
     if source is None and encoder is not None:
         own = esm_tokenizer(encoder)
         return behind_esm(encoder, attn_implementation, tokenizer=own, **NEW_MODEL | given)
@@ -87,6 +92,8 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
         model = from_esm(source, tokenizer=esm_tokenizer(source), **changed).float()
         _refuse_contradictions(source, model.config, given)
         model.set_attn_implementation(attn_implementation)
+        if _freezes(arguments):
+            freeze(model, NEW_WEIGHTS, arguments.lora_rank)
         return model
     # Messages can be added to a model with points, which computes what it did until they are trained.
     if add_messages := bool(config.num_qk_points and given.get("num_neighbors") and not config.num_neighbors):
@@ -102,7 +109,13 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
     for module in model.modules():
         if add_messages and isinstance(module, MessagePassing):
             module.zero_init()
+    if _freezes(arguments):
+        freeze(model, MESSAGE_WEIGHTS if add_messages else r"$^", arguments.lora_rank)
     return model
+
+
+def _freezes(arguments: ModelArguments) -> bool:
+    return arguments.freeze or arguments.lora_rank is not None
 
 
 def _refuse_contradictions(source: str, has: CoordformerConfig, given: Mapping[str, Any]) -> None:
@@ -259,7 +272,8 @@ def train(
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
         data["sha256"] = record["data_sha256"]
         training = {name: getattr(args, name) for name in SETTINGS}
-        training |= {name: getattr(model_args, name) for name in ("init_from", "sequence_encoder", "muon")}
+        named = ("init_from", "sequence_encoder", "freeze", "lora_rank", "muon")
+        training |= {name: getattr(model_args, name) for name in named}
         _begin_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
 
     # An item of the data set is a whole batch already, in an order of its own.
@@ -299,7 +313,10 @@ def train(
         logger.warning("%s is %d updates old, and %d were asked for.", checkpoint, state.global_step, args.max_steps)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             checkpoint = str(output / Path(state.best_model_checkpoint).name)  # the folder may have been moved
-        model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=torch.float32).state_dict())
+        if model_args.lora_rank is None:
+            model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=torch.float32).state_dict())
+        else:  # `from_pretrained` knows no low-rank changes; tied weights are saved once
+            model.load_state_dict(load_file(Path(str(checkpoint), SAFE_WEIGHTS_NAME)), strict=False)
         trainer.state = state
         # Recorded is what trained the weights, not what saves them again.
         before = earlier_training(output) or {}
@@ -307,6 +324,7 @@ def train(
             record |= {name: before[name] for name in (*record, "waiting_share") if name in before}
     else:
         _run(trainer, checkpoint, output)
+    merge_low_rank(model)
     _save(trainer, output, model_args.max_shard_size)
 
     summary: dict[str, Any] = {"steps": trainer.state.global_step, "residues_per_epoch": batches.residues}
@@ -325,13 +343,16 @@ def train(
 def _check_arguments(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
     """Refuse what would fail later, or silently."""
     size, dropout, masked = model_args.max_shard_size, model_args.hidden_dropout_prob, data_args.mlm_probability
-    muon_of_parts = model_args.muon and (args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"))
+    of_parts = bool(args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"))
+    lora_of_parts = model_args.lora_rank is not None and of_parts
     refused = {
         "--data is missing: a folder made by `coordformer prepare`, or a Parquet file.": data_args.data is None,
         "--save_only_model leaves nothing to go on from after a stop; leave it out.": args.save_only_model,
         f"This process sees {args.n_gpu} GPUs; start one for each by `accelerate launch --multi_gpu -m coordformer "
         "train ...`, or show it one by CUDA_VISIBLE_DEVICES=0.": args.n_gpu > 1,
-        "--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.": muon_of_parts,
+        "--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.": model_args.muon
+        and of_parts,
+        "--lora_rank needs whole matrices, which FSDP does not leave; leave it out, or use DDP.": lora_of_parts,
         f"--mlm_probability is {masked}; it is a share above 0.": not 0 < masked <= 1,
         f"--hidden_dropout_prob is {dropout}; it is a share below 1.": not 0 <= (dropout or 0) < 1,
     }

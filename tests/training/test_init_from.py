@@ -2,8 +2,12 @@
 
 import json
 
-from conftest import CHAINS, make_esm, make_model
+import pytest
+import torch
+from conftest import CHAINS, make_esm, make_esm_batch, make_model
+from transformers import AutoModelForMaskedLM, EsmForMaskedLM
 
+from coordformer.hub.card import training_facts
 from coordformer.training.arguments import ModelArguments, parse_arguments
 from coordformer.training.train import build_model, train
 from coordformer_command import main
@@ -49,3 +53,106 @@ def test_a_bias_of_the_checkpoint_keeps_batches_padded(tmp_path):
     options = ["--init_from", str(tmp_path / "bias"), "--data", str(CHAINS), "--output_dir", str(tmp_path / "run")]
     options += ["--max_steps", "1", "--token_budget", "1024", "--max_length", "64", "--use_cpu", "--report_to", "none"]
     assert train(*parse_arguments(options))["padding_share"] > 0
+
+
+# --- a model that stays what it is, and what is added to it ----------------------------------------------------------
+
+PRESET = CHAINS.parent.parent / "pretraining" / "esm2_structure.yaml"
+# All of the preset is real but for the ESM, which is small and random, and how long it takes.
+QUICK = ["--data", str(CHAINS), "--max_steps", "4", "--save_steps", "2", "--warmup_steps", "1", "--token_budget", "600",
+         "--max_length", "60", "--use_cpu", "--report_to", "none"]  # fmt: skip
+
+
+def weights_of_esm(model) -> dict[str, torch.Tensor]:
+    """Those that an ESM has, under its names."""
+    names = {
+        "coordformer.contact_head.": "esm.contact_head.regression.",
+        "coordformer.esm.": "esm.",
+        "decoder.bias": "bias",
+    }
+    weights = model.state_dict()
+    for ours, theirs in names.items():
+        weights = {name.replace(ours, theirs): tensor for name, tensor in weights.items()}
+    return weights
+
+
+@pytest.fixture(scope="module")
+def esm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("esm")
+    torch.manual_seed(0)
+    make_esm().save_pretrained(folder)
+    return folder
+
+
+def test_a_frozen_esm_gets_layers_that_start_as_the_identity_and_are_all_that_is_trained(esm, tmp_path):
+    command = [str(PRESET), "--init_from", str(esm), *QUICK, "--output_dir", str(tmp_path / "run")]
+    new = build_model(parse_arguments(command)[0]).eval()
+    source, batch = EsmForMaskedLM.from_pretrained(esm).eval(), make_esm_batch()
+    expected = source(batch["input_ids"], batch["attention_mask"]).logits
+    assert (new(**batch).logits - expected)[batch["attention_mask"].bool()].abs().max() < 1e-5
+
+    train(*parse_arguments(command))
+    trained = AutoModelForMaskedLM.from_pretrained(tmp_path / "run")
+    weights = weights_of_esm(trained)
+    frozen = {name: tensor for name, tensor in source.state_dict().items() if "position_ids" not in name}
+    assert all(torch.equal(weights[name], tensor) for name, tensor in frozen.items()) and len(frozen) > 60
+    changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, new.state_dict()[name])}
+    for part in ("coordinate_embedding", "output_points", "message_passing.output"):
+        assert any(part in name for name in changed)
+    assert training_facts(tmp_path / "run")["trained layers"] == "those that were added"
+    moments = torch.load(tmp_path / "run" / "checkpoint-4" / "optimizer.pt")["state"].values()
+    assert sorted(state["exp_avg"].numel() for state in moments) == sorted(
+        parameter.numel() for parameter in new.parameters() if parameter.requires_grad
+    )
+
+
+def test_low_rank_changes_go_on_after_a_kill_and_are_merged(esm, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [str(PRESET), "--init_from", str(esm), "--lora_rank", "2", *QUICK, "--output_dir"]
+    train(*parse_arguments([*command, str(killed), "--max_steps", "2", "--lr_scheduler_type", "constant"]))
+    for output in (killed, whole):
+        train(*parse_arguments([*command, str(output), "--lr_scheduler_type", "constant"]))
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    # Asked for again, the finished training gives the same.
+    train(*parse_arguments([*command, str(killed), "--lr_scheduler_type", "constant"]))
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+    source = EsmForMaskedLM.from_pretrained(esm).state_dict()
+    weights = weights_of_esm(AutoModelForMaskedLM.from_pretrained(whole))
+    linear = [name for name, tensor in source.items() if ".layer." in name and tensor.dim() == 2]
+    changes = [(weights[name] - source[name]).double() for name in linear]
+    assert [int(torch.linalg.matrix_rank(change, rtol=1e-4)) for change in changes] == [2] * 4 * 6
+    assert all(torch.equal(weights[name], source[name]) for name in source.keys() - set(linear))
+    added = "those that were added, and low-rank changes of the others (LoRA, rank 2)"
+    assert training_facts(whole)["trained layers"] == added
+
+
+def test_a_trained_model_stays_and_its_messages_are_trained(tmp_path):
+    make_model(num_qk_points=2).save_pretrained(tmp_path)
+    model = build_model(ModelArguments(init_from=str(tmp_path), num_neighbors=4, freeze=True))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in model.state_dict() if "message_passing" in name or "edge_features" in name}
+
+
+def test_what_cannot_be_frozen_is_refused(esm, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    for given, message in (
+        ({"freeze": True}, "--freeze and --lora_rank are of a model to start from; give --init_from, too"),
+        ({"freeze": True, "init_from": str(tmp_path)}, "Nothing is left to train: no layer was added"),
+        ({"lora_rank": 0, "init_from": str(esm)}, "`lora_rank` is 0; give a rank of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_model(ModelArguments(**given))
+    options = [
+        "--init_from",
+        str(esm),
+        "--lora_rank",
+        "2",
+        *QUICK,
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--fsdp",
+        "full_shard",
+    ]
+    with pytest.raises(ValueError, match="--lora_rank needs whole matrices, which FSDP does not leave"):
+        train(*parse_arguments(options))
