@@ -29,8 +29,10 @@ from .model.modeling_coordformer import (
 )
 from .model.pipeline_coordformer import (
     ProteinContactPredictionPipeline,
+    ProteinDesignPipeline,
     ProteinFeatureExtractionPipeline,
     ProteinFillMaskPipeline,
+    ProteinVariantScoringPipeline,
 )
 from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
 from .model.structure import read_chains, read_complex, read_proteins
@@ -48,6 +50,8 @@ AutoProcessor.register(CoordformerConfig, CoordformerProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline("protein-fill-mask", ProteinFillMaskPipeline, AutoModelForMaskedLM)
 PIPELINE_REGISTRY.register_pipeline("protein-feature-extraction", ProteinFeatureExtractionPipeline, AutoModel)
 PIPELINE_REGISTRY.register_pipeline("protein-contact-prediction", ProteinContactPredictionPipeline, AutoModel)
+PIPELINE_REGISTRY.register_pipeline("protein-design", ProteinDesignPipeline, AutoModelForMaskedLM)
+PIPELINE_REGISTRY.register_pipeline("protein-variant-scoring", ProteinVariantScoringPipeline, AutoModelForMaskedLM)
 
 __all__ = [
     "Chain",
@@ -61,8 +65,10 @@ __all__ = [
     "CoordformerPreTrainedModel",
     "CoordformerProcessor",
     "ProteinContactPredictionPipeline",
+    "ProteinDesignPipeline",
     "ProteinFeatureExtractionPipeline",
     "ProteinFillMaskPipeline",
+    "ProteinVariantScoringPipeline",
     "StructureError",
     "build_tokenizer",
     "design",
