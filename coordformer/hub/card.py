@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
+from transformers.pipelines import PIPELINE_REGISTRY
+from yaml import YAMLError
 
 from ..data.collator import PROTOCOLS
 from ..data.records import package_version
-from ..inference.checkpoints import coordinates_of, digest_weights, load_checkpoint
+from ..inference.checkpoints import coordinates_of, digest_weights
 from ..model.configuration_coordformer import AUTO_MAP
+from .adapter import adapter_settings, open_checkpoint
 
 AUTO_CLASSES = {place.partition(".")[2]: name for name, place in AUTO_MAP.items()}
 PIPELINE_TAGS = {
@@ -20,6 +24,8 @@ PIPELINE_TAGS = {
     "CoordformerForSequenceClassification": "text-classification",
     "CoordformerForTokenClassification": "token-classification",
 }
+# For the page on the Hub: ubiquitin, for a masked language model with a residue to fill in.
+UBIQUITIN = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
 METRICS = {"perplexity": "perplexity", "recovery": "accuracy"}  # of `coordformer evaluate`, and as the Hub calls them
 # Of an evaluation.
 SETTINGS = {"checkpoint", "weights", "data", "split", "coordinates", "dtype", "num_rotations", "num_mask_samples",
@@ -42,7 +48,7 @@ def read_evaluation(path: str | Path, checkpoint: str | Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise ValueError(f"{path} is no report of perplexity and recovery; give one that `coordformer evaluate` wrote.")
-    if report["weights"] != digest_weights(load_checkpoint(checkpoint, report["dtype"], any_head=True)[0]):
+    if report["weights"] != digest_weights(open_checkpoint(checkpoint, report["dtype"])[0]):
         others = f"{report['checkpoint']!r} with other weights than those of {checkpoint}"
         raise ValueError(f"{path} was measured on {others}; evaluate what is exported.")
     return report
@@ -90,6 +96,9 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
     run = (folder.parent if folder.name.startswith("checkpoint-") else folder) / "run.json"
     state, result = folder / "trainer_state.json", folder / "train.json"
     facts: dict[str, Any] = {}
+    if (adapter := adapter_settings(checkpoint)) is not None:
+        kind = f"{adapter.get('peft_type')}" + f", rank {adapter['r']}" * bool(adapter.get("r"))
+        facts["adapter"] = f"{kind}, merged into the weights of {Path(adapter['base_model_name_or_path']).name}"
     try:
         if run.exists():
             settings = json.loads(run.read_text(encoding="utf-8"))
@@ -110,6 +119,49 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
         what = f"{run}, {result.name} or {state.name} cannot be read ({type(error).__name__}: {error})"
         raise ValueError(f"{what}; move them away to export without what they say.") from error
     return {name: value for name, value in facts.items() if value}
+
+
+def recorded_base(checkpoint: str | Path) -> str | None:
+    """The Hub's name of the model that a checkpoint, or what it was started from, was made of, if it is recorded.
+
+    Of an adapter its base, unless that is a folder; else what `coordformer train` got from the Hub.
+    """
+    if (adapter := adapter_settings(checkpoint)) is not None:
+        base = str(adapter["base_model_name_or_path"])
+        return recorded_base(base) if Path(base).exists() else base
+    path = Path(checkpoint, "train.json")
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    while summary:
+        if summary.get("base_model"):
+            return str(summary["base_model"])
+        summary = summary.get("started_from") or {}
+    return None
+
+
+def check_card(path: str | Path) -> ModelCardData:
+    """The metadata of a model card, as `huggingface_hub` reads it, if the Hub will take it.
+
+    Nothing is asked of the Hub, which validates once more what is pushed.
+
+    Raises:
+        ValueError: there is none, it is no YAML, or a value is none that the Hub or Transformers knows.
+    """
+    try:
+        card = ModelCard.load(Path(path), ignore_metadata_errors=False)
+        data = card.data.to_dict()
+        if not data:
+            raise ValueError("there is none")
+        for name in ("base_model", "datasets"):
+            values = data.get(name) or []
+            for repository in [values] if isinstance(values, str) else values:
+                validate_repo_id(repository)
+        if not data.get("license"):
+            raise ValueError("`license` is missing")
+        if (task := data.get("pipeline_tag")) not in (None, *PIPELINE_REGISTRY.get_supported_tasks()):
+            raise ValueError(f"`pipeline_tag` is {task!r}, no task of Transformers")
+    except (ValueError, KeyError, TypeError, YAMLError) as error:
+        raise ValueError(f"The metadata of {path} is not valid: {' '.join(str(error).split())}.") from error
+    return card.data  # type: ignore[return-value]
 
 
 def _earlier_stages(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -179,6 +231,7 @@ def make_card(
         datasets=list(datasets) or None,
         base_model=base_model,
         pipeline_tag=task,
+        widget=_widget(task),
         metrics=list(METRICS.values()) if evaluations else None,
         eval_results=[result for report in evaluations for result in eval_results(report, task)] or None,
     )
@@ -204,6 +257,14 @@ def make_card(
         license=license,
         version=package_version(),
     )
+
+
+def _widget(task: str) -> list[dict[str, str]] | None:
+    """What the page on the Hub offers to try."""
+    if task == "feature-extraction":
+        return None
+    text = UBIQUITIN.replace("GKQ", "G<mask>Q") if task == "fill-mask" else UBIQUITIN
+    return [{"text": text, "example_title": "Ubiquitin"}]
 
 
 def find_template() -> Path:

@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..inference.checkpoints import load_checkpoint
 from ..model import pipeline_coordformer
 from ..model.chain import AMINO_ACIDS
 from ..model.processing_coordformer import CoordformerProcessor
 from . import reload_check
-from .card import AUTO_CLASSES, make_card, read_evaluation, training_facts
+from .adapter import open_checkpoint
+from .card import AUTO_CLASSES, check_card, make_card, read_evaluation, recorded_base, training_facts
 
 DTYPES = ("float32", "bfloat16")
 PACKAGES = ("torch", "transformers", "gemmi")  # that a folder's code imports, the last one only to read structures
@@ -79,12 +79,13 @@ def export(
     """Write a folder that is ready to push: weights, configs, code, license, requirements, and a card with its sources.
 
     Args:
-        checkpoint: folder or Hub name of a Coordformer with any head or none.
+        checkpoint: folder or Hub name of a Coordformer with any head or none, or folder of an adapter of PEFT, which is
+            merged into the model that it was trained on.
         output: the folder to make; it appears when it is whole and checked.
         evaluations: reports of `coordformer evaluate` on the checkpoint, the card's numbers; the folder gets copies,
             and one of the training's log.
         name: of the model on its card, which the code there loads: the repository's; default: the folder's.
-        license, datasets, base_model: see `make_card`.
+        license, datasets, base_model: see `make_card`; default of the last one: what is recorded of the checkpoint.
         dtype: `"float32"` or `"bfloat16"`; default: the checkpoint's. What is computed in float32 stays in it.
         check: load the folder in a fresh process without the package, with every Auto class, and compare.
         progress: say on standard error what is going on.
@@ -109,11 +110,12 @@ def export(
     log = Path(checkpoint) / TRAINING_LOG
     if log.exists():
         records[str(log)] = TRAINING_LOG
-    model, processor = load_checkpoint(checkpoint, dtype or "auto", any_head=True)
+    model, processor = open_checkpoint(checkpoint, dtype or "auto")
     model.cpu().eval()
     card = make_card(
         model, name or output.resolve().name, evaluations=reports, training=training_facts(checkpoint),
-        log=TRAINING_LOG if log.exists() else None, license=license, datasets=datasets, base_model=base_model,
+        log=TRAINING_LOG if log.exists() else None, license=license, datasets=datasets,
+        base_model=base_model or recorded_base(checkpoint),
     )  # fmt: skip
     summary: dict[str, Any] = {"output": str(output), "model": type(model).__name__}
     summary |= {"parameters": model.num_parameters(), "dtype": str(model.dtype).removeprefix("torch.")}
@@ -130,6 +132,7 @@ def export(
         texts |= {"LICENSE": read_license(), "requirements.txt": requirements()}
         for file, text in texts.items():
             (temporary / file).write_text(text, encoding="utf-8")
+        check_card(temporary / "README.md")
         code = str(pipeline_coordformer.__file__)
         files = {path: Path(path).name for path in (code, *get_relative_import_files(code))} | records
         for source, file in files.items():

@@ -12,6 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
+from .card import check_card
+
 logger = logging.getLogger(__name__)
 
 # What a published model consists of: weights, settings, code, the card, its figures and numbers. Above all no pickles,
@@ -67,6 +69,10 @@ def check_folder(folder: str | Path) -> None:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{files[name]} is damaged ({error}); {fix}.") from error
+    try:
+        check_card(files["README.md"])
+    except ValueError as error:
+        raise ValueError(f"{error} Mend it, or {fix}.") from error
 
 
 @contextlib.contextmanager

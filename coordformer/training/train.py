@@ -254,6 +254,9 @@ def train(
     # Of the code that is running: at the end another may lie there.
     record: dict[str, Any] = {"command": describe_command("train", options), "commit": current_commit()}
     record["data_sha256"] = hash_data(str(data_args.data))
+    source = model_args.init_from or model_args.sequence_encoder
+    if source is not None and not Path(source).exists():
+        record["base_model"] = source  # on the Hub
     if model_args.init_from is not None:
         record["started_from"] = earlier_training(model_args.init_from)
     packs = _packs(model_args, data_args)

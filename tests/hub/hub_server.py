@@ -272,6 +272,8 @@ class Api(Handler):
         try:
             if metadata and not isinstance(yaml.safe_load(metadata[1]), dict):
                 raise yaml.YAMLError("the metadata is no mapping")
+            if metadata and yaml.safe_load(metadata[1]).get("license") == "none":  # the Hub has a list of them
+                raise yaml.YAMLError('"license" must be one of [apache-2.0, mit, ...]')
         except yaml.YAMLError as error:
             return 400, {"errors": [{"message": str(error)}], "warnings": []}, {}
         warnings = [] if metadata else [{"message": "empty or missing yaml metadata in repo card"}]

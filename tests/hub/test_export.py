@@ -4,6 +4,7 @@ import ast
 import configparser
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CHAINS, HEADS, STRUCTURES, make_config, make_model, old_checkpoints
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoProcessor
@@ -22,7 +24,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoProcessor
 from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains
 from coordformer.data.rows import load_rows
 from coordformer.hub import reload_check
-from coordformer.hub.card import find_template, read_evaluation
+from coordformer.hub.card import check_card, find_template, read_evaluation
 from coordformer.hub.export import check_reload, export, requirements
 from coordformer.inference.evaluate import evaluate
 from coordformer.model.configuration_coordformer import AUTO_MAP
@@ -217,6 +219,55 @@ def test_the_card_has_the_measured_values(exported, trained):
     assert row in card.text
     results = [result for result in data.eval_results if result.metric_args["interval"] == [low, high]]
     assert [result.metric_value for result in results] == [without["masked15"]["perplexity"]]
+
+
+CARDS = {path.parent.name: path for path in (ROOT / "hub_cards").glob("*/README.md") if "pdb" in path.parent.name}
+
+
+@pytest.mark.parametrize("name", [*CARDS, "exported"])
+def test_the_metadata_is_what_the_hub_reads(name, exported):
+    """By huggingface_hub's own functions, of which none asks the Hub."""
+    path = CARDS.get(name, exported / "README.md")
+    data, metadata = check_card(path), metadata_load(path)
+    assert data.to_dict() == metadata and len(data.eval_results) >= 4
+    assert (data.library_name, data.license, data.pipeline_tag) == ("transformers", "apache-2.0", "fill-mask")
+    model_name, results = model_index_to_eval_results(metadata["model-index"])
+    assert eval_results_to_model_index(model_name, results) == metadata["model-index"]
+    assert all(math.isfinite(result.metric_value) for result in results)
+
+
+def test_the_page_on_the_hub_has_something_to_try(exported, tmp_path):
+    processor = CoordformerProcessor.from_pretrained(exported)
+    (example,) = metadata_load(exported / "README.md")["widget"]
+    assert (processor(example["text"])["input_ids"] == 32).sum() == 1 and len(example["text"]) == 76 + len("<mask>") - 1
+    for head, task in (("single_label", "text-classification"), ("token", "token-classification"), ("base", None)):
+        save(new_model(head), tmp_path / head)
+        export(tmp_path / head, tmp_path / f"{head}_out", check=False)
+        metadata = metadata_load(tmp_path / f"{head}_out" / "README.md")
+        assert metadata["pipeline_tag"] == (task or "feature-extraction") and ("widget" in metadata) == (
+            task is not None
+        )
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("license: [", "while parsing a flow node"),
+        ("- 5", "repo card metadata block should be a dict"),
+        ("tags: [protein]", "`license` is missing"),
+        ("license: mit\nbase_model: no/such/name", "Repo id must be in the form"),
+        ("license: mit\ndatasets: [my data]", "Repo id must use alphanumeric chars"),
+        ("license: mit\npipeline_tag: protein-folding", "`pipeline_tag` is 'protein-folding', no task of Transformers"),
+        ("license: mit\nmodel-index:\n- name: a\n  results: 5", "Invalid model-index|not iterable"),
+    ],
+)
+def test_metadata_that_the_hub_would_not_take_is_named(metadata, message, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# Card\n")
+    with pytest.raises(ValueError, match=f"The metadata of .*README.md is not valid: .*({message})"):
+        check_card(tmp_path / "README.md")
+    (tmp_path / "README.md").write_text("# Card\n")
+    with pytest.raises(ValueError, match="is not valid: there is none"):
+        check_card(tmp_path / "README.md")
 
 
 def test_a_report_of_version_0_1_0_is_read_with_the_names_of_today(tmp_path):
@@ -426,6 +477,7 @@ def test_bad_arguments_are_named(trained, tmp_path):
         ({"checkpoint": trained / "tiny" / "checkpoint-1", "evaluations": [trained / "both.json"]}, ValueError,
          "both.json was measured on 'tiny' with other weights than those of .*checkpoint-1; evaluate what is exported"),
         ({"license": ""}, ValueError, "`license` is empty"),
+        ({"base_model": "my/base/model"}, ValueError, "README.md is not valid: Repo id must be in the form"),
         ({"checkpoint": trained / "tni"}, ValueError, "There is no folder .*tni; give a folder"),
         ({"checkpoint": tmp_path}, ValueError, "holds no processor"),
     ]  # fmt: skip

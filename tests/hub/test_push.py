@@ -317,8 +317,8 @@ def test_refused(run, exported, token, repo_id, options, message):
 
 
 def test_card_that_the_hub_refuses(run, hub, folder):
-    (folder / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(OSError, match="Invalid metadata in README.md") as caught:
+    (folder / "README.md").write_text("---\nlicense: none\n---\n")
+    with pytest.raises(OSError, match='Invalid metadata in README.md.*"license" must be one of') as caught:
         run(push_as, "hf_write", folder, "tester/card")
     assert "\n" not in str(caught.value) and not hub.received
 
@@ -389,6 +389,8 @@ def with_file(name, content=b"?"):
         (without("model.safetensors.index.json"), "lacks model.safetensors"),
         (with_file("config.json", b"{"), "config.json is no JSON"),
         (with_file(WEIGHTS[0], b"8" * 100), f"{WEIGHTS[0]} is damaged"),
+        (with_file("README.md", b"---\nlicense: [\n---\n"), "README.md is not valid: while parsing a flow node"),
+        (with_file("README.md", b"---\nlicense: mit\nbase_model: no/such/name\n---\n"), "Repo id must be in the form"),
         (lambda folder: change(folder / "config.json", auto_map={}), "has no `auto_map`"),
         (with_file("training_args.bin"), "holds training_args.bin, which is no part"),
         (with_file("checkpoint-1/optimizer.pt"), "holds checkpoint-1/optimizer.pt, which is no part"),

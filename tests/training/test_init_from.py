@@ -1,13 +1,17 @@
 """Training that starts from a checkpoint: what is its own, what can be added, and what is refused."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import CHAINS, make_esm, make_esm_batch, make_model
 from transformers import AutoModelForMaskedLM, EsmForMaskedLM
 
-from coordformer.hub.card import training_facts
+from coordformer.hub.card import recorded_base, training_facts
 from coordformer.training.arguments import ModelArguments, parse_arguments
 from coordformer.training.train import build_model, train
 from coordformer_command import main
@@ -125,6 +129,32 @@ def test_low_rank_changes_go_on_after_a_kill_and_are_merged(esm, tmp_path):
     assert all(torch.equal(weights[name], source[name]) for name in source.keys() - set(linear))
     added = "those that were added, and low-rank changes of the others (LoRA, rank 2)"
     assert training_facts(whole)["trained layers"] == added
+
+
+def test_a_name_on_the_hub_is_the_base_model_of_the_card(esm, tmp_path):
+    """And of what is trained from the result. Offline: the Hub's files lie in the cache."""
+    snapshot = tmp_path / "cache" / "models--someone--esm" / "snapshots" / "0a"
+    snapshot.parent.mkdir(parents=True)
+    shutil.copytree(esm, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0a")
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "coordformer",
+        "train",
+        "--init_from",
+        "someone/esm",
+        *QUICK,
+        "--output_dir",
+        "first",
+    ]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert recorded_base(tmp_path / "first") == "someone/esm"
+    train(*parse_arguments(["--init_from", str(tmp_path / "first"), *QUICK, "--output_dir", str(tmp_path / "second")]))
+    assert recorded_base(tmp_path / "second") == "someone/esm"
 
 
 def test_a_trained_model_stays_and_its_messages_are_trained(tmp_path):

@@ -1,0 +1,136 @@
+"""Adapters of PEFT become whole models, which load without PEFT and without this package."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_esm, make_model, outputs_of, random_chain
+from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+from coordformer import CoordformerForSequenceClassification, CoordformerProcessor, from_esm
+from coordformer.hub import reload_check
+from coordformer.hub.adapter import open_checkpoint
+from coordformer.hub.export import export
+from coordformer.inference.checkpoints import digest_weights
+from coordformer_command import main
+
+POINTS = {"coordinate_embedding": "local_frame", "num_qk_points": 2, "num_neighbors": 4}
+LORA = {"r": 4, "target_modules": "all-linear"}
+
+
+def save_base(folder: Path, **fields) -> None:
+    model = make_model(**POINTS, **fields)
+    model.save_pretrained(folder)
+    CoordformerProcessor().save_pretrained(folder)
+
+
+def train_adapter(model, config, folder: Path):
+    """An adapter as if it had been trained, and saved; the model with it."""
+    adapted = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.1)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """Of a masked language model: its folder, and what it computes."""
+    save_base(tmp_path / "base")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
+    return tmp_path / "adapter", train_adapter(model, LoraConfig(**LORA), tmp_path / "adapter")
+
+
+def test_an_adapter_is_exported_as_a_whole_model(adapter, tmp_path):
+    """And checked in a process that has neither PEFT's folder nor this package."""
+    folder, adapted = adapter
+    assert main(["export", str(folder), str(tmp_path / "out"), "--base_model", "someone/base", "--quiet"]) == 0
+    assert not [path for path in (tmp_path / "out").iterdir() if "adapter" in path.name]
+    row, merged = random_chain(20), AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    torch.testing.assert_close(outputs_of(merged, row), outputs_of(adapted, row), atol=1e-4, rtol=1e-4)
+    base = AutoModelForMaskedLM.from_pretrained(tmp_path / "base").eval()
+    assert (outputs_of(base, row) - outputs_of(merged, row)).abs().max() > 1e-2
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (
+        card.data.base_model == "someone/base"
+        and "| adapter | LORA, rank 4, merged into the weights of base |" in card.text
+    )
+
+
+def test_a_classifier_that_was_trained_with_an_adapter_comes_with_its_classes(tmp_path):
+    """Its base is a masked language model: only the adapter tells how many classes there are."""
+    save_base(tmp_path / "base")
+    model = CoordformerForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    adapted = train_adapter(model, LoraConfig(task_type="SEQ_CLS", **LORA), tmp_path / "adapter")
+    summary = export(tmp_path / "adapter", tmp_path / "out", dtype="bfloat16", progress=False)
+    assert summary["model"] == "CoordformerForSequenceClassification" and summary["dtype"] == "bfloat16"
+    assert summary["checked"] == list(reload_check.AUTO_MODELS)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    row = random_chain(20)
+    expected = outputs_of(adapted, row)
+    assert (
+        merged.config.num_labels == 3 and (outputs_of(merged, row) - expected).abs().max() < 0.1 * expected.abs().max()
+    )
+    # Names of the classes, where somebody saves them beside it.
+    model.config.id2label = {0: "membrane", 1: "nucleus", 2: "other"}
+    model.config.save_pretrained(tmp_path / "adapter")
+    assert open_checkpoint(tmp_path / "adapter")[0].config.id2label[1] == "nucleus"
+
+
+def test_the_dtype_is_that_of_the_base_and_changes_are_merged_before_they_are_rounded(tmp_path):
+    save_base(tmp_path / "exact")
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "exact").bfloat16().save_pretrained(tmp_path / "base")
+    CoordformerProcessor().save_pretrained(tmp_path / "base")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    adapted = train_adapter(model, LoraConfig(**LORA), tmp_path / "adapter")
+    merged = open_checkpoint(tmp_path / "adapter", "auto")[0]
+    expected = adapted.merge_and_unload().bfloat16()
+    assert merged.dtype == torch.bfloat16 and digest_weights(merged) == digest_weights(expected)
+
+
+def test_the_base_of_the_card_is_that_of_the_adapter(adapter, tmp_path):
+    """A name on the Hub stands in the adapter's settings; a folder's own base, in what is recorded of its training."""
+    folder, _ = adapter
+    record = {"steps": 5, "started_from": {"steps": 9, "base_model": "facebook/esm2_t6_8M_UR50D"}}
+    (tmp_path / "base" / "train.json").write_text(json.dumps(record))
+    export(folder, tmp_path / "out", check=False)
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.base_model == "facebook/esm2_t6_8M_UR50D"
+
+
+def test_what_cannot_be_merged_is_named(adapter, tmp_path):
+    folder, _ = adapter
+
+    def spoil(name, **settings):
+        copy = shutil.copytree(folder, tmp_path / name)
+        path = copy / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+        return copy
+
+    unnamed = tmp_path / "unnamed"
+    train_adapter(from_esm(make_esm()), LoraConfig(**LORA), unnamed)
+    elsewhere = spoil("elsewhere", base_model_name_or_path=str(tmp_path / "none"))
+    part = spoil("part")
+    weights = load_file(part / "adapter_model.safetensors")
+    lost = sorted(weights)[0]
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, part / "adapter_model.safetensors")
+    broken = spoil("broken")
+    (broken / "adapter_config.json").write_text("{")
+    empty = spoil("empty")
+    (empty / "adapter_model.safetensors").unlink()
+    for given, message in (
+        (unnamed, "adapter_config.json has no `base_model_name_or_path`; write the folder or Hub name of the model"),
+        (elsewhere, "elsewhere cannot be merged .*none"),
+        (part, f"its weights are not those of CoordformerForMaskedLM with this adapter: {lost}"),
+        (broken, "adapter_config.json is no JSON"),
+        (empty, "empty cannot be merged .*adapter_model.safetensors"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(given, tmp_path / "out", check=False)
+        assert not (tmp_path / "out").exists()
