@@ -40,6 +40,7 @@ from coordformer.data.batching import ChainBatches, fetch_rows, read_lengths
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.files import write_atomically, write_json, write_text
 from coordformer.data.function import FunctionCollator, label_matrix, log_odds
+from coordformer.data.records import package_version
 from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import predict_terms
 from coordformer.inference.checkpoints import load_checkpoint
@@ -478,7 +479,8 @@ def write_results(task: Task, arguments: argparse.Namespace, folders: Mapping[tu
         "positives_without_training_chain": int(labels[:, never].sum()),
         "seconds": sum(record["seconds"] for record in records.values()),
         "machine": f"{os.cpu_count()} cores of {platform.machine()}",
-        "versions": {package: version(package) for package in ("coordformer", "torch", "transformers")},
+        "versions": {"coordformer": package_version()}
+        | {package: version(package) for package in ("torch", "transformers")},
     }
     results = arguments.results or arguments.output
     results.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ from transformers import Trainer, TrainingArguments
 from coordformer import CoordformerConfig, CoordformerForMaskedLM
 from coordformer.data.batching import ChainBatches
 from coordformer.data.collator import CoordformerDataCollator
+from coordformer.data.records import package_version
 from coordformer.inference.metrics import CORRECT, COUNT, NLL, bootstrap, count_predictions, summarize
 
 TOKENIZER = build_tokenizer()
@@ -302,7 +303,8 @@ def main() -> None:
                 "seconds": round(time.monotonic() - start),
                 "processes": processes,
                 "machine": f"{os.cpu_count()} cores of {platform.machine()}",
-                "versions": {package: version(package) for package in ("coordformer", "torch", "rdkit", "ase")},
+                "versions": {"coordformer": package_version()}
+                | {package: version(package) for package in ("torch", "rdkit", "ase")},
             }
             (arguments.output / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     files = {name: arguments.output / f"{name}.json" for name in SCALES}

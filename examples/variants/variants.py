@@ -31,6 +31,7 @@ from Bio.Align import substitution_matrices
 from transformers import PreTrainedModel
 
 from coordformer.data.files import write_json, write_text
+from coordformer.data.records import package_version
 from coordformer.inference.checkpoints import coordinates_of, digest_weights, load_checkpoint
 from coordformer.inference.figures import new_figure, save_figure
 from coordformer.inference.marginals import METHODS, score_mutants
@@ -504,7 +505,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "command": " ".join(["python examples/variants/variants.py", *options]),
         "machine": f"{torch.get_num_threads()} core(s) of {platform.machine()}"
         + (f" with {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
-        "versions": {package: version(package) for package in ("coordformer", "torch", "transformers", "scipy")},
+        "versions": {"coordformer": package_version()}
+        | {package: version(package) for package in ("torch", "transformers", "scipy")},
     }
     write_results(summary, results, arguments.output)
     print(arguments.output / "report.md")
