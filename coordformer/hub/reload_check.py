@@ -22,7 +22,8 @@ def predict(model, batch) -> dict[str, torch.Tensor]:
     outputs = {"last_hidden_state": model.base_model(**batch).last_hidden_state}
     if model.base_model is not model:
         outputs["logits"] = model(**batch).logits
-    if model.config.contact_head:
+    head = model.base_model.contact_head
+    if head is not None and head.weight.any():  # one that was never trained predicts nothing
         outputs["contacts"] = model.predict_contacts(**batch)
     return outputs
 
