@@ -110,9 +110,9 @@ class CoordformerEncoder(EsmModel):
             layer.intermediate = FeedForwardInput(config)
             if config.num_qk_points:
                 layer.attention.self = InvariantPointAttention(config, number)  # type: ignore[union-attr]
-                continue
-            with torch.random.fork_rng(devices=[]):  # a seed gives the weights that it gives without
-                layer.attention.self = SelfAttention(config, layer_idx=number)  # type: ignore[union-attr]
+            else:
+                # Another class for the same weights, which a seed then gives as it always did.
+                layer.attention.self.__class__ = SelfAttention  # type: ignore[union-attr,assignment]
 
     @torch.no_grad()
     def _init_weights(self, module):
