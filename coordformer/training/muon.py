@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model.structure_layers import FeatureLinear
+from ..model.coordinates import FeatureLinear
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 
 from coordformer import CoordformerProcessor, read_chains
 from coordformer.inference.figures import save_figure
+from coordformer.model.coordinates import center_coordinates
 from coordformer.model.packing import segment_positions, segment_runs
-from coordformer.model.structure_layers import center_coordinates
 
 ROOT = Path(__file__).parents[2]
 RESIDUES = 5  # of each chain, from its start: that many fit in a picture

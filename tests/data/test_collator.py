@@ -9,8 +9,8 @@ from conftest import assert_same_geometry
 
 from coordformer import build_tokenizer
 from coordformer.data.collator import CoordformerDataCollator, normal, rotations_from_normals, splitmix, uniform
+from coordformer.model.coordinates import rotate_coordinates
 from coordformer.model.packing import segment_bounds, segment_runs
-from coordformer.model.structure_layers import rotate_coordinates
 
 TOKENIZER = build_tokenizer()
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

@@ -14,9 +14,9 @@ from coordformer.data.batching import ChainBatches, fetch_rows
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.pack import PackedChains, write_pack
 from coordformer.data.rows import SCHEMA, chain_to_row
-from coordformer.inference.predict import as_chain
 from coordformer.model.chain import CHAIN_GAP, Chain, Complex, join_chains
-from coordformer.model.structure_layers import EdgeFeatures
+from coordformer.model.neighbor_graph import EdgeFeatures
+from coordformer.model.proteins import as_chain
 
 PROCESSOR = CoordformerProcessor()
 POINTS = {"coordinate_embedding": "local_frame", "num_qk_points": 2, "num_neighbors": 5, "message_gating": True}

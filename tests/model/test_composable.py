@@ -20,7 +20,7 @@ from coordformer import (
     CoordformerModel,
     CoordformerProcessor,
 )
-from coordformer.model.structure_layers import EdgeFeatures
+from coordformer.model.neighbor_graph import EdgeFeatures
 
 CARDS = Path(__file__).parents[2] / "hub_cards"
 POINTS = {"num_qk_points": 2, "num_neighbors": 5, "message_gating": True}

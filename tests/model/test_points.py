@@ -8,17 +8,15 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from coordformer import CoordformerProcessor, from_esm, read_chains
 from coordformer.data.collator import rotations_from_normals
-from coordformer.model.structure_layers import (
-    CHAIN_OFFSETS,
+from coordformer.model.coordinates import CHAIN_OFFSETS, backbone_frames, local_frame_coordinates
+from coordformer.model.neighbor_graph import (
     EdgeFeatures,
-    InvariantPointAttention,
     MessagePassing,
     NeighborGraph,
-    backbone_frames,
     k_nearest_neighbors,
-    local_frame_coordinates,
     radial_basis_functions,
 )
+from coordformer.model.structure_layers import InvariantPointAttention
 from coordformer.training.arguments import ModelArguments
 from coordformer.training.train import build_model
 

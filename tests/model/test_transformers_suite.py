@@ -15,7 +15,7 @@ import transformers
 from conftest import make_config
 
 from coordformer import CoordformerForMaskedLM
-from coordformer.model.structure_layers import FeatureLinear
+from coordformer.model.coordinates import FeatureLinear
 
 ROOT = Path(__file__).parents[2]
 VERSION = re.search(r"^transformers==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]
