@@ -3,8 +3,8 @@
 
 Method: Ellmen, Schneider, Raybould, Deane, "Transformers trained on proteins can learn to attend to Euclidean
 distance", TMLR 2025. The encoder is Transformers' own `EsmModel`, given `inputs_embeds`. This file holds the base model
-and the heads; the layers that take coordinates are in `structure_layers`, packed rows in `packing`, contacts in
-`contact_maps`.
+and the heads; the layers that take coordinates are in `structure_layers`, their graph in `neighbor_graph`, packed rows
+in `packing`, contacts in `contact_maps`.
 """
 
 import copy
@@ -34,6 +34,15 @@ from transformers.utils import can_return_tuple
 
 from .configuration_coordformer import CoordformerConfig
 from .contact_maps import ContactHead, contact_logits
+from .coordinates import (
+    FeatureLinear,
+    backbone_frames,
+    check_rotations,
+    local_frame_coordinates,
+    place_coordinates,
+    rotate_coordinates,
+)
+from .neighbor_graph import EdgeFeatures
 from .packing import (
     SEGMENT_BOUNDS,
     run_starts,
@@ -47,17 +56,10 @@ from .packing import (
 from .structure_layers import (
     CoordinateEmbedding,
     DistanceBias,
-    EdgeFeatures,
-    FeatureLinear,
     InvariantPointAttention,
     SelfAttention,
     Structure,
-    backbone_frames,
-    check_rotations,
     gaussian_start,
-    local_frame_coordinates,
-    place_coordinates,
-    rotate_coordinates,
 )
 
 IGNORED_LABEL = -100  # Transformers' convention, in every head; Trainer counts what differs from it

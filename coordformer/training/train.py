@@ -33,8 +33,8 @@ from ..inference.figures import plot_losses
 from ..inference.metrics import count_predictions, summarize
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM
+from ..model.neighbor_graph import MessagePassing
 from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor, chain_arrays, letter_ids
-from ..model.structure_layers import MessagePassing
 from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
 from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank
 from .muon import MuonAdamW, parameter_groups
