@@ -17,9 +17,9 @@ from ..data.files import write_json
 from ..data.records import counted
 from ..inference.checkpoints import load_checkpoint
 from ..inference.metrics import interval
-from ..inference.predict import cluster_of, id_of, residues_of
 from ..inference.runner import Inputs, is_data_set
 from ..model.chain import AMINO_ACIDS
+from ..model.proteins import cluster_of, id_of, residues_of
 from .attention_figures import plot_atlas, plot_profiles, plot_residue_pairs
 from .attention_sums import (
     CONDITIONS,

@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.masked import chain_generator
-from ..inference.predict import Record, Row, cluster_of, collate_rows, encode, id_of, plain_collator, residues_of
 from ..model.chain import AMINO_ACIDS
+from ..model.predict import Row, collate_rows, model_processor
 from ..model.processing_coordformer import chain_arrays
+from ..model.proteins import Record, cluster_of, id_of, residues_of
 from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, middle_window
 from .sse import annotate_sse
 
@@ -226,7 +227,7 @@ def sum_attention(
         raise ValueError(f"`seed` is {seed}; it must be at least 0.")
     config = model.config
     window = longest_window(config, window)
-    collator = plain_collator(model, tokenizer)
+    processor = model_processor(model, tokenizer)
     layers: Any = model.base_model.esm.encoder.layer  # type: ignore[union-attr]
     total = AttentionSums(len(layers), config.num_attention_heads)
 
@@ -250,8 +251,7 @@ def sum_attention(
             total.cropped += residues > window
             start = middle_window(residues, window)
             inside = slice(start, start + window)
-            arrays = encode(collator, chain)
-            del arrays["labels"]
+            arrays = processor.encode_protein(chain)
             inputs = cut_window(arrays, start, min(window, residues), config)
             coords = inputs["coords"]
             observed = np.flatnonzero(np.isfinite(coords).all(axis=-1).reshape(len(coords), -1).any(axis=1))

@@ -22,9 +22,9 @@ from ..inference.checkpoints import coordinates_of, load_checkpoint
 from ..inference.figures import new_figure, save_figure
 from ..inference.masked import count_chains, predict_masked
 from ..inference.metrics import CORRECT, COUNT, bootstrap, count_predictions, ratio_interval, summarize
-from ..inference.predict import Record, cluster_of, id_of, residues_of
 from ..inference.runner import Inputs
 from ..model.processing_coordformer import letter_ids
+from ..model.proteins import Record, cluster_of, id_of, residues_of
 
 NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0)  # Å
 MISSING = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)

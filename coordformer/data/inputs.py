@@ -8,21 +8,17 @@ import contextlib
 import gzip
 import json
 import lzma
-import os
 import tarfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..model.chain import StructureError
+from ..model.proteins import SEQUENCE_SUFFIXES, as_text, find_files, first_distinct, has_suffix, path_ends
 from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES, entry_id, file_entry
 from .files import write_text
 
-SEQUENCE_SUFFIXES = (".fasta", ".fa", ".faa")
 ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_EXPANSION = 200
 """A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
@@ -45,11 +41,6 @@ class Source:
     entry: str | None = None  # what its ids begin with, where its own entry is also that of another source
 
 
-def has_suffix(name: str, suffixes: Sequence[str]) -> bool:
-    """Whether a file's name ends in one of `suffixes`, or in .gz after it, in either case."""
-    return name.lower().removesuffix(".gz").endswith(tuple(suffixes))
-
-
 def list_sources(
     inputs: Sequence[str | Path], suffixes: Sequence[str] = STRUCTURE_SUFFIXES
 ) -> tuple[list[Source], list[Reject]]:
@@ -68,24 +59,9 @@ def list_sources(
         FileNotFoundError: a path does not exist.
         StructureError: no file was found.
     """
-    found: dict[Path, Path] = {}
-    endings = (*suffixes, *ARCHIVES)
-    for path in map(Path, inputs):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        for file in path.rglob("*") if path.is_dir() else [path]:
-            if file == path or (has_suffix(file.name, endings) and file.is_file()):
-                found.setdefault(file.resolve(), file)
-    if not found:
-        raise StructureError(
-            f"{', '.join(map(str, inputs)) or 'no path given'}: no structure file found; give files, or folders with "
-            f"names that end in {' '.join(endings)} (.gz)"
-        )
-    root = os.path.commonpath([file.parent for file in found])
     sources: list[Source] = []
     rejects: list[Reject] = []
-    for file, path in sorted(found.items(), key=lambda item: item[1]):
-        name = _as_text(file.relative_to(root).as_posix())
+    for name, path in find_files(inputs, (*suffixes, *ARCHIVES)):
         if has_suffix(path.name, ARCHIVES) and not _opener(path):
             for member in _members(path, name, suffixes, rejects):
                 sources.append(Source(_below(name, member), str(path), member.size, member.offset_data))
@@ -106,56 +82,14 @@ def name_entries(sources: Sequence[Source]) -> list[Source]:
         return list(sources)
     own = [_peek_entry(source) for source in sources]
     named = [number for number, entry in enumerate(own) if entry is not None]
-    entries = _first_distinct(
-        [str(own[number]) for number in named], lambda place: _path_ends(sources[named[place]].name, named[place])
+    entries = first_distinct(
+        [str(own[number]) for number in named], lambda place: path_ends(sources[named[place]].name, named[place])
     )
     found = list(sources)
     for number, entry in zip(named, entries, strict=True):
         if entry != own[number]:
             found[number] = replace(sources[number], entry=entry)
     return found
-
-
-def distinct_ids(ids: Sequence[str], sources: Sequence[str], sequences: Sequence[bool] | None = None) -> list[str]:
-    """Ids without equal ones: of these, the entry becomes the shortest part of the path that tells them apart.
-
-    Args:
-        ids: of chains, `<entry>_<chain>`.
-        sources: names of the files that they were read from.
-        sequences: whether each comes from a FASTA file, whose ids have no entry: the part is put before the id.
-    """
-
-    def candidates(number: int) -> Iterator[str]:
-        name, chain_id = sources[number], ids[number]
-        start = f"{file_entry(name)}_"
-        chain = chain_id.removeprefix(start) if chain_id.startswith(start) else chain_id.rpartition("_")[2]
-        end = f"/{chain_id}" if sequences is not None and sequences[number] else f"_{chain}"
-        return (part + end for part in _path_ends(name, number))
-
-    return _first_distinct(list(ids), candidates)
-
-
-def _first_distinct(names: list[str], others: Callable[[int], Iterator[str]]) -> list[str]:
-    """Of each item the first of its names that no other has; all that share one go on to the next of `others`."""
-    following: dict[int, Iterator[str]] = {}
-    while len(counts := Counter(names)) < len(names):
-        for number in [number for number, name in enumerate(names) if counts[name] > 1]:
-            if number not in following:
-                following[number] = others(number)
-            names[number] = next(following[number])
-    return names
-
-
-def _path_ends(name: str, number: int) -> Iterator[str]:
-    """Ends of a source's path, the shortest first: without the suffixes of the file, then with them."""
-    *folders, file = [part for part in name.split("/") if part not in ("", ".", "..")]
-    stem = file_entry(file)
-    for suffix in SEQUENCE_SUFFIXES:
-        stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
-    for end in (stem or file, file.removesuffix(".gz"), file):
-        for depth in range(len(folders) + 1):
-            yield "/".join([*folders[len(folders) - depth :], end])
-    yield from (f"{name}-{each}" for each in count(number + 1))  # two members of an archive may have one name
 
 
 def _peek_entry(source: Source) -> str | None:
@@ -250,13 +184,8 @@ def write_rejects(path: Path, rejects: Sequence[Reject]) -> None:
     write_text(path, text.encode(errors="backslashreplace").decode())  # a file's name may be no UTF-8
 
 
-def _as_text(name: str) -> str:
-    """A name that may be no UTF-8 as text that can be written: ids and tables are made of it."""
-    return name.encode(errors="backslashreplace").decode()
-
-
 def _below(archive: str, member: tarfile.TarInfo) -> str:
-    return f"{archive}/{_as_text(member.name)}"
+    return f"{archive}/{as_text(member.name)}"
 
 
 def _opener(path: Path) -> Any:
@@ -295,13 +224,13 @@ def _members(path: Path, name: str, suffixes: Sequence[str], rejects: list[Rejec
                 archive.members = []  # or it keeps the headers of millions
                 if stream is not None:
                     if member.offset_data + member.size > limit:
-                        reason = f"{_as_text(member.name)} brings it beyond {MAX_EXPANSION} times its size; a bomb?"
+                        reason = f"{as_text(member.name)} brings it beyond {MAX_EXPANSION} times its size; a bomb?"
                         rejects.append((name, "", reason))
                         return
                     stream.left = member.size + MAX_HEADER
                 if not has_suffix(member.name, suffixes):
                     continue
-                last = _as_text(member.name)
+                last = as_text(member.name)
                 if not member.isreg() or member.issparse():
                     rejects.append((_below(name, member), "", "a link or special file; only plain files are read"))
                 elif member.size > MAX_BYTES:

@@ -32,6 +32,7 @@ from jinja2 import Environment
 from tqdm.auto import tqdm
 
 from ..model.chain import Chain
+from ..model.proteins import distinct_ids
 from ..model.structure import STRUCTURE_SUFFIXES, read_chains
 from .cluster import COMPARABLE, assign_splits, cluster_sequences, find_mmseqs, is_comparable
 from .fetch import fetch as fetch_files
@@ -40,7 +41,6 @@ from .files import write_atomically, write_json, write_text
 from .inputs import (
     Reject,
     Source,
-    distinct_ids,
     is_archive,
     list_sources,
     name_entries,

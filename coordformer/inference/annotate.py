@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.files import write_json, write_text
 from ..data.records import counted
 from ..model.modeling_coordformer import CoordformerForSequenceClassification
+from ..model.predict import predict, window_rows
+from ..model.proteins import Record, id_of
 from ..model.windows import WindowMean
 from .checkpoints import digest_weights, load_checkpoint
-from .predict import Record, id_of, predict, window_rows
 from .runner import Inputs, check_file, parts_beside, run_parts
 
 logger = logging.getLogger(__name__)

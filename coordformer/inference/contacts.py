@@ -17,13 +17,14 @@ from ..data.batching import fetch_rows
 from ..data.contacts import MIN_SEPARATION, chain_labels, separations
 from ..data.files import write_json, write_text
 from ..data.records import counted, first_lines
+from ..model.predict import predict, tokens_of, window_rows
 from ..model.processing_coordformer import chain_arrays
+from ..model.proteins import Record, id_of, residues_of
 from ..model.residues import ResidueNumbers
 from ..model.windows import WindowMean
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
 from .figures import plot_contacts
 from .metrics import CUTS, RANGES, describe_precision, precision_at
-from .predict import Record, id_of, predict, residues_of, tokens_of, window_rows
 from .runner import REJECTS, Inputs, file_stems, parts_in, run_parts, write_arrays
 
 LISTED = 5  # pairs for each residue that a TSV file has

@@ -19,11 +19,11 @@ from ..data.inputs import Reject
 from ..data.records import counted, current_commit, first_lines, hash_file
 from ..model.chain import AMINO_ACIDS, Chain
 from ..model.design import Designs, check_drawing, design, plan_design
+from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
 from ..model.structure import read_proteins
 from .checkpoints import digest_weights, load_checkpoint
 from .figures import plot_probabilities
-from .predict import as_chain, id_of
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
 
 logger = logging.getLogger(__name__)

@@ -4,50 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.records import counted
-from ..model.windows import WindowMean
+from ..model.embedding import POOLINGS, embed_chains
+from ..model.proteins import Record
 from .checkpoints import digest_weights, load_checkpoint
 from .embeddings import FORMATS, write_shard
-from .predict import Record, predict, residues_of, tokens_of, window_rows
 from .runner import REJECTS, Inputs, parts_in, run_parts
-
-POOLINGS = ("mean", "cls", None)
-
-
-def embed_chains(
-    model: PreTrainedModel, chains: Sequence[Record], tokenizer: PreTrainedTokenizerBase, pooling: str | None = "mean",
-    *, without_coords: bool = False, token_budget: int = 8192, window: int = 1024, bar: tqdm | None = None,
-) -> list[np.ndarray]:  # fmt: skip
-    """The last hidden states of a model, pooled or not.
-
-    Args:
-        model: a Coordformer with any head or none.
-        pooling: `"mean"` over the residues of a chain, `"cls"` (its first token), or None: every residue.
-        chains, tokenizer, without_coords, window: as of `window_rows`.
-        token_budget, bar: as of `predict`; the vectors depend on the budget by rounding alone.
-
-    Returns:
-        For each chain (hidden,), or without pooling (residues, hidden), without special tokens; float32.
-    """
-    encoder: Any = model.base_model
-    hidden = encoder.config.hidden_size
-    vectors: list[Any] = [None] * len(chains)
-    means: dict[int, WindowMean] = {}
-    rows = window_rows(encoder, tokenizer, chains, window=window, without_coords=without_coords)
-    options: dict[str, Any] = {"token_budget": token_budget, "bar": bar}
-    for row, tokens in predict(encoder, rows, lambda batch: encoder(**batch).last_hidden_state, **options):
-        residues = residues_of(chains[row.chain])
-        if row.chain not in means:
-            means[row.chain] = WindowMean((hidden,), 0) if pooling == "cls" else WindowMean((residues, hidden), 1)
-        means[row.chain].add(row.start, tokens[0] if pooling == "cls" else tokens[1 : tokens_of(row) - 1])
-        if row.last:
-            mean = means.pop(row.chain).mean()
-            vectors[row.chain] = mean.mean(axis=0) if pooling == "mean" else mean
-    return vectors
 
 
 def embed(

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from ..data.files import write_atomically
 from ..data.records import RUN
-from .predict import Record, id_of, residues_of
+from ..model.proteins import Record, id_of, residues_of
 
 FORMATS = ("parquet", "safetensors")
 SHARD_SCHEMA = pa.schema({"id": pa.string(), "length": pa.int32(), "embedding": pa.large_list(pa.float32())})

@@ -11,10 +11,10 @@ from ..data.collator import PROTOCOLS
 from ..data.files import write_json
 from ..data.records import counted
 from ..model.processing_coordformer import letter_ids
+from ..model.proteins import Record, cluster_of
 from .checkpoints import coordinates_of, digest_weights, load_checkpoint
 from .figures import plot_recovery
 from .masked import count_chains, summarize_samples
-from .predict import Record, cluster_of
 from .runner import Inputs, check_file, parts_beside, run_parts, write_arrays
 
 

@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..model.chain import AMINO_ACIDS, Chain
+from ..model.predict import Row, longest_first, model_processor, predict
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
 from ..model.residues import ResidueNumbers
 from ..model.substitutions import parse_mutant
 from ..model.windows import cut_window, longest_window, window_around
-from .predict import Row, encode, longest_first, plain_collator, predict
 
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
 MUTANTS_AT_ONCE = 256  # of pseudo-likelihoods, whose probabilities are in memory
@@ -47,14 +47,13 @@ def log_probabilities(
     """
     window = longest_window(model.config, window)
     tokenizer: Any = processor.tokenizer
-    collator = plain_collator(model, tokenizer)
+    own = model_processor(model, tokenizer)
     tables = [np.empty((len(indices), len(AMINO_ACIDS))) for _, indices in asked]
 
     def rows() -> Iterator[Row]:
         for number in longest_first([chain for chain, _ in asked]):
             chain, indices = asked[number][0], np.asarray(asked[number][1], dtype=np.int64)
-            arrays = encode(collator, chain, without_coords)
-            del arrays["labels"]
+            arrays = own.encode_protein(chain, without_coords)
             inside = min(window, len(chain))
             starts = window_around(indices, len(chain), inside)
             # Of each row that the model reads the residues that are asked for.

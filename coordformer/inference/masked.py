@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.batching import fetch_rows
 from ..data.collator import PROTOCOLS, CoordformerDataCollator, rotations_from_normals
 from ..model.modeling_coordformer import IGNORED_LABEL
+from ..model.predict import Row, longest_first, predict
 from ..model.processing_coordformer import letter_ids
+from ..model.proteins import Record
 from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, window_starts
 from .metrics import bootstrap, count_predictions, summarize
-from .predict import Record, Row, encode, longest_first, predict
 
 CHAINS_AT_ONCE = 512  # of a data set that is counted in memory
 
@@ -78,7 +79,10 @@ def predict_masked(
             chain = chains[number]
             record = dict(chain) if isinstance(chain, Mapping) else vars(chain)
             name = str(record["id"])
-            arrays = encode(collator, {**record, "epoch": sample}, without_coords)
+            batch = collator([{**record, "epoch": sample}])
+            arrays = {key: values[0].numpy() for key, values in batch.items() if key != "attention_mask"}
+            if without_coords:
+                arrays["coords"] = np.full_like(arrays["coords"], np.nan)
             residues = len(arrays["input_ids"]) - SPECIAL_TOKENS
             asked = np.flatnonzero(arrays["labels"] != IGNORED_LABEL)
             if missing:

@@ -28,12 +28,8 @@ from tqdm.auto import tqdm
 from ..data.batching import fetch_rows
 from ..data.files import write_atomically, write_json
 from ..data.inputs import (
-    SEQUENCE_SUFFIXES,
-    STRUCTURE_SUFFIXES,
     Reject,
     Source,
-    distinct_ids,
-    has_suffix,
     is_archive,
     list_sources,
     name_entries,
@@ -43,8 +39,8 @@ from ..data.inputs import (
 from ..data.pack import open_chains
 from ..data.records import RUN, begin_run, hash_json, lock_folder, other_locks
 from ..model.chain import Chain
-from ..model.structure import read_proteins
-from .predict import Record, id_of, residues_of
+from ..model.proteins import SEQUENCE_SUFFIXES, Record, distinct_ids, has_suffix, id_of, residues_of
+from ..model.structure import STRUCTURE_SUFFIXES, read_proteins
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, first_lines, hash_file, hash_json
-from ..model.chain import AMINO_ACIDS, Chain, Complex
+from ..model.chain import AMINO_ACIDS, Chain, Complex, split_by_chain
 from ..model.design import score_sequences
+from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
 from ..model.substitutions import parse_mutant
 from .checkpoints import coordinates_given, digest_weights, load_checkpoint
@@ -23,7 +24,6 @@ from .design import fit_sequence, read_sequences
 from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import read_mutants, spearman
-from .predict import as_chain, id_of
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts
 
 
@@ -232,10 +232,7 @@ def score_given_sequences(
                 pairs = [pair for pair in zip(letters[number], protein.sequence, strict=True) if "X" not in pair]
                 recovery = sum(one == other for one, other in pairs) / len(pairs) if pairs else math.nan
                 cells = [scores[number][1], scores[number][0], recovery]
-                chains = [
-                    letters[number][start : start + size]
-                    for start, size in zip(residues.chain_starts, residues.chain_lengths, strict=True)
-                ]
+                chains = split_by_chain(letters[number], residues.chain_lengths)
                 whole.writerow([name, mine[number].id, *map(_cell, cells), "/".join(chains)])
                 for index, letter in enumerate(letters[number]):
                     place = [residues.name(index), residues.positions[index], protein.sequence[index], letter]

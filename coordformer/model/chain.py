@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -138,22 +139,26 @@ class Complex(Chain):
     @property
     def chains(self) -> list[Chain]:
         """Its chains, each by itself, in the frame of the complex; their ids are `<complex>_<chain>`."""
-        chains = []
-        bounds = [0, *accumulate(self.chain_lengths)]
-        for name, start, end in zip(self.chain_names, bounds, bounds[1:], strict=False):
-            chain = Chain(
-                f"{self.id}_{name}",
-                self.sequence[start:end],
-                self.coords[start:end],
-                self.atoms,
-                self.b_factor[start:end],
-                self.method,
-                self.resolution,
-                self.positions[start:end] - self.positions[start],
-                self.residue_numbers[start:end],
+        columns = (self.sequence, self.coords, self.b_factor, self.positions, self.residue_numbers)
+        parts = zip(self.chain_names, *(split_by_chain(column, self.chain_lengths) for column in columns), strict=True)
+        return [
+            Chain(
+                f"{self.id}_{name}", sequence, coords, self.atoms, b_factor, self.method, self.resolution,
+                positions - positions[0], residue_numbers,
             )
-            chains.append(chain)
-        return chains
+            for name, sequence, coords, b_factor, positions, residue_numbers in parts
+        ]  # fmt: skip
+
+
+def split_by_chain(values: Any, lengths: Sequence[int]) -> list[Any]:
+    """What a complex has of each residue, as letters or coordinates, in parts of its chains' `lengths`.
+
+    Examples:
+        >>> split_by_chain("MKVGA", [3, 2])
+        ['MKV', 'GA']
+    """
+    ends = list(accumulate(lengths))
+    return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def chain_positions(lengths: Sequence[int]) -> np.ndarray:

@@ -42,6 +42,7 @@ from .coordinates import (
     place_coordinates,
     rotate_coordinates,
 )
+from .embedding import embed_dataset
 from .neighbor_graph import EdgeFeatures
 from .packing import (
     SEGMENT_BOUNDS,
@@ -141,6 +142,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "coordformer"
     _auto_class = "AutoModel"  # Transformers saves the code beside the weights; the config knows all classes
     supports_gradient_checkpointing = True
+    embed_dataset = embed_dataset  # a method: `model.embed_dataset(inputs)`
     _no_split_modules = ["EsmLayer"]
     _keys_to_ignore_on_load_missing = [r"edge_features\.other_chain$"]  # see `_init_weights`
     _keep_in_fp32_modules_strict = ["coordinate_embedding", "distance_bias", "rotary_embeddings"]

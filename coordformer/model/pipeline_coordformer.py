@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from transformers.pipelines.base import ChunkPipeline
 
-from .chain import AMINO_ACIDS, Chain, Complex
+from .chain import AMINO_ACIDS, Chain
 from .design import Designs, design
-from .processing_coordformer import chain_arrays, chain_layout, layout_tokens
+from .processing_coordformer import layout_tokens
+from .proteins import as_chain, check_protein, check_reading
 from .residues import ResidueNumbers
-from .structure import read_complex, read_proteins
+from .structure import read_proteins
 from .substitutions import parse_mutant
 from .windows import WindowMean, cut_window, longest_window, window_around, window_starts
 
@@ -82,10 +83,9 @@ class ProteinPipeline(ChunkPipeline):
         """The rows that the model reads, of every chain one for each window: inputs, and where they come from."""
         window = longest_window(self.model.config, window)
         rows: list[dict[str, Any]] = []
-        chains = [self._encode(each) for each in self._read(protein, chain_ids, min_plddt, as_complex, assembly)]
+        reading = {"chain_ids": chain_ids, "min_plddt": min_plddt, "as_complex": as_complex, "assembly": assembly}
+        chains = [self._encode(each, without_coords) for each in self._read(protein, **reading)]
         for (chain, arrays), asked in zip(chains, self._choose([chain for chain, _ in chains], **options), strict=True):
-            if without_coords:
-                del arrays["coords"]
             residues = len(chain["sequence"])
             inside = min(window, residues)
             shared = {"chain": chain | {"sequence": "".join(chain["sequence"])}}
@@ -96,41 +96,26 @@ class ProteinPipeline(ChunkPipeline):
         for number, row in enumerate(rows, 1):
             yield row | {"is_last": number == len(rows)}
 
-    def _read(self, protein: Any, chain_ids, min_plddt, as_complex, assembly) -> list[Any]:
+    def _read(self, protein: Any, **reading: Any) -> list[Any]:
         """The chains or the complex of a protein: of a file, and else what was given."""
         if isinstance(protein, (str, os.PathLike)):
             if not os.path.exists(protein):
                 raise FileNotFoundError(
                     f"{os.fspath(protein)}: no such file; check the path, or give a sequence as {{'sequence': ...}}"
                 )
-            atoms = self.processor.coordinate_atoms
-            if as_complex or assembly is not None:
-                return [read_complex(protein, chain_ids, assembly, atoms=atoms, min_plddt=min_plddt)]
-            return read_proteins(protein, atoms, min_plddt, chain_ids)
-        if chain_ids is not None or min_plddt is not None or as_complex or assembly is not None:
-            raise ValueError(
-                "`chain_ids` and `min_plddt` go with files, and so do `as_complex` and `assembly`; chains are chosen "
-                "and joined as they are read."
-            )
-        # Rather than its class: code from the Hub has a Chain of its own.
-        if "sequence" not in protein if isinstance(protein, Mapping) else not hasattr(protein, "sequence"):
-            raise ValueError(
-                f"A protein cannot be read from {type(protein).__name__}; give the path of a structure or FASTA file, "
-                "a Chain, a Complex, a dictionary with `sequence`, or a list of these."
-            )
+            return read_proteins(protein, self.processor.coordinate_atoms, **reading)
+        check_reading(reading)
+        check_protein(protein)
         return [protein]
 
-    def _encode(self, protein: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _encode(self, protein: Any, without_coords: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """What the rows of a chain or complex share, its sequence as tokens, and its arrays (tokens, ...).
 
         All have `position_ids` and `chain_ids`: rows that meet in a batch must have the same.
         """
         row: Mapping[str, Any] = protein if isinstance(protein, Mapping) else vars(protein)
-        if isinstance(protein, Mapping) and "atoms" not in protein:
-            inputs = self.processor(sequences=[protein["sequence"]], coords=[protein.get("coords")])
-        else:  # a Chain, or a row of a data set, whose coordinates are flat
-            inputs = self.processor(chains=[protein])
-        tokens = self.processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0, 1:-1])
+        arrays = self.processor.encode_protein(protein, without_coords)
+        tokens = self.processor.tokenizer.convert_ids_to_tokens(arrays["input_ids"][1:-1].tolist())
         chain: dict[str, Any] = {"id": row.get("id"), "sequence": tokens, "residue_numbers": None}
         for name in ("residue_numbers", "chain_names", "chain_lengths"):
             if (values := row.get(name)) is not None and len(values):
@@ -138,10 +123,8 @@ class ProteinPipeline(ChunkPipeline):
         residues = ResidueNumbers(chain)
         if "chain_lengths" in chain:
             chain["chain_names"] = list(residues.chain_names)
-        layout = chain_layout(chain | {"positions": row.get("positions")})
-        layout = layout or (np.arange(len(residues)), np.zeros(len(residues), dtype=np.int64))
-        arrays = {key: values[0].numpy() for key, values in inputs.items()}
-        return chain, arrays | layout_tokens(layout)
+        whole = layout_tokens((np.arange(len(residues)), np.zeros(len(residues), dtype=np.int64)))
+        return chain, {"attention_mask": np.ones_like(arrays["input_ids"])} | whole | arrays
 
     def _choose(self, chains: list[dict[str, Any]]) -> Iterable[Any]:
         """Of each chain the residues that are asked for, where the pipeline takes some."""
@@ -325,7 +308,8 @@ class ProteinDesignPipeline(ProteinPipeline):
         as_complex: bool | None = None, assembly: str | int | None = None, **options,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
         whole = isinstance(protein, (str, os.PathLike)) if as_complex is None else as_complex
-        proteins = [_as_chain(each) for each in self._read(protein, chain_ids, min_plddt, whole, assembly)]
+        reading = {"chain_ids": chain_ids, "min_plddt": min_plddt, "as_complex": whole, "assembly": assembly}
+        proteins = [as_chain(each) for each in self._read(protein, **reading)]
         for number, each in enumerate(proteins, 1):
             yield {"protein": each, "options": options, "is_last": number == len(proteins)}
 
@@ -360,26 +344,6 @@ class ProteinDesignPipeline(ProteinPipeline):
             native = designs.native_score
             results.append(result | {"native_score": None if np.isnan(native) else native})
         return results
-
-
-def _as_chain(protein: Any) -> Any:
-    """A dictionary as the chain, or complex, that it is of."""
-    if not isinstance(protein, Mapping):
-        return protein
-    atoms = tuple(protein.get("atoms") or ("CA",))
-    sequence = protein["sequence"].replace("<mask>", "X").replace(" ", "")
-    coords: Any = protein.get("coords")
-    if coords is None:
-        coords = np.full((len(sequence), len(atoms), 3), np.nan)
-    _, coords = chain_arrays({**protein, "sequence": sequence, "coords": coords}, atoms)
-    given: dict[str, Any] = {
-        name: protein[name] for name in ("positions", "residue_numbers") if protein.get(name) is not None
-    }
-    values: Any = (str(protein.get("id") or "protein"), sequence, coords, atoms, np.full(len(sequence), np.nan))
-    if (lengths := protein.get("chain_lengths")) is None or not len(lengths):
-        return Chain(*values, **given)
-    names = protein.get("chain_names") or map(str, range(1, len(lengths) + 1))
-    return Complex(*values, **given | {"chain_names": tuple(names), "chain_lengths": tuple(lengths)})
 
 
 class ProteinVariantScoringPipeline(ProteinPipeline):

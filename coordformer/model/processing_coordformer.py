@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from .chain import AMINO_ACIDS, Chain
+from .chain import AMINO_ACIDS, Chain, chain_positions
 from .structure import read_chains, read_complex
 from .windows import SPECIAL_TOKENS
 
@@ -98,7 +98,7 @@ def chain_layout(record: Chain | Mapping[str, Any]) -> tuple[np.ndarray, np.ndar
     lengths = [length] if lengths is None or not len(lengths) else lengths
     if len(lengths) == 1 and (positions is None or positions[-1] == length - 1):
         return None
-    places = np.arange(length) if positions is None else np.asarray(positions, dtype=np.int64)
+    places = chain_positions(lengths) if positions is None else np.asarray(positions, dtype=np.int64)
     return places, np.repeat(np.arange(len(lengths)), lengths)
 
 
@@ -214,43 +214,76 @@ class CoordformerProcessor(ProcessorMixin):
                 "`chain_ids`, `min_plddt`, `as_complex` and `assembly` go with `structures`; chains are chosen and "
                 "joined as they are read."
             )
-        layouts: list[Any] = []
         if isinstance(chains, str) or not (sequences is None or isinstance(sequences, (str, Sequence))):
             raise ValueError("`chains` are Chain objects or rows; `sequences` a string or a list of strings.")
         if chains is not None:
             if coords is not None:
                 raise ValueError("`coords` go with `sequences`; chains have their own.")
             chains = [chains] if isinstance(chains, (Chain, Mapping)) else chains
-            layouts = [chain_layout(chain) for chain in chains]
-            pairs = [chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim) for chain in chains]
-            # The tokenizer splits at spaces; between letters it needs none.
-            sequences = [text if isinstance(text, str) else " ".join(text) for text, _ in pairs]
-            coords = [xyz for _, xyz in pairs]
-        elif isinstance(sequences, str):
-            sequences, coords = [sequences], None if coords is None else [coords]
-        assert sequences is not None
-        if len(sequences) == 0:
+            rows = [self._chain(chain) for chain in chains]
+        else:
+            if isinstance(sequences, str):
+                sequences, coords = [sequences], None if coords is None else [coords]
+            assert sequences is not None
+            coords = [None] * len(sequences) if coords is None else coords
+            if len(sequences) and len(coords) != len(sequences):
+                what = f"`coords` has {len(coords)} entries for {len(sequences)} sequences"
+                raise ValueError(f"{what}; give one for each.")
+            pairs = zip(sequences, coords, strict=True) if len(sequences) else ()
+            rows = [self._row(f"sequence {index}", *pair) for index, pair in enumerate(pairs)]
+        if not rows:
             raise ValueError("There is nothing to process: the list of sequences is empty.")
-        coords = [None] * len(sequences) if coords is None else coords
-        if len(coords) != len(sequences):
-            raise ValueError(f"`coords` has {len(coords)} entries for {len(sequences)} sequences; give one for each.")
-        tokens = [self._tokens(index, sequence) for index, sequence in enumerate(sequences)]
-        rows = [
-            {"input_ids": ids, "coords": self._coords(index, len(ids), xyz)}
-            for index, (ids, xyz) in enumerate(zip(tokens, coords, strict=True))
-        ]
-        for row, layout in zip(rows, layouts, strict=False):
-            row |= {} if layout is None else layout_tokens(layout)
         batch = pad_batch(rows, self.tokenizer.pad_token_id, pad_to_multiple_of or 1)
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def _tokens(self, index: int, sequence: str) -> np.ndarray:
+    def encode_protein(self, protein: Chain | Mapping[str, Any], without_coords: bool = False) -> dict[str, np.ndarray]:
+        """What a model reads of one protein.
+
+        Args:
+            protein: what `chains` of a call may be, or a dictionary with `sequence`, in which `<mask>` stands for a
+                residue, and perhaps `coords`, as the processor takes them, `id`, `positions` and `chain_lengths`.
+            without_coords: they are all NaN.
+
+        Returns:
+            `input_ids` (tokens,), `coords` (tokens, D) or (tokens, atoms, D), Å, and of a complex or a chain with gaps
+            `position_ids` and `chain_ids` (tokens,); `<cls>` and `<eos>` are tokens.
+
+        Raises:
+            ValueError: as when called; the message names the protein's id.
+        """
+        if isinstance(protein, Mapping) and protein.get("atoms") is None:
+            sequence, name = protein["sequence"], protein.get("id")
+            text = sequence if isinstance(sequence, str) else " ".join(sequence)
+            row = self._row(f"sequence {text[:40] if name is None else name}", text, protein.get("coords"))
+            layout = chain_layout({**protein, "sequence": row["input_ids"][1:-1]})
+            row |= {} if layout is None else layout_tokens(layout)
+        else:
+            row = self._chain(protein)
+        if without_coords:
+            row["coords"] = np.full_like(row["coords"], np.nan)
+        return row
+
+    def _chain(self, chain: Chain | Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The row of a chain, or of a row of a data set."""
+        layout = chain_layout(chain)
+        sequence, coords = chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim)
+        name = chain.get("id", "?") if isinstance(chain, Mapping) else chain.id
+        # The tokenizer splits at spaces; between letters it needs none.
+        row = self._row(f"chain {name}", sequence if isinstance(sequence, str) else " ".join(sequence), coords)
+        return row if layout is None else row | layout_tokens(layout)
+
+    def _row(self, name: str, sequence: str, coords: Any) -> dict[str, np.ndarray]:
+        ids = self._tokens(name, sequence)
+        return {"input_ids": ids, "coords": self._coords(name, len(ids), coords)}
+
+    def _tokens(self, name: str, sequence: str) -> np.ndarray:
+        subject = name[0].upper() + name[1:]
         if not isinstance(sequence, str):
-            raise ValueError(f"Sequence {index} is {type(sequence).__name__}; give a string of one-letter codes.")
+            raise ValueError(f"{subject} is {type(sequence).__name__}; give a string of one-letter codes.")
         encoding = self.tokenizer(sequence, return_offsets_mapping=True)
         ids = np.asarray(encoding["input_ids"])
         if len(ids) <= SPECIAL_TOKENS:
-            raise ValueError(f"Sequence {index} is empty; a chain needs at least one residue.")
+            raise ValueError(f"{subject} is empty; a chain needs at least one residue.")
         # Within a chain the one special token is <mask>; <unk> also stands for a letter that is not in the vocabulary.
         special = set(self.tokenizer.all_special_ids) - {self.tokenizer.mask_token_id}
         unknown = np.flatnonzero(np.isin(ids[1:-1], list(special))) + 1
@@ -259,12 +292,12 @@ class CoordformerProcessor(ProcessorMixin):
             letter = sequence[start:end]
             fix = " and capitals for residues." if letter.isalpha() and letter.islower() else "."
             raise ValueError(
-                f"Sequence {index} has {letter!r} at position {unknown[0]}, which is not in the alphabet "
+                f"{subject} has {letter!r} at position {unknown[0]}, which is not in the alphabet "
                 f"({AMINO_ACIDS}, X, B, U, Z, O); write X for an unknown residue{fix}"
             )
         return ids
 
-    def _coords(self, index: int, length: int, coords: Any) -> np.ndarray:
+    def _coords(self, name: str, length: int, coords: Any) -> np.ndarray:
         """Coordinates of one row with NaN for the two special tokens: (length, D) or (length, atoms, D)."""
         atoms, dim = len(self.coordinate_atoms), self.coordinate_dim
         padded = np.full((length, dim) if atoms == 1 else (length, atoms, dim), np.nan, dtype=np.float32)
@@ -275,20 +308,20 @@ class CoordformerProcessor(ProcessorMixin):
         try:
             coords = np.asarray(coords, dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`coords` of sequence {index} are no array of numbers ({error}).") from error
+            raise ValueError(f"`coords` of {name} are no array of numbers ({error}).") from error
         residues = length - SPECIAL_TOKENS
-        accepted = [(residues, dim), (residues, 1, dim)] if atoms == 1 else [(residues, atoms, dim)]
+        accepted: list[tuple[int, ...]] = [(residues, dim)] if atoms == 1 else []
+        accepted += [(residues, atoms, dim), (residues * atoms * dim,)]  # flat, as in a row of a data set
         if coords.shape not in accepted:
             raise ValueError(
-                f"`coords` of sequence {index} has shape {coords.shape}; its {residues} residues with the atoms "
+                f"`coords` of {name} has shape {coords.shape}; its {residues} residues with the atoms "
                 f"{', '.join(self.coordinate_atoms)} in {dim} dimensions need {accepted[0]}. Special tokens are "
                 "left out, residues without coordinates are NaN."
             )
         if np.isinf(coords).any():
             residue = np.flatnonzero(np.isinf(coords).reshape(residues, -1).any(axis=1))[0] + 1
             raise ValueError(
-                f"`coords` of sequence {index} is infinite at residue {residue}; use NaN for coordinates that were "
-                "not observed."
+                f"`coords` of {name} is infinite at residue {residue}; use NaN for coordinates that were not observed."
             )
         padded[1:-1] = coords.reshape(padded[1:-1].shape)
         return padded

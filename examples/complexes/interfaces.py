@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 from coordformer.inference.checkpoints import digest_weights, load_checkpoint
 from coordformer.inference.masked import chain_generator
 from coordformer.inference.metrics import interval, resample
-from coordformer.inference.predict import Row, as_chain, cluster_of, encode, plain_collator, predict
 from coordformer.inference.runner import Inputs
 from coordformer.model.chain import AMINO_ACIDS, Complex
+from coordformer.model.predict import Row, model_processor, predict
 from coordformer.model.processing_coordformer import letter_ids
+from coordformer.model.proteins import as_chain, cluster_of
 
 CONTACT = 8.0  # Å
 SHARE = 0.15
@@ -43,7 +44,7 @@ def interface(protein: Complex) -> np.ndarray:
 
 def masked_rows(model: Any, tokenizer: Any, proteins: list[Complex], noise: float) -> Iterator[Row]:
     """Rows of whole complexes and of their chains, with the same residues masked; the tag says which residues."""
-    collator = plain_collator(model, tokenizer)
+    processor = model_processor(model, tokenizer)
     for number in sorted(range(len(proteins)), key=lambda number: -len(proteins[number])):
         protein = proteins[number]
         rng = chain_generator(protein.id, 2)
@@ -59,8 +60,7 @@ def masked_rows(model: Any, tokenizer: Any, proteins: list[Complex], noise: floa
             alone = {"id": protein.id, "atoms": protein.atoms, "sequence": sequence, "coords": moved[inside]}
             parts.append((alone | {"positions": positions}, inside))
         for part, (record, inside) in enumerate(parts):
-            arrays = encode(collator, record)
-            del arrays["labels"]
+            arrays = processor.encode_protein(record)
             places = np.flatnonzero(masked[inside]) + 1  # <cls> is in front
             if len(places):
                 arrays["input_ids"][places] = tokenizer.mask_token_id

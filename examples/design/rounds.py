@@ -23,9 +23,9 @@ from coordformer.data.files import write_json
 from coordformer.inference.checkpoints import digest_weights, load_checkpoint
 from coordformer.inference.masked import chain_generator
 from coordformer.inference.metrics import interval, ratio_interval, resample
-from coordformer.inference.predict import as_chain, cluster_of, residues_of
 from coordformer.inference.runner import Inputs
 from coordformer.model.chain import AMINO_ACIDS
+from coordformer.model.proteins import as_chain, cluster_of, residues_of
 
 ROUNDS = (1, 2, 4, 8, 16)
 NOISE = (0.0, 0.2)  # Å

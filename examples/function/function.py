@@ -44,8 +44,8 @@ from coordformer.data.records import package_version
 from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import predict_terms
 from coordformer.inference.checkpoints import load_checkpoint
-from coordformer.inference.embed import embed_chains
 from coordformer.inference.metrics import interval
+from coordformer.model.embedding import embed_chains
 from coordformer.training.train import last_whole_checkpoint
 
 LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's

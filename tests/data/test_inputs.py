@@ -10,9 +10,7 @@ import pytest
 from conftest import STRUCTURES
 
 from coordformer.data.inputs import (
-    SEQUENCE_SUFFIXES,
     Source,
-    distinct_ids,
     is_archive,
     list_sources,
     name_entries,
@@ -20,6 +18,7 @@ from coordformer.data.inputs import (
     write_rejects,
 )
 from coordformer.model.chain import StructureError
+from coordformer.model.proteins import SEQUENCE_SUFFIXES, distinct_ids
 from coordformer.model.structure import STRUCTURE_SUFFIXES
 
 SUFFIXES = (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES)

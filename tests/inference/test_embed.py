@@ -22,8 +22,9 @@ from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chain
 from coordformer.data.batching import fetch_rows
 from coordformer.data.pack import write_pack
 from coordformer.data.rows import load_rows
-from coordformer.inference.embed import describe, embed, embed_chains
+from coordformer.inference.embed import describe, embed
 from coordformer.inference.embeddings import load_embeddings, write_shard
+from coordformer.model.embedding import embed_chains
 from coordformer.model.windows import window_starts
 from coordformer_command import main
 

@@ -9,7 +9,8 @@ from coordformer import CoordformerProcessor, read_chains
 from coordformer.data.batching import fetch_rows
 from coordformer.data.rows import load_rows
 from coordformer.inference.masked import draw_rotations
-from coordformer.inference.predict import Row, as_chain, longest_first, predict, residues_of, window_rows
+from coordformer.model.predict import Row, longest_first, predict, window_rows
+from coordformer.model.proteins import as_chain, residues_of
 from coordformer.model.windows import (
     WindowMean,
     cut_window,

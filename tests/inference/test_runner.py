@@ -29,9 +29,9 @@ from coordformer.inference.contacts import contacts
 from coordformer.inference.embed import embed
 from coordformer.inference.embeddings import load_embeddings
 from coordformer.inference.evaluate import evaluate
-from coordformer.inference.predict import Record, id_of
 from coordformer.inference.runner import Inputs, join_tables, parse_shard
 from coordformer.inference.score import score
+from coordformer.model.proteins import Record, id_of
 from coordformer.model.structure import read_proteins
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"

@@ -19,10 +19,10 @@ from coordformer.data.batching import fetch_rows
 from coordformer.data.rows import chain_to_row, load_rows
 from coordformer.hub.export import export
 from coordformer.inference.contacts import predict_contacts
-from coordformer.inference.embed import embed_chains
 from coordformer.inference.marginals import log_probabilities, scan_chains, score_mutants
 from coordformer.model import structure_parsing
 from coordformer.model.chain import AMINO_ACIDS
+from coordformer.model.embedding import embed_chains
 from coordformer.model.pipeline_coordformer import (
     CUSTOM_PIPELINES,
     ProteinDesignPipeline,

@@ -1,3 +1,4 @@
+# Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
 """From chains to what a model makes of them: windows, batches of a token budget, longest first.
 
 Every verb goes through `predict`. A row is what the model reads in one go, a chain or a window of it; rows come chain
@@ -5,22 +6,18 @@ by chain, the longest chain first, so that rows of a batch are of like length, a
 memory shows at once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..data.collator import CoordformerDataCollator
-from ..model.chain import Chain, Complex
-from ..model.processing_coordformer import chain_arrays, pad_batch
-from ..model.structure_layers import Structure
-from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, window_starts
-
-Record = Chain | Mapping[str, Any]  # a chain, or a row of a data set
+from .processing_coordformer import CoordformerProcessor, pad_batch
+from .proteins import Record, residues_of
+from .structure_layers import Structure
+from .windows import SPECIAL_TOKENS, cut_window, longest_window, window_starts
 
 
 @dataclass(slots=True)
@@ -36,6 +33,7 @@ class Row:
         tag: what whoever made the row wants to find again.
         rotation: (D, D), by which the model turns the row about its center.
         last: whether it is the last one of its chain.
+        residues: of the whole chain, of rows of `window_rows`.
         structure: equal for rows with the same coordinates, of which the model then computes once what tokens do not
             change; such rows come one after another. None: the row is by itself.
     """
@@ -47,6 +45,7 @@ class Row:
     tag: Any = None
     rotation: torch.Tensor | None = None
     last: bool = False
+    residues: int = 0
     structure: Any = None
 
 
@@ -59,32 +58,9 @@ def longest_first(chains: Sequence[Record]) -> list[int]:
     return sorted(range(len(chains)), key=lambda number: -residues_of(chains[number]))
 
 
-def residues_of(chain: Record) -> int:
-    return len(chain["sequence"] if isinstance(chain, Mapping) else chain.sequence)
-
-
-def id_of(chain: Record) -> str:
-    return str(chain["id"] if isinstance(chain, Mapping) else chain.id)
-
-
-def cluster_of(chain: Record) -> Any:
-    """Sequence cluster of a row of a data set that has one, else None."""
-    return chain.get("cluster") if isinstance(chain, Mapping) else None
-
-
-def encode(collator: CoordformerDataCollator, chain: Record, without_coords: bool = False) -> dict[str, np.ndarray]:
-    """`input_ids`, `labels` (tokens,), `coords` (tokens, ...) and perhaps `position_ids` and `chain_ids` (tokens,) of
-    one chain, by a collator that turns nothing; without coordinates they are all NaN."""
-    arrays = {name: values[0].numpy() for name, values in collator([chain]).items() if name != "attention_mask"}
-    if without_coords:
-        arrays["coords"] = np.full_like(arrays["coords"], np.nan)
-    return arrays
-
-
-def plain_collator(model: Any, tokenizer: PreTrainedTokenizerBase) -> CoordformerDataCollator:
-    """The collator that masks nothing and leaves coordinates as they are."""
-    atoms, dim = model.config.coordinate_atoms, model.config.coordinate_dim
-    return CoordformerDataCollator(tokenizer, atoms=atoms, dim=dim, mlm_probability=0.0, rotate=False)
+def model_processor(model: Any, tokenizer: PreTrainedTokenizerBase) -> CoordformerProcessor:
+    """The processor that makes what a model reads, whatever atoms were asked for elsewhere."""
+    return CoordformerProcessor(tokenizer, model.config.coordinate_atoms, model.config.coordinate_dim)
 
 
 def window_rows(
@@ -95,20 +71,19 @@ def window_rows(
 
     Args:
         model, tokenizer: a Coordformer, and its tokenizer.
-        chains: what `read_proteins` returns, or rows of a data set.
+        chains: what `CoordformerProcessor.encode_protein` takes.
         window: a chain of more residues is cut into windows of so many, which overlap by half, to be averaged.
         without_coords: give the model no coordinates.
     """
     window = longest_window(model.config, window)
-    collator = plain_collator(model, tokenizer)
+    processor = model_processor(model, tokenizer)
     for number in longest_first(chains):
-        arrays = encode(collator, chains[number], without_coords)
-        del arrays["labels"]
+        arrays = processor.encode_protein(chains[number], without_coords)
         residues = len(arrays["input_ids"]) - SPECIAL_TOKENS
         inside = min(window, residues)
         for start in (starts := window_starts(residues, inside)):
             inputs = cut_window(arrays, start, inside, model.config)
-            yield Row(number, start, inputs, last=start == starts[-1])
+            yield Row(number, start, inputs, last=start == starts[-1], residues=residues)
 
 
 def collate_rows(rows: Sequence[Row], pad_token_id: int, device: torch.device | str) -> dict[str, torch.Tensor]:
@@ -139,26 +114,10 @@ def share_structure(model: Any, rows: Sequence[Row], shared: dict[Any, Structure
     return {"input_ids": tokens.to(model.device), "structure": shared[key]} | positions
 
 
-def as_chain(record: Record) -> Chain:
-    """A row of a data set as the chain, or complex, that it is of."""
-    if not isinstance(record, Mapping):
-        return record
-    atoms = tuple(record.get("atoms") or ("CA",))
-    sequence, coords = chain_arrays(record, atoms)
-    given: dict[str, Any] = {
-        name: record[name] for name in ("positions", "residue_numbers") if record.get(name) is not None
-    }
-    values = (str(record["id"]), sequence, coords, atoms, np.full(len(sequence), np.nan))
-    if lengths := record.get("chain_lengths"):
-        names = record.get("chain_names") or map(str, range(1, len(lengths) + 1))
-        return Complex(*values, **given, chain_names=tuple(names), chain_lengths=tuple(lengths))
-    return Chain(*values, **given)
-
-
 @torch.no_grad()
 def predict(
     model: Any, rows: Iterable[Row], forward: Callable[[dict[str, torch.Tensor]], torch.Tensor], *,
-    token_budget: int = 8192, bar: tqdm | None = None, by_row: bool = False,
+    token_budget: int = 8192, bar: Any = None, by_row: bool = False,
 ) -> Iterator[tuple[Row, np.ndarray]]:  # fmt: skip
     """What a model makes of rows, in batches.
 
@@ -167,7 +126,7 @@ def predict(
         rows: the longer ones first.
         forward: from a padded batch to a tensor (batch, tokens, ...), or of whole rows (batch, ...).
         token_budget: tokens of a batch, padding included; a row that is longer is a batch of its own.
-        bar: is moved on by each chain that is done, or `by_row`.
+        bar: of tqdm; is moved on by each chain that is done, or `by_row`.
 
     Yields:
         Each row with its output, float32: (asked, ...) where the row has `places`, else what `forward` gives for it.
@@ -191,7 +150,7 @@ def predict(
 
 
 def _predict_batch(
-    model: Any, rows: list[Row], forward: Any, bar: tqdm | None, by_row: bool, shared: dict[Any, Structure]
+    model: Any, rows: list[Row], forward: Any, bar: Any, by_row: bool, shared: dict[Any, Structure]
 ) -> Iterator[tuple[Row, np.ndarray]]:
     outputs = forward(
         share_structure(model, rows, shared) or collate_rows(rows, model.config.pad_token_id, model.device)
