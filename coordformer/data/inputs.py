@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..model.proteins import SEQUENCE_SUFFIXES, as_text, find_files, first_distinct, has_suffix, path_ends
-from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES, entry_id, file_entry
+from ..model.proteins import SEQUENCE_SUFFIXES, as_text, distinct_entries, find_files, has_suffix, peek_entry
+from ..model.structure import MAX_BYTES, STRUCTURE_SUFFIXES
 from .files import write_text
 
 ARCHIVES = (".tar", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -24,8 +24,6 @@ MAX_EXPANSION = 200
 """A compressed archive that grows by more than this is refused: mmCIF shrinks to a fifth, a bomb to a thousandth."""
 MAX_HEADER = 1024**2
 """Bytes between the contents of two members: names and the like have some hundred, and `tarfile` sets no bound."""
-HEADS = (2**12, 2**16)
-"""Bytes of a file that are looked through for its entry: most have it in the first lines, `entry_id` reads no more."""
 
 Reject = tuple[str, str, str]  # file, chain or "", reason
 
@@ -80,46 +78,12 @@ def name_entries(sources: Sequence[Source]) -> list[Source]:
     """
     if len(sources) < 2:
         return list(sources)
-    own = [_peek_entry(source) for source in sources]
-    named = [number for number, entry in enumerate(own) if entry is not None]
-    entries = first_distinct(
-        [str(own[number]) for number in named], lambda place: path_ends(sources[named[place]].name, named[place])
-    )
-    found = list(sources)
-    for number, entry in zip(named, entries, strict=True):
-        if entry != own[number]:
-            found[number] = replace(sources[number], entry=entry)
-    return found
-
-
-def _peek_entry(source: Source) -> str | None:
-    """The entry that a source's ids begin with; None of FASTA files, and of what is not read or holds several files."""
-    if is_archive(source) or has_suffix(source.name, (".bcif",)):
-        return None
-    for most in HEADS:
-        head = _read_head(source, most)
-        if head.lstrip().startswith(b">"):
-            return None
-        if len(head) == most:
-            head = head[: head.rfind(b"\n") + 1]  # the last line may be cut
-        if entry := entry_id(head):
-            return entry
-        if len(head) < most // 2:
-            break
-    return file_entry(source.name)
-
-
-def _read_head(source: Source, most: int) -> bytes:
-    """The first bytes of a source, decompressed; none of what cannot be read, which says so in its turn."""
-    try:
-        with open(source.path, "rb", buffering=0) as file:
-            file.seek(source.offset or 0)
-            data = file.read(min(most, source.size))
-        if data.startswith(b"\x1f\x8b"):
-            data = zlib.decompressobj(wbits=31).decompress(data, most)
-    except (OSError, zlib.error):
-        return b""
-    return data.removeprefix(b"\xef\xbb\xbf")
+    own = [None if is_archive(each) else peek_entry(each.name, each.path, each.size, each.offset) for each in sources]
+    entries = distinct_entries(own, [source.name for source in sources])
+    return [
+        source if entry == before else replace(source, entry=entry)
+        for source, entry, before in zip(sources, entries, own, strict=True)
+    ]
 
 
 def is_archive(source: Source) -> bool:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from .predict import model_processor, predict, tokens_of, window_rows
-from .processing_coordformer import CoordformerProcessor
 from .proteins import Record, collect_proteins
 from .windows import WindowMean
 
@@ -121,7 +120,10 @@ def embed_dataset(
 
 
 def _find_tokenizer(model: Any, processor: Any) -> Any:
-    """Of a processor, or a tokenizer itself, or that of the folder or repository that the model was loaded from."""
+    """Of a processor, or a tokenizer itself, or that of the folder or repository that the model was loaded from.
+
+    No Auto class loads it, which would ask again whether to trust the code that is running.
+    """
     if processor is not None:
         return getattr(processor, "tokenizer", processor)
     fix = "give `processor`, such as AutoProcessor.from_pretrained makes, or CoordformerProcessor()"
@@ -130,7 +132,7 @@ def _find_tokenizer(model: Any, processor: Any) -> Any:
     try:
         # The commit that the weights are of.
         revision = getattr(model.config, "_commit_hash", None) or "main"
-        return CoordformerProcessor.from_pretrained(name, revision=revision).tokenizer
+        return PreTrainedTokenizerFast.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"The processor of {name} cannot be loaded ({reason}); {fix}.") from error
+        raise ValueError(f"The tokenizer of {name} cannot be loaded ({reason}); {fix}.") from error

@@ -6,9 +6,11 @@ A protein is a sequence, a chain, a complex, a row of a data set, or comes from 
 
 import os
 import re
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress, count
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import numpy as np
 
 from .chain import Chain, Complex, StructureError
 from .processing_coordformer import chain_arrays
-from .structure import STRUCTURE_SUFFIXES, file_entry, read_proteins
+from .structure import STRUCTURE_SUFFIXES, entry_id, file_entry, read_proteins
 
 Record = Chain | Mapping[str, Any]  # a chain, or a row of a data set
 
 SEQUENCE_SUFFIXES = (".fasta", ".fa", ".faa")
+HEADS = (2**12, 2**16)
+"""Bytes of a file that are looked through for its entry: most have it in the first lines, `entry_id` reads no more."""
 _SEQUENCE = re.compile("(?:[A-Z]|<mask>)+")
 
 
@@ -108,6 +112,58 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], endings: Sequence[str])
     return [(as_text(file.relative_to(root).as_posix()), path) for file, path in ordered]
 
 
+def peek_entry(name: str, path: str | os.PathLike[str], size: int, offset: int | None = None) -> str | None:
+    """The entry that the ids of a structure file begin with; None of FASTA files, and of what is not read.
+
+    Args:
+        name: of the file, for its entry where it names none.
+        path, size, offset: where its bytes lie: those of a member of a plain archive begin at `offset`.
+    """
+    if has_suffix(name, (".bcif",)):
+        return None
+    for most in HEADS:
+        head = _read_head(path, min(most, size), offset, most)
+        if head.lstrip().startswith(b">"):
+            return None
+        if len(head) == most:
+            head = head[: head.rfind(b"\n") + 1]  # the last line may be cut
+        if entry := entry_id(head):
+            return entry
+        if len(head) < most // 2:
+            break
+    return file_entry(name)
+
+
+def _read_head(path: str | os.PathLike[str], size: int, offset: int | None, most: int) -> bytes:
+    """The first bytes of a file, decompressed; none of what cannot be read, which says so in its turn."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset or 0)
+            data = file.read(size)
+        if data.startswith(b"\x1f\x8b"):
+            data = zlib.decompressobj(wbits=31).decompress(data, most)
+    except (OSError, zlib.error):
+        return b""
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def distinct_entries(own: Sequence[str | None], sources: Sequence[str]) -> list[str | None]:
+    """Entries without equal ones: these become the shortest part of the path that tells them apart; None stays.
+
+    Args:
+        own: of each file what `peek_entry` finds.
+        sources: their names.
+    """
+    entries = list(own)
+    named = [number for number, entry in enumerate(own) if entry is not None]
+    found = first_distinct(
+        [str(own[number]) for number in named], lambda place: path_ends(sources[named[place]], named[place])
+    )
+    for number, entry in zip(named, found, strict=True):
+        entries[number] = entry
+    return entries
+
+
 def distinct_ids(ids: Sequence[str], sources: Sequence[str], sequences: Sequence[bool] | None = None) -> list[str]:
     """Ids without equal ones: of these, the entry becomes the shortest part of the path that tells them apart.
 
@@ -190,24 +246,27 @@ def collect_proteins(
         reading: `chain_ids`, `min_plddt`, `as_complex` and `assembly` of files, as of `read_proteins`.
 
     Returns:
-        Those of files first, sorted by path, of which equal ids are told apart, see `distinct_ids`. What was given
-        without an id has its sequence for one.
+        Those of files first, sorted by path, of which equal ids are told apart, see `distinct_entries` and
+        `distinct_ids`. What was given without an id has its sequence for one.
 
     Raises:
         FileNotFoundError, ValueError: a path does not exist, a file cannot be read, or what was given is no protein; or
             a string is a sequence and a path, too.
     """
-    alone = isinstance(inputs, (str, os.PathLike, Mapping)) or hasattr(inputs, "sequence")
-    given = [inputs] if alone else list(inputs)
-    paths = [each for each in given if _is_path(each)]
+    several = isinstance(inputs, Iterable) and not isinstance(inputs, (str, os.PathLike, Mapping))
+    given = list(inputs) if several else [inputs]
+    is_path = list(map(_is_path, given))
+    paths = list(compress(given, is_path))
     if not paths:
         check_reading(reading)
     chains: list[Chain] = []
     names: list[str] = []
-    for name, path in find_files(paths, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES)) if paths else ():
+    files = find_files(paths, (*STRUCTURE_SUFFIXES, *SEQUENCE_SUFFIXES)) if paths else []
+    entries = [peek_entry(name, path, path.stat().st_size) for name, path in files]
+    for (name, path), entry in zip(files, distinct_entries(entries, [name for name, _ in files]), strict=True):
         own: list[tuple[str, str]] | None = None if problems is None else []
         try:
-            found = read_proteins(path, atoms, problems=own, **reading)
+            found = read_proteins(path, atoms, problems=own, entry=entry, **reading)
         except (ValueError, OSError, RuntimeError) as error:
             if problems is None:
                 raise
@@ -220,9 +279,7 @@ def collect_proteins(
     for chain, chain_id in zip(chains, distinct_ids([chain.id for chain in chains], names, sequences), strict=True):
         chain.id = chain_id
     proteins: list[tuple[str, Record]] = [(chain.id, chain) for chain in chains]
-    for each in given:
-        if _is_path(each):
-            continue
+    for each in compress(given, map(not_, is_path)):
         record = {"sequence": each} if isinstance(each, str) else each
         check_protein(record)
         row: Mapping[str, Any] = record if isinstance(record, Mapping) else vars(record)
