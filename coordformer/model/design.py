@@ -417,7 +417,8 @@ class _Passes:
         self.letters = np.array(list(letter_ids(processor.tokenizer).values()))
 
     def __call__(self, tokens: np.ndarray) -> np.ndarray:
-        """Logits (rows, L, 20), float64, of tokens (rows, L)."""
+        """Logits (rows, L, 20), float64, of tokens (rows, L); equal rows are computed once."""
+        tokens, copies = np.unique(tokens, axis=0, return_inverse=True)
         rows = max(1, self.budget // (tokens.shape[1] + 2))
         parts = []
         for start in range(0, len(tokens), rows):
@@ -426,7 +427,7 @@ class _Passes:
             input_ids = torch.cat((first, part, last), dim=1)
             logits = self.model(input_ids=input_ids, structure=self.structure, **self.positions).logits
             parts.append(logits[:, 1:-1, torch.from_numpy(self.letters)].double().cpu().numpy())
-        return np.concatenate(parts)
+        return np.concatenate(parts)[copies.reshape(-1)]
 
     def pseudo_likelihoods(self, letters: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Log-likelihoods (places,), nats, of letters (L,), -1 for X, each masked alone."""

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from coordformer import CoordformerForMaskedLM, CoordformerProcessor, design, read_chains, read_complex
 from coordformer.model.chain import AMINO_ACIDS, Chain, Complex
-from coordformer.model.design import Designs, _probabilities, plan_design, score_sequences
+from coordformer.model.design import Designs, _Passes, _probabilities, plan_design, score_sequences
 from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.residues import ResidueNumbers
 
@@ -217,6 +217,26 @@ def test_residues_are_drawn_one_after_another(chain):
         ids[0, 1:-1] = PROCESSOR.tokenizer.mask_token_id
         possible.add(follow(ids, rng.permutation(8).tolist()))
     assert set(found.sequences) == possible
+
+
+@torch.no_grad()
+def test_equal_rows_are_computed_once(model, protease):
+    """At temperature 0 all samples are one; with nothing kept, the two rows that score are one as well."""
+    sizes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, inputs, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    try:
+        designs = design(model, protease, num_samples=3, temperature=0, rounds=2)
+    finally:
+        hook.remove()
+    assert sizes == [1, 1]
+    assert len(designs.sequences) == 3 and len(set(designs.sequences)) == 1
+    passes = _Passes(model, PROCESSOR, protease, 8192)
+    rng = np.random.default_rng(0)
+    tokens = rng.choice(LETTERS, size=(3, len(protease)))[[2, 0, 2, 1, 0]]
+    alone = np.concatenate([passes(row[None]) for row in tokens])
+    np.testing.assert_allclose(passes(tokens), alone, atol=1e-4)
 
 
 @EVERY_ROUNDS
