@@ -7,18 +7,28 @@ names are the parameters of that function; its module's `describe` makes a short
 
 import argparse
 import contextlib
+import difflib
 import importlib
+import itertools
 import json
 import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 Options = dict[str, dict[str, Any]]
+
+
+class InputPath(str):
+    """Of a file or folder to read: looked for before anything is loaded."""
+
+
+def mutant(text: str) -> str:
+    return InputPath(text) if text.lower().endswith(".csv") else text
 
 
 def chain_name(text: str) -> str:
@@ -81,6 +91,7 @@ CHECKPOINT_AND_INPUTS = CHECKPOINT | argument(
     "structure (mmCIF, PDB) and FASTA files, plain or gzipped, tar archives, folders of them, and data sets (folder "
     "made by `prepare`, Parquet or packed file)",
     nargs="+",
+    type=InputPath,
     metavar="PATH",
 )
 MIN_PLDDT = option(
@@ -130,7 +141,9 @@ VERBS = {
         "turn structure files into a data set",
         "Turn mmCIF and PDB files, plain, gzipped or in tar archives, into Parquet shards with a datasheet. Run it "
         "again to go on after a stop.",
-        argument("inputs", "structure files, tar archives, or folders of them", nargs="*", metavar="PATH")
+        argument(
+            "inputs", "structure files, tar archives, or folders of them", nargs="*", type=InputPath, metavar="PATH"
+        )
         | option("--fetch", "PDB ids, UniProt accessions (AlphaFold DB), or files of them", (), nargs="+", metavar="ID")
         | switch("--allow_missing", "go on where --fetch could not get all ids")
         | option("--requests_per_second", "of --fetch", 10.0)
@@ -151,14 +164,14 @@ VERBS = {
         | option("--coverage", "of a sequence cluster", 0.8)
         | SEED
         | option("--chains_per_shard", "rows of a file", 5000)
-        | option("--workers", "processes (default: one per core)", type=int),
+        | option("--workers", "processes (default: one, and one per core once that is sooner)", type=int),
     ),
     "pack": Verb(
         "data.pack:pack",
         "put a data set into one file for a bare training machine",
         "Put a data set into one safetensors file, from which `coordformer train` runs with torch, transformers and "
         "accelerate alone.",
-        argument("data", "folder made by `coordformer prepare`, or Parquet file")
+        argument("data", "folder made by `coordformer prepare`, or Parquet file", type=InputPath)
         | argument("output", "the file to make", type=Path, metavar="FILE.safetensors")
         | option("--split", "only this split; all of them by default, their names are kept"),
         goes_on=False,
@@ -225,7 +238,11 @@ VERBS = {
         "probabilities, designs.csv with the best of each protein first, design.json.",
         CHECKPOINT
         | argument(
-            "inputs", "structure files, archives, folders, data sets; a file is one complex", nargs="+", metavar="PATH"
+            "inputs",
+            "structure files, archives, folders, data sets; a file is one complex",
+            nargs="+",
+            type=InputPath,
+            metavar="PATH",
         )
         | folder("the files")
         | option("--num_samples", "sequences at each temperature", 8)
@@ -239,13 +256,16 @@ VERBS = {
         | option("--chains_to_design", "by name, as A,B; all by default", type=names)
         | option("--omit_aa", "letters that never appear, such as CM", "")
         | option("--bias_aa", "nats by letter, as 'W:3.0 P:-2'")
-        | option("--omit_per_residue", 'letters by residue: {"A12": "CM"}', metavar="FILE.json")
-        | option("--bias_per_residue", 'nats by residue: {"A12": {"W": 3.0}}', metavar="FILE.json")
+        | option("--omit_per_residue", 'letters by residue: {"A12": "CM"}', type=InputPath, metavar="FILE.json")
+        | option("--bias_per_residue", 'nats by residue: {"A12": {"W": 3.0}}', type=InputPath, metavar="FILE.json")
         | option("--symmetry_residues", "groups that get one letter: 'A1,B1 A2,B2'")
         | option("--symmetry_weights", "of these in the mean of their logits: '0.5,0.5 0.8,0.2'")
         | switch("--homo_oligomer", "all chains get one sequence")
         | option(
-            "--pssm", f"(residues, 20) nats that are added to logits, columns {AMINO_ACIDS}", metavar="FILE.csv|npz"
+            "--pssm",
+            f"(residues, 20) nats that are added to logits, columns {AMINO_ACIDS}",
+            type=InputPath,
+            metavar="FILE.csv|npz",
         )
         | option("--gaps", "written for residues without coordinates and letter", "X", choices=("X", "-"))
         | switch("--rescore", "also score by pseudo-likelihood: a row for each designed residue of each sequence")
@@ -273,6 +293,7 @@ VERBS = {
             "such as A24G or A24G:T30S of one chain, S52AA where 52A becomes A, SH195A of chain H, WT; or FILE.csv "
             "with the column mutant, and of several chains id",
             nargs="+",
+            type=mutant,
             metavar="MUTANT",
         )
         | switch("--scan", "all substitutions of one residue", "store_const", dest="mutants", const=None)
@@ -292,6 +313,7 @@ VERBS = {
             "--sequences",
             "whole sequences on the structures, chains joined by /: sequences.csv with the likeliest first, "
             "residues.csv; a structure file is one complex",
+            type=InputPath,
             metavar="FILE.fasta",
         )
         | PREDICTION
@@ -319,13 +341,14 @@ VERBS = {
         "robustness.png and report.md.",
         CHECKPOINT_AND_INPUTS
         | folder("the report")
-        | option("--labels", "columns id and scop_sccs (default: of the data)", metavar="FILE.parquet")
+        | option("--labels", "columns id and scop_sccs (default: of the data)", type=InputPath, metavar="FILE.parquet")
         | option("--baseline", "a model without coordinates to compare with", metavar="CHECKPOINT")
         | option("--num_rotations", "frames of a chain", 16)
         | option("--noise", "standard deviations in Å (default: 0 to 5)", NOISE, nargs="+", type=float)
         | option("--missing", "shares of the residues (default: 0 to 1)", MISSING, nargs="+", type=float)
         | MASK_SAMPLES
         | SEED
+        | switch("--quick", "for a first look: 100 chains, 4 frames, one choice of masked residues, fewer values")
         | CHOICE
         | COMPUTING
         | window("longest chain predicted in one piece"),
@@ -352,7 +375,7 @@ VERBS = {
         "card, and check that it does.",
         CHECKPOINT
         | argument("output", "gets all that goes to the Hub", type=Path, metavar="FOLDER")
-        | option("--evaluation", "reports of `evaluate --output`", (), dest="evaluations", nargs="+", type=Path)
+        | option("--evaluation", "reports of `evaluate --output`", (), dest="evaluations", nargs="+", type=InputPath)
         | option("--name", "on the card: where it will be pushed to (default: FOLDER's)", metavar="USER/NAME")
         | option("--dtype", "of the weights (default: the checkpoint's)", choices=("float32", "bfloat16"))
         | option("--license", "of the weights", "apache-2.0")
@@ -386,10 +409,29 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _VerbParser(argparse.ArgumentParser):
+    """Refuses, in a line, an option that it does not have; a part of a name is none."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        # Before argparse misses what was misspelled.
+        words = itertools.takewhile("--".__ne__, args or ())
+        unknown = [name for word in words if (name := word.partition("=")[0]).startswith("--")]
+        for name in unknown if self.add_help else ():
+            if name not in self._option_string_actions:
+                near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+                self.error(f"there is no option {name}" + "".join(f"; did you mean {each}?" for each in near))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        fix = "" if message.endswith("?") else f"; `{self.prog} --help` lists the options"
+        self.exit(2, f"{self.prog}: {message}{fix}\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verbs with their options; each has its name as `verb`."""
     parser = argparse.ArgumentParser(
         prog="coordformer",
+        allow_abbrev=False,
         description="Structure as an input of protein language models.",
         epilog="Exit codes: 0 done; 1 an input is unusable, a line on stderr says which and what to do; 2 the command "
         "line is; 130 stopped by Ctrl-C. Results are printed on stdout, progress and notes on stderr.",
@@ -397,11 +439,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="show the version and exit"
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
     for name, verb in VERBS.items():
-        own_help = name != "train"
         added = verbs.add_parser(
-            name, help=verb.help, description=verb.description, add_help=own_help, allow_abbrev=own_help
+            name, help=verb.help, description=verb.description, add_help=name != "train", allow_abbrev=False
         )
         # Of two options of one parameter one is to be given at most.
         places = Counter(keywords.get("dest", flag.lstrip("-")) for flag, keywords in verb.options.items())
@@ -436,6 +477,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         options["options"] = others
     elif others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
+    for path in _input_paths(options.values()):
+        if not os.path.exists(path):
+            print(f"coordformer: {path}: no such file or folder; check the path", file=sys.stderr)
+            return 1
     place, _, function = VERBS[name].calls.partition(":")
     try:
         if quiet:
@@ -459,12 +504,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, FileNotFoundError) and error.filename and reason.startswith("[Errno"):
             reason = f"{error.filename}: no such file; check the name"
         print(f"coordformer: {' '.join(reason.split())}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         again = "; run the same command again to go on" if VERBS[name].goes_on else ""
         print(f"\ncoordformer: stopped{again}", file=sys.stderr)
         return 130
     return 0
+
+
+def _input_paths(values: Iterable[Any]) -> Iterator[InputPath]:
+    for value in values:
+        yield from (each for each in (value if isinstance(value, list) else [value]) if isinstance(each, InputPath))
 
 
 def hide_progress_bars() -> None:

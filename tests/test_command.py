@@ -142,7 +142,7 @@ def test_names_of_chains_do_not_swallow_a_file(capsys):
         (
             "export",
             ["runs/demo", "out", "--evaluation", "a.json", "b.json", "--datasets", "PDB", "--no_check", "--quiet"],
-            {"checkpoint": "runs/demo", "output": Path("out"), "evaluations": [Path("a.json"), Path("b.json")],
+            {"checkpoint": "runs/demo", "output": Path("out"), "evaluations": ["a.json", "b.json"],
              "name": None, "license": "apache-2.0", "datasets": ["PDB"], "base_model": None, "dtype": None,
              "check": False, "progress": False},
             {"model": "M", "parameters": 1000, "dtype": "float32", "checked": []},
@@ -158,13 +158,16 @@ def test_names_of_chains_do_not_swallow_a_file(capsys):
         ),
     ],
 )  # fmt: skip
-def test_options_reach_what_does_the_work(monkeypatch, capsys, verb, words, given, summary, text):
+def test_options_reach_what_does_the_work(tmp_path, monkeypatch, capsys, verb, words, given, summary, text):
     def work(**options):
         assert options == given
         return summary
 
     monkeypatch.setattr(function_of(verb)[0], verb, work)
     monkeypatch.setattr(coordformer_command, "hide_progress_bars", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.json", "b.json"):
+        Path(name).touch()
     assert main([verb, *words]) == 0
     assert capsys.readouterr().out == text
 
@@ -181,10 +184,11 @@ def test_json_is_alone_on_stdout(monkeypatch, capsys):
         return counts
 
     monkeypatch.setattr(function_of("pack")[0], "pack", noisy)
-    assert main(["pack", "data", "out", "--json"]) == 0
+    data = str(STRUCTURES)
+    assert main(["pack", data, "out", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == counts and "a library that prints" in printed.err
-    assert main(["pack", "data", "out"]) == 0
+    assert main(["pack", data, "out"]) == 0
     assert capsys.readouterr().out.endswith("\n1 chain with 2 residues, 3.0 MB\noutput: out\n")
 
 
@@ -215,14 +219,36 @@ def test_an_unusable_command_line_exits_with_2(capsys):
         ([], "required: VERB"),
         (["embedd"], "invalid choice: 'embedd'"),
         (["evaluate", "checkpoint"], "required: PATH"),
-        (["pack", "data", "out", "--chians", "A"], "unrecognized arguments: --chians A"),
+        (["embed", "c", "x.cif", "--chians", "A"], "embed: there is no option --chians; did you mean --chains?"),
+        (["embed", "c", "x.cif", "--ouput", "o"], "embed: there is no option --ouput; did you mean --output?"),
+        (["embed", "c", "x.cif", "--output", "o", "--chain=A"], "there is no option --chain; did you mean --chains?"),
+        (["pack", "data", "out", "--zzz"], "no option --zzz; `coordformer pack --help` lists the options"),
         (["embed", "c", "x.cif", "--output", "o", "--pooling", "cls", "--per_residue"], "not allowed with argument"),
         (["score", "c", "x.cif", "--output", "o"], "one of the arguments --mutants --scan --sequences is required"),
         (["prepare", "--output", "o", "--splits", "train"], "write names and shares like train=0.9,valid=0.1"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(words)
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error and (len(words) < 2 or len(error.splitlines()) == 1)
+
+
+def test_inputs_are_looked_for_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    there, missing = str(tmp_path), str(tmp_path / "none.x")
+    table = missing.replace(".x", ".csv")
+    for words, name in (
+        (["embed", "model", there, missing, "--output", "out"], missing),
+        (["design", "model", there, "--output", "out", "--pssm", missing], missing),
+        (["score", "model", there, "--output", "out", "--mutants", table], table),
+        (["score", "model", there, "--output", "out", "--sequences", missing], missing),
+        (["robustness", "model", there, "--output", "out", "--labels", missing], missing),
+        (["prepare", missing, "--output", "out"], missing),
+        (["pack", missing, "out"], missing),
+        (["export", "model", "out", "--evaluation", missing], missing),
+    ):
+        assert main(words) == 1
+        assert capsys.readouterr().err == f"coordformer: {name}: no such file or folder; check the path\n"
 
 
 def test_ctrl_c_ends_in_one_line_and_the_next_run_goes_on(tmp_path, capsys):

@@ -7,6 +7,7 @@ protocol `masked15` with noise, without some of the coordinates, by length and b
 
 import csv
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from ..inference.figures import new_figure, save_figure
 from ..inference.masked import count_chains, predict_masked
 from ..inference.metrics import CORRECT, COUNT, bootstrap, count_predictions, ratio_interval, summarize
 from ..inference.runner import Inputs
+from ..inference.timing import WORTH_TIMING, in_words, seconds_of
 from ..model.processing_coordformer import letter_ids
 from ..model.proteins import Record, cluster_of, id_of, residues_of
+
+logger = logging.getLogger(__name__)
 
 NOISE = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0)  # Å
 MISSING = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -33,6 +37,7 @@ LENGTHS = (0, 50, 100, 150, 200, 300, 500, 1000)  # residues from which a bin be
 CLASSES = {"a": "all α", "b": "all β", "c": "α/β", "d": "α+β"}
 CLASSES |= {"e": "multi-domain", "f": "membrane", "g": "small", "h": "coiled coil"}
 LEAST_CHAINS = 10  # of a bin: the bootstrap over fewer chains says little
+QUICK_CHAINS, QUICK_FRAMES = 100, 4
 BIN_WIDTH, BINS = 0.01, 200  # of the histogram of standard deviations, nats; what is above goes to the last bin
 
 
@@ -186,6 +191,7 @@ def measure_robustness(
     missing: Sequence[float] = MISSING,
     num_mask_samples: int = 3,
     seed: int = 0,
+    quick: bool = False,
     dtype: str = "float32",
     token_budget: int = 8192,
     window: int = 1024,
@@ -208,6 +214,8 @@ def measure_robustness(
         missing: shares of the residues that lose their coordinates.
         num_mask_samples, token_budget, window, progress: as of `count_chains`.
         seed, dtype: of the frames, and of the weights.
+        quick: for a first look at most 100 chains, drawn at random, 4 frames, one choice of masked residues, and of
+            `noise` and `missing` every second and every third value.
         reading: `split`, `chain_ids`, `min_plddt`, `as_complex` and `assembly`, as of `runner.Inputs`.
 
     Returns:
@@ -221,6 +229,9 @@ def measure_robustness(
         ValueError: an argument is out of range, an input is unusable, or `baseline` reads coordinates.
     """
     output = Path(output)
+    if quick:
+        num_rotations, num_mask_samples = min(num_rotations, QUICK_FRAMES), min(num_mask_samples, 1)
+        noise, missing = noise[::2], missing[::3]
     for name, values, most, fix in (("noise", noise, np.inf, "on"), ("missing", missing, 1, "to 1")):
         if not all(0 <= value <= most for value in values):
             raise ValueError(f"`{name}` is {', '.join(map(str, values))}; give values from 0 {fix}.")
@@ -233,6 +244,9 @@ def measure_robustness(
             raise ValueError(f"`baseline` is {baseline}, a model with coordinates ({kind}); give one without any.")
     given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
     chains = given.read_all()
+    if quick and len(chains) > QUICK_CHAINS:
+        drawn = np.random.default_rng(seed).choice(len(chains), QUICK_CHAINS, replace=False)
+        chains = [chains[number] for number in sorted(drawn)]
     lengths = np.array(list(map(residues_of, chains)))
     bins = {"length": length_bins(lengths), "class": class_bins(chains, labels)}
     names = list(map(cluster_of, chains))
@@ -240,11 +254,18 @@ def measure_robustness(
     options: dict[str, Any] = {"num_mask_samples": num_mask_samples, "token_budget": token_budget}
     options |= {"window": window, "progress": progress}
 
-    def count(model: PreTrainedModel, **condition: Any) -> np.ndarray:
-        return count_chains(model, chains, processor.tokenizer, **condition, **options).sum(axis=(0, 2))
+    conditions = [{test: value} for test, values in (("noise", noise), ("missing", missing)) for value in values]
+    passes = num_rotations + 2 + sum(any(condition.values()) for condition in conditions) + (baseline is not None)
+    if progress:
+        _say_how_long(model, processor.tokenizer, chains, lengths, passes * num_mask_samples, quick, window)
+
+    def count(name: str, model: PreTrainedModel, **condition: Any) -> np.ndarray:
+        bar = tqdm(total=num_mask_samples * len(chains), unit="chain", desc=name, disable=not progress)
+        with bar:
+            return count_chains(model, chains, processor.tokenizer, **condition, **options, bar=bar).sum(axis=(0, 2))
 
     frames = count_frames(model, chains, processor.tokenizer, num_rotations=num_rotations, seed=seed, **options)
-    counts_of = {name: count(each) for name, each in models.items()}
+    counts_of = {name: count(name, each) for name, each in models.items()}
     plain = counts_of["checkpoint"]
     points: list[dict[str, Any]] = []
 
@@ -255,10 +276,11 @@ def measure_robustness(
 
     for size, counts in frames["averaged"].items():
         add("frames", size, counts, None if size == 1 else frames["averaged"][1])
-    for test, values in (("noise", noise), ("missing", missing)):
-        for value in values:
-            add(test, value, count(model, **{test: value}) if value else plain, plain if value else None)
-    add("own", "without coordinates", count(model, without_own_coords=True), plain)
+    for condition in conditions:
+        ((test, value),) = condition.items()
+        counts = count(f"{test} {value:g}", model, **condition) if value else plain
+        add(test, value, counts, plain if value else None)
+    add("own", "without coordinates", count("masked ones missing", model, without_own_coords=True), plain)
     left_out: dict[str, int] = {}
     for test, members in bins.items():
         for bin_name, inside in members.items():
@@ -296,6 +318,23 @@ def measure_robustness(
     }
     write_report(summary, output)
     return summary
+
+
+def _say_how_long(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chains: Sequence[Record], lengths: np.ndarray,
+    passes: int, quick: bool, window: int,
+) -> None:  # fmt: skip
+    """Before a run: how often the chains are predicted, and what that takes, timed on a few of them."""
+    if passes * len(chains) < 10 * WORTH_TIMING:
+        return
+    few = np.argsort(lengths)[len(chains) // 16 :: max(len(chains) // 8, 1)]
+    timed = [chains[number] for number in few]
+    options: dict[str, Any] = {"num_mask_samples": 1, "window": window, "progress": False}
+    count_chains(model, timed[:1], tokenizer, **options)  # the first pass of a process is slower
+    seconds = seconds_of(lambda: count_chains(model, timed, tokenizer, **options))
+    seconds *= passes * lengths.sum() / lengths[few].sum()
+    text = f"{passes} predictions of each of {len(chains):,} chains take {in_words(seconds)}"
+    logger.warning("%s", text + ("" if quick else "; --quick makes fewer, of at most 100 chains"))
 
 
 def summarize_spread(frames: Mapping[str, Any], clusters: np.ndarray | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -51,8 +52,8 @@ from .records import begin_run, counted, hash_file, hash_json, lock_folder, pack
 from .rows import SCHEMA, chain_to_row, read_footer
 
 FILES_PER_PART = 64
-PARTS_WORTH_WORKERS = 8
-"""Fewer are read sooner than other processes start, which takes some seconds."""
+SECONDS_WORTH_WORKERS = 30.0
+"""What other processes have to save: each takes about ten seconds of a core to start."""
 ROWS_AT_ONCE = 2000
 
 logger = logging.getLogger(__name__)
@@ -222,23 +223,27 @@ def part_path(output: Path, number: int) -> Path:
     return output / READING / f"part-{number:07d}.parquet"
 
 
-def _read_all(parts: list[list[Source]], settings: PrepareSettings, output: Path, workers: int, progress: bool) -> None:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _read_all(
+    parts: list[list[Source]], settings: PrepareSettings, output: Path, workers: int | None, progress: bool
+) -> None:
     """Read the parts that are not there yet, and those whose files have changed since."""
     paths = [part_path(output, number) for number in range(len(parts))]
     for path in filter(Path.exists, paths):
         read_footer(path)  # or raises
-    with ThreadPoolExecutor(workers) as threads:
+    with ThreadPoolExecutor(workers or _cores()) as threads:
         there = list(threads.map(is_read, parts, paths))
     left = [(part, settings, path) for part, path, done in zip(parts, paths, there, strict=True) if not done]
     total = sum(map(len, parts))
     done = total - sum(len(part) for part, *_ in left)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=total, initial=done, unit="file", disable=not progress, smoothing=0))
-        if workers == 1 or len(left) < PARTS_WORTH_WORKERS:
-            for arguments in left:
-                read_part(*arguments)
-                bar.update(len(arguments[0]))
+        if not (left := _read_here(left, workers, bar)):
             return
+        workers = min(workers or _cores(), len(left))
         # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
         stack.callback(pool.shutdown, cancel_futures=True)
@@ -252,6 +257,23 @@ def _read_all(parts: list[list[Source]], settings: PrepareSettings, output: Path
                 f"a worker of `prepare` was killed, perhaps for want of memory; {output} keeps what was read: run the "
                 f"same command again to go on, with fewer than {workers} --workers if it happens again"
             ) from error
+
+
+def _read_here(left: list[Any], workers: int | None, bar: tqdm) -> list[Any]:
+    """Read parts in this process, and return those that are for others.
+
+    Without a number of workers these are what is left as soon as the others save enough time to be worth their start.
+    """
+    if workers is not None and min(workers, len(left)) > 1:
+        return left
+    start = time.monotonic()
+    for number, arguments in enumerate(left, 1):
+        read_part(*arguments)
+        bar.update(len(arguments[0]))
+        rest = (time.monotonic() - start) / number * (len(left) - number)
+        if workers is None and rest * (1 - 1 / _cores()) > SECONDS_WORTH_WORKERS:
+            return left[number:]
+    return []
 
 
 def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None]]:
@@ -461,7 +483,7 @@ def prepare(
         inputs: structure files, tar archives of them, and folders that are searched for both.
         output: a folder; gets `data/<split>-*.parquet`, `rejected.tsv` (file, chain, reason), `datasheet.json`,
             `README.md` and `run.json`.
-        workers: processes that read; the default is one per core.
+        workers: processes that read; by default one, and one per core for what is left as soon as that is sooner.
         failed: ids and reasons of what could not be fetched; they go into `rejected.tsv`.
         progress: show a progress bar.
         options: of `PrepareSettings`.
@@ -474,9 +496,7 @@ def prepare(
             that have changed since.
         OSError: a worker was lost or a disk is full, and what was read stays; or another run is writing to `output`.
     """
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise ValueError(f"`workers` is {workers}; it must be at least 1.")
     output, settings = Path(output), PrepareSettings(**options)
     parts, rejects = plan(inputs)
@@ -488,12 +508,12 @@ def prepare(
         return assemble(output, settings, [*((name, "", reason) for name, reason in failed), *rejects], workers)
 
 
-def _check_contents(parts: list[list[Source]], output: Path, workers: int) -> None:
+def _check_contents(parts: list[list[Source]], output: Path, workers: int | None) -> None:
     """`ValueError` unless the files are those that a finished data set was made of."""
     before = _read_sheet(output).get("contents")  # older versions did not write it
     if before is None:
         return
-    with ThreadPoolExecutor(workers) as threads:
+    with ThreadPoolExecutor(workers or _cores()) as threads:
         hashes = [each for part in threads.map(hash_part, parts) for each in part]
     if hash_json(hashes) != before:
         what = "the files that this data set was made of have changed since"

@@ -76,10 +76,13 @@ def annotate(
     check_file(output, ".tsv", ".json")
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
     config: Any = model.config
-    found_type, wanted = config.problem_type, "multi_label_classification"
-    if not isinstance(model, CoordformerForSequenceClassification) or found_type != wanted:
-        fix = f"give a CoordformerForSequenceClassification with {wanted!r}, such as examples/function trains"
-        raise ValueError(f"{checkpoint} holds a {type(model).__name__} with problem_type={found_type!r}; {fix}.")
+    classifies = isinstance(model, CoordformerForSequenceClassification)
+    if not classifies or config.problem_type != "multi_label_classification":
+        what = "it gives a chain one label, and not several" if classifies else "it is no classifier"
+        fix = (
+            f"`examples/function/function.py --checkpoint {checkpoint}` trains one, and writes a folder to give instead"
+        )
+        raise ValueError(f"{checkpoint} was not trained to predict terms: {what}; {fix}.")
     given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
     labels = [config.id2label[number].partition(" ") for number in range(config.num_labels)]
 

@@ -111,8 +111,8 @@ def contacts(
     output = Path(output)
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
     if not model.config.contact_head:
-        fix = "train one on it (examples/contacts), or start with `from_esm` from an ESM-2 that has one"
-        raise ValueError(f"{checkpoint} has no contact head; {fix}.")
+        fix = f"`python examples/contacts/contacts.py {checkpoint}` trains one, and writes a folder to give instead"
+        raise ValueError(f"{checkpoint} was not trained to predict contacts: it has no contact head; {fix}.")
     atoms = tuple(dict.fromkeys((*processor.coordinate_atoms, "CA")))
     given = Inputs(inputs, atoms=atoms, entries_per_part=entries_per_part, **reading)
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import read_mutants, spearman
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts
+from .timing import in_words, scan_seconds
+
+logger = logging.getLogger(__name__)
 
 
 def score(
@@ -82,8 +86,10 @@ def score(
     model, processor = load_checkpoint(checkpoint, dtype)
     given = Inputs(inputs, atoms=processor.coordinate_atoms, entries_per_part=entries_per_part, **reading)
     options: dict[str, Any] = {"without_coords": without_coords, "window": window, "token_budget": token_budget}
+    timed = mutants is not None or not progress
 
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
+        nonlocal timed
         if mutants is not None and ids is None and (len(records) > 1 or len(given) > 1):
             names = ", ".join(map(id_of, records[:8]))
             fix = "choose one with `chain_ids` (--chains), or give a CSV file with the column id"
@@ -108,6 +114,9 @@ def score(
                 asked.append((chain, these))
                 places.append(mine)
                 named.append(residues)
+        if not timed:
+            timed = True
+            _say_how_long(scan_seconds(model, processor, [chain for chain, _ in asked], **options), method, len(given))
         scored = score_substitutions(model, processor, asked, method, progress=progress, **options)
         reports: list[dict[str, Any]] = []
         lines: list[list[str]] = []
@@ -168,6 +177,17 @@ def score(
             join_tables(tables, output / ("scan.csv" if mutants is None else "scores.csv"))
             write_json(output / "score.json", summary)
     return summary
+
+
+def _say_how_long(seconds: Mapping[str, float] | None, method: str, parts: int) -> None:
+    """Before a scan: what it will take, and the fastest method where another one was chosen."""
+    if seconds is None:
+        return
+    of_parts = f", for each of {parts:,} parts" if parts > 1 else ""
+    text = f"all substitutions by {method} take {in_words(seconds[method])}{of_parts}"
+    if method != METHODS[0]:
+        text += f"; --method {METHODS[0]}, which masks nothing, takes {in_words(seconds[METHODS[0]])}"
+    logger.warning("%s", text)
 
 
 def score_given_sequences(

@@ -40,6 +40,37 @@ def _new(name: str, text: str) -> Any:
     return _option(None, f"{text} (new model: {NEW_MODEL[name]})")
 
 
+TRAINER = "training, by Trainer of Transformers"
+# Options of `Trainer` that most trainings need; the others are many.
+SHOWN = {
+    "help": "Show this and exit; --help-all shows all options of Trainer, too.",
+    "output_dir": "Gets the model, its log and its checkpoints.",
+    "max_steps": "Updates; -1: as many as --num_train_epochs takes.",
+    "num_train_epochs": "Epochs.",
+    "learning_rate": "Highest learning rate.",
+    "lr_scheduler_type": "How it changes: linear, cosine, constant_with_warmup and others.",
+    "warmup_steps": "Updates in which it rises; below 1 a share of all.",
+    "weight_decay": "Weight decay of AdamW.",
+    "per_device_train_batch_size": "Chains of a batch, without --token_budget.",
+    "gradient_accumulation_steps": "Batches of an update.",
+    "eval_strategy": "When to evaluate: no, steps or epoch.",
+    "eval_steps": "Updates from one evaluation to the next.",
+    "save_steps": "Updates from one checkpoint to the next.",
+    "save_total_limit": "Checkpoints to keep; None: all.",
+    "logging_steps": "Updates from one loss in the log to the next; the first and the last are there, too.",
+    "bf16": "Compute in bfloat16; the weights stay in float32.",
+    "use_cpu": "Leave a GPU alone.",
+    "seed": "Of weights, batches and masks.",
+    "report_to": "Where the log goes, too: tensorboard, wandb, none and others.",
+}
+
+
+class UnusableOption(ValueError):
+    """What is wrong with a command line, which ends the command."""
+
+    exit_code = 2
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Does not say that a default is None."""
 
@@ -53,6 +84,8 @@ class ModelArguments:
 
     Options with the name of a field of `CoordformerConfig` are that field, and None where they are not given.
     """
+
+    _argument_group_name = "the model"
 
     init_from: str | None = _option(
         None,
@@ -116,6 +149,8 @@ class ModelArguments:
 class DataArguments:
     """The chains to train on and what happens to them on their way to the model."""
 
+    _argument_group_name = "its data"
+
     data: str | None = _option(None, "Folder made by `coordformer prepare`, Parquet file, or pack (.safetensors).")
     train_split: str | None = _option(None, "Value of the column `split` to train on.")
     valid_data: str | None = _option(None, "As --data, to evaluate on; default: --data.")
@@ -138,19 +173,36 @@ class DataArguments:
     split_chains: float = _option(0.0, "Share of chains that are cut in two at random, as two chains of a complex.")
 
 
-def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """Read options, after an optional YAML preset whose values they override.
-
-    Raises:
-        ValueError: the preset is no mapping or has a key that is no option, or an option is unusable.
-    """
+def build_parser() -> HfArgumentParser:
+    """The parser, with what Trainer has below what is ours."""
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),  # type: ignore[arg-type]
         prog="coordformer train",
+        usage="coordformer train [PRESET.yaml] [OPTION ...]",
         formatter_class=_Formatter,
-        description="Train a masked language model: coordformer train [PRESET.yaml] [OPTION ...]. Options override "
-        "those of the preset. Run it again to go on after a stop. As all verbs it also takes --json and --quiet.",
+        allow_abbrev=False,
+        description="Train a masked language model. Options override those of the preset. Run it again to go on after "
+        "a stop. As all verbs it also takes --json and --quiet; --help-all shows all options of Trainer.",
     )
+    parser._optionals.title = TRAINER
+    parser._action_groups.append(parser._action_groups.pop(parser._action_groups.index(parser._optionals)))
+    for action in parser._actions:
+        if action.dest != "help":  # of --max_steps and --max-steps, which are one, messages name one
+            action.option_strings = action.option_strings[:1]
+    parser.error = _refuse_option  # type: ignore[method-assign]  # in one line, without that of a hundred options
+    return parser
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """Read options, after an optional YAML preset whose values they override.
+
+    `--help` shows those of the model and its data, and the `SHOWN` ones of `Trainer`; `--help-all` shows all of them.
+
+    Raises:
+        UnusableOption: an option is unusable.
+        ValueError: the preset is no mapping or has a key that is no option.
+    """
+    parser = build_parser()
     defaults: dict[str, Any] = {
         "report_to": "tensorboard" if importlib.util.find_spec("tensorboard") else "none",
         "per_device_eval_batch_size": 32,
@@ -161,16 +213,19 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and not argv[0].startswith("-"):
         defaults |= _read_preset(Path(argv.pop(0)), {action.dest: action for action in parser._actions})
     parser.set_defaults(**defaults)
-    parser.error = _refuse_option  # type: ignore[method-assign]  # in one line, without that of a hundred options
+    everything = "--help-all" in argv
+    for action in () if everything else parser._optionals._group_actions:
+        action.help = SHOWN.get(action.dest, argparse.SUPPRESS)
+    argv = ["--help"] if everything else argv
     model_args, data_args, args, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         fix = _suggest(unknown[0], parser._option_string_actions) or "; a preset comes first, then its overrides."
-        raise ValueError(f"{' '.join(unknown)}: no such option{fix}")
+        raise UnusableOption(f"{' '.join(unknown)}: no such option{fix}")
     return model_args, data_args, args  # type: ignore[return-value]
 
 
 def _refuse_option(message: str) -> NoReturn:
-    raise ValueError(f"{message}; `coordformer train --help` lists the options.")
+    raise UnusableOption(f"{message}; `coordformer train --help` lists the options.")
 
 
 def _suggest(name: Any, known: Iterable[str]) -> str:

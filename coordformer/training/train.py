@@ -5,7 +5,9 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -232,6 +234,48 @@ class _WaitingTime(TrainerCallback):
         return self.waited / (time.perf_counter() - self.started)
 
 
+class _Log(TrainerCallback):
+    """The first update and the last are in the log, however far apart its entries are."""
+
+    def on_step_end(self, args, state, control, **keywords):
+        control.should_log |= state.global_step == 1 or state.global_step >= state.max_steps
+
+
+class CtrlC(TrainerCallback):
+    """Ctrl-C lets the update that is being made end, and saves a checkpoint; a second one stops at once.
+
+    Not of several processes: signals reach them at different updates, and they save together.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self.before: Any = None
+
+    def on_train_begin(self, args, state, control, **keywords):
+        first = threading.current_thread() is threading.main_thread()
+        if first and args.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.before = signal.signal(signal.SIGINT, self.take)
+
+    def take(self, *arguments: Any) -> None:
+        self.came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # No `print`, which a signal may have interrupted.
+        os.write(2, b"\ncoordformer: stopping after this update, to save it; Ctrl-C again stops at once\n")
+
+    def on_step_end(self, args, state, control, **keywords):
+        if self.came:
+            control.should_save = control.should_log = True
+
+    def on_save(self, *arguments, **keywords):
+        if self.came:
+            raise KeyboardInterrupt
+
+    def restore(self) -> None:
+        """Leave the signal as it was."""
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+
 def train(
     model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments, options: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -300,7 +344,7 @@ def train(
         processing_class=processor,
         compute_metrics=lambda prediction: summarize(np.asarray(prediction.predictions), letters),
         preprocess_logits_for_metrics=count_predictions,
-        callbacks=[waiting := _WaitingTime()],
+        callbacks=[waiting := _WaitingTime(), _Log(), ctrl_c := CtrlC()],
         optimizers=(optimizer, None),
     )  # fmt: skip
 
@@ -326,7 +370,7 @@ def train(
         if before.get("steps") == state.global_step:
             record |= {name: before[name] for name in (*record, "waiting_share") if name in before}
     else:
-        _run(trainer, checkpoint, output)
+        _run(trainer, checkpoint, output, ctrl_c)
     merge_low_rank(model)
     _save(trainer, output, model_args.max_shard_size)
 
@@ -436,7 +480,7 @@ def _open_held_out(data_args: DataArguments, args: TrainingArguments, rows: Any)
     return valid_rows
 
 
-def _run(trainer: Trainer, checkpoint: str | None, output: Path) -> None:
+def _run(trainer: Trainer, checkpoint: str | None, output: Path, ctrl_c: CtrlC) -> None:
     """Train; what stops it from outside becomes an error that says how to go on."""
     if checkpoint is not None:
         logger.warning("Going on from %s.", checkpoint)
@@ -444,6 +488,8 @@ def _run(trainer: Trainer, checkpoint: str | None, output: Path) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (OSError, SafetensorError, RuntimeError) as error:
         text = " ".join(str(error).split())
+        if ctrl_c.came and "DataLoader worker" in text:
+            raise KeyboardInterrupt from error  # the workers heard it, too
         if "DataLoader worker" in text:
             reason, fix = "A worker that loads data was lost", "use fewer --dataloader_num_workers or free memory"
         # `torch.save` names the part of its own code that could not write.
@@ -453,6 +499,8 @@ def _run(trainer: Trainer, checkpoint: str | None, output: Path) -> None:
             raise
         newest = last_whole_checkpoint(output) or "the start"
         raise OSError(f"{reason} ({text}); {fix} and run the same command again: it goes on from {newest}.") from error
+    finally:
+        ctrl_c.restore()
 
 
 def _save(trainer: Trainer, output: Path, max_shard_size: str | None) -> None:

@@ -13,6 +13,7 @@ import torch
 from conftest import CHAINS, STRUCTURES, make_config, make_model
 
 from coordformer import CoordformerProcessor
+from coordformer.analysis import robustness
 from coordformer.analysis.robustness import (
     LENGTHS,
     class_bins,
@@ -387,6 +388,24 @@ def test_a_checkpoint_alone_has_no_gains_in_its_bins(checkpoints, tmp_path):
     assert not any("gain" in point for point in summary["points"] if point["test"] == "length")
     assert summary["clusters"] is None and "bootstrap over chains" in describe(summary)
     assert "over 17 sequence clusters" in describe(summary | {"clusters": 17})
+
+
+def test_a_quick_run_is_a_part_of_the_whole_and_both_say_how_long(checkpoints, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(robustness, "QUICK_CHAINS", 20)
+    monkeypatch.setattr(robustness, "WORTH_TIMING", 1)
+    data = checkpoints / "chains.parquet"
+    options = {"num_mask_samples": 1, "num_rotations": 5, "noise": (0.0, 1.0, 2.0), "missing": (0.0, 0.5)}
+    texts = []
+    for name, extra in (("quick", {"quick": True}), ("whole", {})):
+        caplog.clear()
+        summary = measure_robustness(checkpoints / "linear", data, tmp_path / name, **options, **extra)
+        texts.append([record.message for record in caplog.records if "predictions of each" in record.message])
+        conditions = [point["value"] for point in summary["points"] if point["test"] in ("noise", "missing")]
+        assert (summary["chains"], conditions) == ((20, [0, 2, 0]) if extra else (30, [0, 1, 2, 0, 0.5]))
+    (quick,), (whole,) = texts
+    # Frames; as it is, the masked ones missing; noise and missing.
+    assert quick.startswith(f"{4 + 2 + 1} predictions of each of 20 chains take about ") and "--quick" not in quick
+    assert whole.startswith(f"{5 + 2 + 3} predictions of each of 30 chains take about ") and "; --quick makes" in whole
 
 
 def test_evaluate_averages_over_frames(checkpoints, capsys):

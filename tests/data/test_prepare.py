@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import os
 import resource
@@ -13,6 +14,8 @@ import tarfile
 import threading
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -129,15 +132,37 @@ def test_confidence(tmp_path):
 def test_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "in", copies=16)
     monkeypatch.setattr(preparation, "FILES_PER_PART", 4)
-    monkeypatch.setattr(preparation, "PARTS_WORTH_WORKERS", 2)
-    for workers in (1, 2):
+    monkeypatch.setattr(preparation, "SECONDS_WORTH_WORKERS", 0)
+    monkeypatch.setattr(preparation, "_cores", lambda: 2)
+    for workers in (1, 2, None):
         prepare_quietly(folder, tmp_path / f"{workers}", workers=workers, chains_per_shard=12, keep_duplicates=True)
-    first, second = contents(tmp_path / "1"), contents(tmp_path / "2")
-    assert first == second
+    first, second, third = (contents(tmp_path / name) for name in ("1", "2", "None"))
+    assert first == second == third
     assert [path.name for path in sorted(first) if path.suffix == ".parquet"] == [
         f"train-{i:05d}-of-00003.parquet" for i in range(3)
     ]
     assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "1" / "data").iterdir())] == [12, 12, 8]
+
+
+def test_other_processes_are_started_for_what_is_worth_it(tmp_path, monkeypatch):
+    """Of eleven parts of a second each, on two cores: after the first ten are left, of which half would be saved."""
+    folder, started = make_folder(tmp_path / "in", copies=20), []
+    monkeypatch.setattr(preparation, "FILES_PER_PART", 4)
+    monkeypatch.setattr(preparation, "_cores", lambda: 2)
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers, mp_context):
+            started.append(workers)
+            super().__init__(workers)
+
+    monkeypatch.setattr(preparation, "ProcessPoolExecutor", Pool)
+    for least, workers, expected in ((4.9, None, [2]), (5.1, None, []), (4.9, 1, []), (99, 2, [2]), (99, 30, [11])):
+        monkeypatch.setattr(preparation, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+        monkeypatch.setattr(preparation, "SECONDS_WORTH_WORKERS", least)
+        output = tmp_path / f"{least}-{workers}"
+        assert prepare_quietly(folder, output, workers=workers, keep_duplicates=True)["counts"]["files"] == 43
+        assert started == expected, (least, workers)
+        started.clear()
 
 
 def test_shards_stream(tmp_path):

@@ -149,9 +149,11 @@ def test_bad_options_of_annotate(classifier, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("head", ["masked_lm", "single_label"])
-def test_annotate_needs_a_classifier_of_several_labels(head, tmp_path):
+@pytest.mark.parametrize(
+    ("head", "what"), [("masked_lm", "it is no classifier"), ("single_label", "gives a chain one")]
+)
+def test_annotate_needs_a_classifier_of_several_labels(head, what, tmp_path):
     make_model(head).save_pretrained(tmp_path)
     PROCESSOR.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="give a CoordformerForSequenceClassification with 'multi_label_classific"):
+    with pytest.raises(ValueError, match=f"not trained to predict terms: .*{what}.*; `examples/function/"):
         quietly(tmp_path, STRUCTURE)

@@ -339,7 +339,12 @@ def test_bad_input_is_named(checkpoint, tmp_path):
     headless = save(CoordformerForMaskedLM(make_config()), tmp_path / "headless")
     (tmp_path / "file").touch()
     for folder, output, options, message in (
-        (headless, "out", {}, "headless has no contact head; train one"),
+        (
+            headless,
+            "out",
+            {},
+            "headless was not trained to predict contacts: it has no contact head; `python examples/contacts",
+        ),
         (checkpoint, "file", {}, "file, which is a file; give a folder"),
         (checkpoint, "out", {"window": 1}, "`window` is 1; it must be at least 2"),
         (checkpoint, "out", {"token_budget": 0}, "`token_budget` is 0; it must be at least 1"),
