@@ -14,9 +14,9 @@ from yaml import YAMLError
 
 from ..data.collator import PROTOCOLS
 from ..data.records import package_version
-from ..inference.checkpoints import coordinates_of, digest_weights
+from ..inference.checkpoints import coordinates_of, digest_weights, load_checkpoint
 from ..model.configuration_coordformer import AUTO_MAP
-from .adapter import adapter_settings, open_checkpoint
+from .adapter import base_of_adapter, describe_adapter
 
 AUTO_CLASSES = {place.partition(".")[2]: name for name, place in AUTO_MAP.items()}
 PIPELINE_TAGS = {
@@ -48,7 +48,7 @@ def read_evaluation(path: str | Path, checkpoint: str | Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise ValueError(f"{path} is no report of perplexity and recovery; give one that `coordformer evaluate` wrote.")
-    if report["weights"] != digest_weights(open_checkpoint(checkpoint, report["dtype"])[0]):
+    if report["weights"] != digest_weights(load_checkpoint(checkpoint, report["dtype"], any_head=True)[0]):
         others = f"{report['checkpoint']!r} with other weights than those of {checkpoint}"
         raise ValueError(f"{path} was measured on {others}; evaluate what is exported.")
     return report
@@ -96,9 +96,7 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
     run = (folder.parent if folder.name.startswith("checkpoint-") else folder) / "run.json"
     state, result = folder / "trainer_state.json", folder / "train.json"
     facts: dict[str, Any] = {}
-    if (adapter := adapter_settings(checkpoint)) is not None:
-        kind = f"{adapter.get('peft_type')}" + f", rank {adapter['r']}" * bool(adapter.get("r"))
-        facts["adapter"] = f"{kind}, merged into the weights of {Path(adapter['base_model_name_or_path']).name}"
+    facts["adapter"] = describe_adapter(checkpoint)
     try:
         if run.exists():
             settings = json.loads(run.read_text(encoding="utf-8"))
@@ -126,8 +124,7 @@ def recorded_base(checkpoint: str | Path) -> str | None:
 
     Of an adapter its base, unless that is a folder; else what `coordformer train` got from the Hub.
     """
-    if (adapter := adapter_settings(checkpoint)) is not None:
-        base = str(adapter["base_model_name_or_path"])
+    if (base := base_of_adapter(checkpoint)) is not None:
         return recorded_base(base) if Path(base).exists() else base
     path = Path(checkpoint, "train.json")
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

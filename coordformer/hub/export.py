@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..inference.checkpoints import load_checkpoint
 from ..model import pipeline_coordformer
 from ..model.chain import AMINO_ACIDS
 from ..model.processing_coordformer import CoordformerProcessor
 from . import reload_check
-from .adapter import open_checkpoint
 from .card import AUTO_CLASSES, check_card, make_card, read_evaluation, recorded_base, training_facts
 
 DTYPES = ("float32", "bfloat16")
@@ -110,7 +110,7 @@ def export(
     log = Path(checkpoint) / TRAINING_LOG
     if log.exists():
         records[str(log)] = TRAINING_LOG
-    model, processor = open_checkpoint(checkpoint, dtype or "auto")
+    model, processor = load_checkpoint(checkpoint, dtype or "auto", any_head=True)
     model.cpu().eval()
     card = make_card(
         model, name or output.resolve().name, evaluations=reports, training=training_facts(checkpoint),

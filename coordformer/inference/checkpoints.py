@@ -1,17 +1,32 @@
 """Checkpoints as the verbs open them, and what is said of them."""
 
 import hashlib
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
 from ..model import modeling_coordformer
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.processing_coordformer import CoordformerProcessor
+
+ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
+# Names of an adapter's weights that have a row for each class.
+CLASSES = r"\bclassifier\.(out_proj\.)?(lora_B\.)?weight$"
+# Of an adapter that names its task and not the class of its base.
+ADAPTED_HEADS = {
+    "SEQ_CLS": "CoordformerForSequenceClassification",
+    "TOKEN_CLS": "CoordformerForTokenClassification",
+    "FEATURE_EXTRACTION": "CoordformerModel",
+}
+UNUSABLE = (OSError, ValueError, AttributeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 def load_checkpoint(
@@ -20,13 +35,17 @@ def load_checkpoint(
     """A masked-LM Coordformer, on the GPU if there is one, and its processor.
 
     Args:
-        checkpoint: folder or Hub name.
-        dtype: of the weights: `"float32"`, `"bfloat16"`, or `"auto"`, as they were saved.
-        any_head: take a Coordformer with the head that it was saved with, or without one.
+        checkpoint: folder or Hub name; or folder of an adapter of PEFT, whose changes are merged, in float32, into the
+            weights of the model that it names.
+        dtype: of the weights: `"float32"`, `"bfloat16"`, or `"auto"`, as they (an adapter: its base) were saved.
+        any_head: take a Coordformer with the head that it was saved or adapted with, or without one.
 
     Raises:
-        ValueError: the folder or name holds no such model, or the processor is missing.
+        ValueError: the folder or name holds no such model, the processor is missing, or an adapter cannot be merged.
+        ImportError: there is an adapter and no `peft`.
     """
+    if (settings := adapter_settings(checkpoint)) is not None:
+        return _merge_adapter(Path(checkpoint), settings, dtype, any_head)
     fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
     path = Path(checkpoint)
     # What lies beside it is here: no name on the Hub, which would be asked again and again.
@@ -48,9 +67,74 @@ def load_checkpoint(
             kind = "whole model" if any_head else "masked language model"
             raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no {kind}")
         processor = CoordformerProcessor.from_pretrained(checkpoint)
-    except (OSError, ValueError, AttributeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except UNUSABLE as error:
         raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def adapter_settings(checkpoint: str | Path) -> dict[str, Any] | None:
+    """What the folder of an adapter says of it, or None where it is no adapter.
+
+    Raises:
+        ValueError: that cannot be read, or no base is named.
+    """
+    path = Path(checkpoint, ADAPTER_SETTINGS)
+    if not path.exists():
+        return None
+    try:
+        settings = dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); save the adapter again.") from error
+    if not settings.get("base_model_name_or_path"):
+        fix = "write the folder or Hub name of the model that it was trained on there"
+        raise ValueError(f"{path} has no `base_model_name_or_path`; {fix}.")
+    return settings
+
+
+def _merge_adapter(
+    folder: Path, settings: dict[str, Any], dtype: str, any_head: bool
+) -> tuple[PreTrainedModel, CoordformerProcessor]:
+    """The model that an adapter was trained on, with its changes; arguments and errors as of `load_checkpoint`."""
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        fix = 'install peft (pip install "coordformer[lora]")'
+        raise ImportError(f"{folder} is an adapter, which needs peft to be merged; {fix}.") from error
+
+    base = settings["base_model_name_or_path"]
+    fix = "give an adapter with the Coordformer that it was trained on, by PeftModel.save_pretrained"
+    try:
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+        config: Any = AutoConfig.from_pretrained(base)
+        if config.model_type != CoordformerConfig.model_type:
+            raise ValueError(f"its base {base} holds a {config.model_type} model")
+        saved = config.dtype
+        if (folder / "config.json").exists():  # names of classes, where somebody saved them beside it
+            config = AutoConfig.from_pretrained(folder)
+        elif classes := [len(tensor) for name, tensor in weights.items() if re.search(CLASSES, name)]:
+            config.num_labels = classes[0]
+        named = (settings.get("auto_mapping") or {}).get("base_model_class")
+        named = named or ADAPTED_HEADS.get(settings.get("task_type") or "")
+        named = named or (config.architectures or ["CoordformerModel"])[0]
+        if not any_head and named != "CoordformerForMaskedLM":
+            raise ValueError(f"it adapts a {named}, which is no masked language model")
+        load = getattr(modeling_coordformer, named).from_pretrained
+        model, info = load(base, config=config, dtype=torch.float32, output_loading_info=True)
+        # What a head of its own was before the adapter is known only if it was trained whole, and so is in its file.
+        if lost := sorted(name for name in info["missing_keys"] if f"base_model.model.{name}" not in weights):
+            raise ValueError(f"neither it nor its base {base} has {lost[0]}; train it with this in `modules_to_save`")
+        adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        if differing := sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys()):
+            raise ValueError(f"its weights are not those of {named} with this adapter: {differing[0]}")
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            raise ValueError(f"{settings.get('peft_type')} changes no weights, so it cannot be merged into them")
+        model = adapted.merge_and_unload(safe_merge=True)
+        beside = (folder / "processor_config.json").exists()
+        processor = CoordformerProcessor.from_pretrained(folder if beside else base)
+    except UNUSABLE as error:
+        raise ValueError(f"The adapter {folder} cannot be merged ({' '.join(str(error).split())}); {fix}.") from error
+    kept = saved if dtype == "auto" and saved is not None else getattr(torch, dtype, torch.float32)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu", kept).eval(), processor
 
 
 def digest_weights(model: torch.nn.Module) -> str:

@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_esm, make_model, outputs_of, random_chain
+from conftest import STRUCTURES, make_esm, make_model, outputs_of, random_chain
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -14,9 +15,9 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 from coordformer import CoordformerForSequenceClassification, CoordformerProcessor, from_esm
 from coordformer.hub import reload_check
-from coordformer.hub.adapter import open_checkpoint
 from coordformer.hub.export import export
-from coordformer.inference.checkpoints import digest_weights
+from coordformer.inference.checkpoints import digest_weights, load_checkpoint
+from coordformer.inference.embeddings import load_embeddings
 from coordformer_command import main
 
 POINTS = {"coordinate_embedding": "local_frame", "num_qk_points": 2, "num_neighbors": 4}
@@ -64,6 +65,23 @@ def test_an_adapter_is_exported_as_a_whole_model(adapter, tmp_path):
     )
 
 
+def test_verbs_take_an_adapter_as_the_whole_model(adapter, tmp_path):
+    """Merged on the way in: files and numbers are those of the model that `export` writes."""
+    folder, _ = adapter
+    export(folder, tmp_path / "whole", check=False)
+    structure = str(STRUCTURES / "1AS5.cif.gz")
+    for checkpoint in (folder, tmp_path / "whole", tmp_path / "base"):
+        output = str(tmp_path / f"{checkpoint.name}_vectors")
+        assert main(["embed", str(checkpoint), structure, "--output", output, "--pooling", "mean", "--quiet"]) == 0
+        output = str(tmp_path / f"{checkpoint.name}_masked15.json")
+        assert main(["evaluate", str(checkpoint), structure, "--output", output, "--quiet"]) == 0
+    reports = [json.loads((tmp_path / f"{name}_masked15.json").read_text()) for name in ("adapter", "whole", "base")]
+    assert reports[0]["weights"] == reports[1]["weights"] != reports[2]["weights"]
+    assert reports[0]["masked15"] == reports[1]["masked15"] != reports[2]["masked15"]
+    vectors = [load_embeddings(tmp_path / f"{name}_vectors")[1] for name in ("adapter", "whole", "base")]
+    assert np.array_equal(vectors[0], vectors[1]) and not np.allclose(vectors[0], vectors[2])
+
+
 def test_a_classifier_that_was_trained_with_an_adapter_comes_with_its_classes(tmp_path):
     """Its base is a masked language model: only the adapter tells how many classes there are."""
     save_base(tmp_path / "base")
@@ -81,7 +99,7 @@ def test_a_classifier_that_was_trained_with_an_adapter_comes_with_its_classes(tm
     # Names of the classes, where somebody saves them beside it.
     model.config.id2label = {0: "membrane", 1: "nucleus", 2: "other"}
     model.config.save_pretrained(tmp_path / "adapter")
-    assert open_checkpoint(tmp_path / "adapter")[0].config.id2label[1] == "nucleus"
+    assert load_checkpoint(tmp_path / "adapter", any_head=True)[0].config.id2label[1] == "nucleus"
 
 
 def test_the_dtype_is_that_of_the_base_and_changes_are_merged_before_they_are_rounded(tmp_path):
@@ -90,7 +108,7 @@ def test_the_dtype_is_that_of_the_base_and_changes_are_merged_before_they_are_ro
     CoordformerProcessor().save_pretrained(tmp_path / "base")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     adapted = train_adapter(model, LoraConfig(**LORA), tmp_path / "adapter")
-    merged = open_checkpoint(tmp_path / "adapter", "auto")[0]
+    merged = load_checkpoint(tmp_path / "adapter", "auto")[0]
     expected = adapted.merge_and_unload().bfloat16()
     assert merged.dtype == torch.bfloat16 and digest_weights(merged) == digest_weights(expected)
 
@@ -124,13 +142,20 @@ def test_what_cannot_be_merged_is_named(adapter, tmp_path):
     (broken / "adapter_config.json").write_text("{")
     empty = spoil("empty")
     (empty / "adapter_model.safetensors").unlink()
+    # Low-rank changes of a head that was random, and is in no file.
+    random_head = tmp_path / "random_head"
+    classifier = CoordformerForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    train_adapter(classifier, LoraConfig(r=4, target_modules=["query", "out_proj"]), random_head)
     for given, message in (
         (unnamed, "adapter_config.json has no `base_model_name_or_path`; write the folder or Hub name of the model"),
         (elsewhere, "elsewhere cannot be merged .*none"),
         (part, f"its weights are not those of CoordformerForMaskedLM with this adapter: {lost}"),
         (broken, "adapter_config.json is no JSON"),
+        (random_head, r"neither it nor its base .* has classifier.dense.bias; train it with this in `modules_to_save`"),
         (empty, "empty cannot be merged .*adapter_model.safetensors"),
     ):
         with pytest.raises(ValueError, match=message):
             export(given, tmp_path / "out", check=False)
         assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="adapts a CoordformerForSequenceClassification, which is no masked language"):
+        load_checkpoint(random_head)
