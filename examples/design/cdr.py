@@ -23,7 +23,7 @@ from coordformer.data.files import write_json
 from coordformer.inference.checkpoints import digest_weights, load_checkpoint
 from coordformer.inference.metrics import ratio_interval
 from coordformer.inference.runner import Inputs
-from coordformer.model.chain import AMINO_ACIDS, Complex
+from coordformer.model.chain import AMINO_ACIDS, Complex, join_chains
 from coordformer.model.design import DesignTask
 from coordformer.model.proteins import as_chain
 
@@ -44,18 +44,10 @@ def loops(protein: Complex, antibody: list[bool]) -> list[tuple[int, int, int]]:
 
 def keep_chains(protein: Complex, kept: np.ndarray) -> Complex:
     """The chains (chains,) bool of a complex, where they are."""
-    inside = kept[protein.chain_index]
-    starts = np.concatenate([[0], np.cumsum(protein.chain_lengths)[:-1]])
-    parts = [np.arange(s, s + n) for s, n, k in zip(starts, protein.chain_lengths, kept, strict=True) if k]
-    # Places along the chains, with the gap between chains that they had.
-    steps = [np.diff(protein.positions[part], prepend=protein.positions[part[0]] - 100) for part in parts]
-    positions = np.cumsum(np.concatenate(steps))
-    names = [name for name, k in zip(protein.chain_names, kept, strict=True) if k]
-    return Complex(
-        protein.id, "".join(np.array(list(protein.sequence))[inside]), protein.coords[inside], protein.atoms,
-        protein.b_factor[inside], positions=positions - positions[0], chain_names=tuple(names),
-        chain_lengths=tuple(map(len, parts)),
-    )  # fmt: skip
+    places = np.flatnonzero(kept)
+    return join_chains(
+        protein.id, [protein.chains[place] for place in places], [protein.chain_names[place] for place in places]
+    )
 
 
 def task_for(protein: Complex, first: int, end: int) -> DesignTask:
