@@ -83,7 +83,8 @@ const draw = () => {
     atom => { label = viewer.addLabel(given.labels[atom.resi - 1], {position: atom, fontSize: 13}); },
     () => { if (label) viewer.removeLabel(label); label = null; });
   viewer.zoomTo();
-  viewer.zoom(1.3);
+  // It fits the height; a phone is narrower than the picture is high.
+  viewer.zoom(1.3 * Math.min(1, place.clientWidth / place.clientHeight));
   viewer.render();
   place.dataset.residues = given.colors.length;
 };
@@ -124,7 +125,7 @@ def build_page(checkpoint: str | Path) -> gr.Blocks:
                 yield None, say(str(error), error=True)
 
     def run(
-        file: str | None, chain: str | None, count: float, temperature: float, fixed: str | None | None
+        file: str | None, chain: str | None, count: float, temperature: float, fixed: str | None
     ) -> Iterator[tuple[Any, ...]]:
         try:
             if file is None:
@@ -156,7 +157,7 @@ def build_page(checkpoint: str | Path) -> gr.Blocks:
         gr.Markdown(HEAD)
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                file = gr.File(label="Structure file (PDB or mmCIF, plain or gzipped)", elem_id="file", height=130)
+                file = gr.File(label="Structure file (PDB or mmCIF)", elem_id="file", height=130)
                 entry = gr.Textbox(
                     label="or name an entry: PDB id or UniProt accession", placeholder="1UBQ", submit_btn="Get",
                     elem_id="entry",
