@@ -1,6 +1,7 @@
 """What other libraries do to a model: quantize it, adapt it, spread it over devices, compile and export it."""
 
 import copy
+import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import STRUCTURES, make_config, make_model, outputs_of, pad_rows, 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
 from coordformer import (
     CoordformerForContactPrediction,
@@ -60,6 +61,32 @@ def test_int8_weights_of_the_shipped_models(name, most):
     with torch.no_grad():
         moved = (quantized(**batch).logits - model(**batch).logits)[..., 4:24].abs().mean()
     assert 0 < moved < most
+
+
+def config_of(method: str):
+    """Of weights in 8 bits; torchao's is a class of its own."""
+    if method == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    return QuantoConfig("int8") if method == "optimum.quanto" else BitsAndBytesConfig(load_in_8bit=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of their own packages
+@pytest.mark.parametrize("method", ["optimum.quanto", "torchao", "bitsandbytes"])
+@pytest.mark.parametrize("name", ["coordformer-1M-pdb", "coordformer-7M-pdb"])
+def test_weights_in_8_bits_by_the_configs_of_transformers(name, method):
+    """Logits of the amino acids are less than .05 away on average, and features of coordinates are never rounded."""
+    pytest.importorskip(method, reason="pip install -c constraints.txt '.[quantization]'")
+    batch, logits, features = CoordformerProcessor()(structures=STRUCTURES / "1orc.pdb.gz"), [], []
+    for options in ({}, {"quantization_config": config_of(method)}):
+        model = AutoModelForMaskedLM.from_pretrained(CARDS / name, dtype=torch.float32, **options).eval()
+        with torch.no_grad():
+            logits.append(model(**batch).logits[0, 1:-1, 4:24])
+            structure = model.coordformer.encode_structure(batch["coords"], batch["input_ids"])
+        features.append((structure.embedding, structure.graph.edges))
+    assert 0 < (logits[1] - logits[0]).abs().mean() < 0.05
+    torch.testing.assert_close(features[1], features[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
@@ -111,20 +138,50 @@ def test_one_graph_for_all_batches_and_lengths(name):
     assert counter.frame_count == 1
 
 
+def random_batch(rows: int, length: int) -> dict[str, torch.Tensor]:
+    return pad_rows([random_chain(length), *(random_chain(length - 2) for _ in range(rows - 1))])
+
+
 @pytest.mark.parametrize("name", ["linear", "gated messages"])
-def test_an_exported_program_takes_any_batch_and_length(name):
-    model = make_model(**MODELS[name])
-
-    def batch(rows: int, length: int) -> dict[str, torch.Tensor]:
-        return pad_rows([random_chain(length), *(random_chain(length - 2) for _ in range(rows - 1))])
-
+def test_an_exported_program_takes_any_batch_and_length(name, tmp_path):
+    """Also after it was saved, where a reader needs neither this package nor Transformers."""
+    model, example = make_model(**MODELS[name]), random_batch(2, 30)
     auto = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
-    example = batch(2, 30)
-    program = torch.export.export(model, (), kwargs=example, dynamic_shapes=dict.fromkeys(example, auto)).module()
+    program = torch.export.export(model, (), kwargs=example, dynamic_shapes=dict.fromkeys(example, auto))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
     for rows, length in ((2, 30), (3, 50), (4, 5)):
-        given = batch(rows, length)
+        given = random_batch(rows, length)
         with torch.no_grad():
-            torch.testing.assert_close(program(**given).logits, model(**given).logits, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(loaded(**given).logits, model(**given).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))),
+    reason="pip install -c constraints.txt '.[onnx]'",
+)
+def test_onnxruntime_computes_what_the_shipped_model_does(tmp_path):
+    """Of other batches and lengths than the one that was exported, and fewer residues than neighbors."""
+    import onnxruntime
+
+    model = AutoModelForMaskedLM.from_pretrained(CARDS / "coordformer-1M-pdb", dtype=torch.float32).eval()
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    example = random_batch(2, 50)
+    program = torch.onnx.export(
+        model, kwargs=example, dynamic_shapes=dict.fromkeys(example, sizes), dynamo=True, output_names=["logits"]
+    )
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_outputs()[0].shape[:2] == ["batch", "length"]
+    for rows, length in ((2, 50), (1, 80), (3, 31), (4, 9), (1, 200)):
+        given = random_batch(rows, length)
+        (found,) = session.run(["logits"], {name: value.numpy() for name, value in given.items()})
+        with torch.no_grad():
+            expected = model(**given).logits
+        real = given["attention_mask"].bool()
+        torch.testing.assert_close(torch.from_numpy(found)[real], expected[real], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
