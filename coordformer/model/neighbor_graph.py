@@ -1,15 +1,21 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
 """The k-nearest-neighbor graph of residues: who is near whom, what the edges hold, and messages that pass over them."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import FeatureLinear, Frames, shift_residues
+
+# Residues whose edges are in memory at the same time, see `in_blocks`: some hundred kilobytes.
+BLOCK = 32
 
 
 def k_nearest_neighbors(
@@ -33,13 +39,17 @@ def k_nearest_neighbors(
     else:
         longest = min(longest or length, length)
         # So many at a time search the whole row, or `longest` tokens on either side.
-        rows = max(1, pairs // (batch * length), int((longest**2 + pairs / batch) ** 0.5) - longest)
+        rows = pairs // (batch * length)
+        if longest < length:
+            rows = min(longest, int((longest**2 + pairs / batch) ** 0.5) - longest)
+        rows = max(1, rows)
         ends = [(start, min(start + rows, length)) for start in range(0, length, rows)]
         blocks = [(start, end, max(0, start - longest), min(length, end + longest)) for start, end in ends]
     places, exist = [], []
     for start, end, first, last in blocks:
         # Not by a matrix product, whose rounding would put neighbors in another order.
-        squares = (translations[:, start:end, None] - translations[:, None, first:last]).square().sum(dim=-1)
+        apart = [axis[:, start:end, None] - axis[:, None, first:last] for axis in translations.unbind(dim=-1)]
+        squares = apart[0].square() + apart[1].square() + apart[2].square()
         allowed = coords_mask[:, start:end, None] & coords_mask[:, None, first:last]
         allowed = allowed & (index[start:end, None] != index[first:last])
         if runs is not None:
@@ -56,7 +66,9 @@ def k_nearest_neighbors(
 def radial_basis_functions(distances: Tensor, num_rbf: int, max_distance: float) -> Tensor:
     """Gaussians whose centers spread evenly from 0 to `max_distance`, as wide as apart: (...) Å -> (..., num_rbf)."""
     centers = torch.arange(num_rbf, device=distances.device) * (max_distance / (num_rbf - 1))
-    return (-((distances.unsqueeze(-1) - centers) * ((num_rbf - 1) / max_distance)).square()).exp()
+    exponents = -((distances.unsqueeze(-1) - centers) * ((num_rbf - 1) / max_distance)).square()
+    # A CPU takes thirty times as long where the result is too small for a normal float, as of many pairs.
+    return exponents.clamp(min=-80.0).exp()
 
 
 class NeighborGraph:
@@ -79,22 +91,16 @@ class NeighborGraph:
         self._kept = {}
 
     def project(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
-        """Edge features through a linear layer: (batch, sequence, k, width)."""
+        """Edge features through a linear layer: (batch x sequence x k, width)."""
         if self._kept is None:
-            return self._project(layer, self.edges.to(dtype))
+            return layer(self.edges.flatten(0, 2).to(dtype))
         if layer not in self._kept:
-            self._kept[layer] = self._project(layer, self.edges.to(dtype))
+            self._kept[layer] = layer(self.edges.flatten(0, 2).to(dtype))
         return self._kept[layer]
 
-    def project_block(self, layer: nn.Module, dtype: torch.dtype, row: int, inside: slice) -> Tensor:
-        """`project` of the residues `inside` a row: (n, k, width)."""
-        if self._kept is not None:
-            return self.project(layer, dtype)[row, inside]
-        return self._project(layer, self.edges[row, inside].to(dtype))
-
-    def _project(self, layer: nn.Module, edges: Tensor) -> Tensor:
-        # In two dimensions: some quantized layers take no more.
-        return layer(edges.flatten(0, -2)).view(*edges.shape[:-1], -1)
+    @property
+    def keeps(self) -> bool:
+        return self._kept is not None
 
     def gather(self, values: Tensor) -> Tensor:
         """(batch, sequence, width) of the residues -> (batch, sequence, k, width) of their neighbors."""
@@ -104,22 +110,21 @@ class NeighborGraph:
             gathered = values.index_select(1, self.places)
         return gathered.view(values.shape[0], *self.exist.shape[1:], -1)
 
-    def blocks(self, batch: int, residues: int) -> Iterator[tuple[int, int, slice, Tensor]]:
-        """All rows of a batch in blocks of so many residues.
-
-        Yields the row, the graph's own, the residues inside of it, and their neighbors' places in the flattened batch.
-        """
-        rows, length, k = self.exist.shape
-        places = self.places.view(rows, length, k)
-        for row in range(batch):
-            own = row if rows == batch else 0
-            for start in range(0, length, residues):
-                inside = slice(start, min(start + residues, length))
-                yield row, own, inside, places[own, inside].flatten() + (row - own) * length
-
     def to(self, *args, **kwargs) -> "NeighborGraph":
         """On another device, as accelerate moves what a layer is given."""
         return NeighborGraph(*(each.to(*args, **kwargs) for each in (self.places, self.exist, self.edges)))
+
+
+def in_blocks(device: torch.device) -> bool:
+    """Whether edges are worked on in blocks of `BLOCK` residues.
+
+    A CPU is two to four times as fast on numbers that stay in its cache; other devices and compilers want all at once.
+    """
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def blocks_of(residues: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, residues)) for start in range(0, residues, BLOCK)]
 
 
 class EdgeFeatures(nn.Module):
@@ -129,7 +134,7 @@ class EdgeFeatures(nn.Module):
     functions of the distance, and the separation along the chain, up to 16 residues, or that the two are in different
     chains of a complex (after Ingraham et al. 2019, section 2.2). With `config.message_gating` radial basis functions
     of all nine distances between either residue and those beside it along the chain, as Dauparas et al. 2022 have them
-    of C-alphas. Invariant to rotations.
+    of C-alphas. Invariant to rotations. For the backward pass the features are made again rather than kept.
     """
 
     num_rbf = 16
@@ -156,35 +161,48 @@ class EdgeFeatures(nn.Module):
         batch, length = coords_mask.shape
         with maybe_autocast(translations.device.type, enabled=False):
             places, exist = k_nearest_neighbors(translations.detach(), coords_mask, runs, self.num_neighbors, longest)
-            rows = torch.arange(batch, device=places.device)[:, None, None]
-            apart = translations[rows, places] - translations.unsqueeze(2)
+            shifted = [shift_residues(translations, coords_mask, each, position_ids, runs) for each in self.offsets]
+            points, known = (torch.stack(each, dim=2) for each in zip(*shifted, strict=True))
+        places = places + length * torch.arange(batch, device=places.device)[:, None, None]
+        near, positions = places.flatten(0, 1), position_ids.expand(batch, length)
+        residues = [rotations, translations, points, known, positions, *([] if chain_ids is None else [chain_ids])]
+        residues = [each.flatten(0, 1) for each in residues]
+        if not in_blocks(near.device):
+            edges = self._describe(slice(None), near, *residues)
+        elif torch.is_grad_enabled():
+            describe = partial(checkpoint, self._describe, use_reentrant=False, preserve_rng_state=False)
+            edges = torch.cat([describe(each, near, *residues) for each in blocks_of(batch * length)])
+        else:
+            edges = torch.cat([self._describe(each, near, *residues) for each in blocks_of(batch * length)])
+        return NeighborGraph(places.flatten(), exist, edges.view(batch, length, self.num_neighbors, -1))
+
+    def _describe(self, block, near, rotations, translations, points, known, positions, chain_ids=None) -> Tensor:
+        """Edge features (n, k, hidden / 2) of the residues in `block`, of all residues' values, (residues, ...)."""
+        near = near[block]
+        with maybe_autocast(translations.device.type, enabled=False):
+            apart = translations[near] - translations[block].unsqueeze(1)
             direction = (apart / (apart.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()).unsqueeze(-1)
-            receiver, sender = rotations.unsqueeze(2), rotations[rows, places]
+            receiver, sender = rotations[block].unsqueeze(1), rotations[near]
             # No `matmul`, as in `rotate_coordinates`.
             rotation = (receiver.unsqueeze(-1) * sender.unsqueeze(-2)).sum(dim=-3).flatten(-2)
             directions = (direction * receiver).sum(dim=-2), (direction * sender).sum(dim=-2)
-            rbf = self._distances(translations, coords_mask, position_ids, runs, rows, places)
-            features = torch.cat((*directions, rotation, rbf), dim=-1)
-            positions, limit = position_ids.expand(batch, length), self.max_separation
-            separation = (positions[rows, places] - positions.unsqueeze(2)).clamp(-limit, limit) + limit
+            # (n, k, offsets, offsets, 3), and which of these pairs exist
+            apart = points[block][:, None, :, None] - points[near].unsqueeze(2)
+            both = known[block][:, None, :, None] & known[near].unsqueeze(2)
+            rbf = radial_basis_functions((apart.square().sum(dim=-1) + 1e-6).sqrt(), self.num_rbf, self.max_distance)
+            features = torch.cat((*directions, rotation, (rbf * both.unsqueeze(-1)).flatten(-3)), dim=-1)
+            limit = self.max_separation
+            separation = (positions[near] - positions[block].unsqueeze(1)).clamp(-limit, limit) + limit
             if chain_ids is not None:
-                others = chain_ids[rows, places] != chain_ids.unsqueeze(2)
+                others = chain_ids[near] != chain_ids[block].unsqueeze(1)
                 separation = torch.where(others, 2 * limit + 1, separation)
         # One table whether or not there are chains: an idle parameter stops DistributedDataParallel.
         table = torch.cat((self.separation.weight, self.other_chain.unsqueeze(0)))
         summed = self.geometry(features) + nn.functional.embedding(separation, table)
         edges = MessagePassing.gain * self.norm(nn.functional.gelu(self.gain * summed))
-        return NeighborGraph((places + length * rows).flatten(), exist, edges)
-
-    def _distances(self, translations, coords_mask, position_ids, runs, rows, places) -> Tensor:
-        """Radial basis functions between the residues `offsets` from both of an edge, zero where one is missing."""
-        shifted = [shift_residues(translations, coords_mask, each, position_ids, runs) for each in self.offsets]
-        points, known = (torch.stack(each, dim=2) for each in zip(*shifted, strict=True))
-        # (batch, sequence, k, offsets, offsets, 3), and which of these pairs exist
-        apart = points[:, :, None, :, None] - points[rows, places].unsqueeze(3)
-        both = known[:, :, None, :, None] & known[rows, places].unsqueeze(3)
-        rbf = radial_basis_functions((apart.square().sum(dim=-1) + 1e-6).sqrt(), self.num_rbf, self.max_distance)
-        return (rbf * both.unsqueeze(-1)).flatten(-3)
+        # Every layer reads them: half the memory under autocast, where the norm gives float32.
+        device = edges.device.type
+        return edges.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else edges
 
 
 class MessagePassing(nn.Module):
@@ -193,12 +211,11 @@ class MessagePassing(nn.Module):
     A message is SiLU(receiver h_i + sender h_j + edge e_ij), as in message-passing networks (Dauparas et al. 2022),
     whose second layer commutes with the mean: `output` is applied once a residue and not once an edge. The mean is over
     `config.num_neighbors`; a neighbor that does not exist counts as zero. With `config.message_gating` a message is
-    multiplied by a linear function of the sender's state and the edge features (Shazeer 2020). For the backward pass
-    each edge keeps hidden / 2 numbers a layer, gated three times hidden.
+    multiplied by a linear function of the sender's state and the edge features (Shazeer 2020). On a CPU nothing is kept
+    of an edge for the backward pass, elsewhere hidden / 2 numbers a layer, gated three times hidden.
     """
 
     gain = 5.0  # of each of the two steps, as in `EdgeFeatures`
-    block = 32  # residues whose messages are in memory at the same time, without gradients on a CPU
 
     def __init__(self, config: CoordformerConfig):
         super().__init__()
@@ -216,33 +233,157 @@ class MessagePassing(nn.Module):
 
     def forward(self, hidden_states: Tensor, graph: NeighborGraph) -> Tensor:
         """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
-        layers = [
-            (self.sender, self.edge),
-            *([(self.gate_sender, self.gate_edge)] if self.gate_sender is not None else []),
-        ]
-        edge_layers: list[Any] = [edge for _, edge in layers]
-        received = (self.gain * self.receiver(hidden_states)).unsqueeze(2)
-        states = [self.gain * sender(hidden_states) for sender, _ in layers]
-        blocked = hidden_states.device.type == "cpu" and not torch.is_grad_enabled()
-        if not blocked or torch.compiler.is_compiling():
-            pairs = zip(states, edge_layers, strict=True)
-            sums = [graph.gather(sent).add_(graph.project(edge, sent.dtype)) for sent, edge in pairs]
-            return self.output(self._mean(received, sums, graph.exist))
-        # Without gradients a CPU is twice to four times as fast on messages that stay in its cache.
-        mean = torch.empty_like(states[0])
-        flat = [sent.flatten(0, 1) for sent in states]
-        for row, own, inside, places in graph.blocks(len(mean), self.block):
-            sums = []
-            for sent, edge in zip(flat, edge_layers, strict=True):
-                gathered = sent.index_select(0, places).view(-1, graph.exist.shape[-1], sent.shape[-1])
-                sums.append(gathered.add_(graph.project_block(edge, sent.dtype, own, inside)))
-            mean[row, inside] = self._mean(received[row, inside], sums, graph.exist[own, inside])
-        return self.output(mean)
-
-    def _mean(self, received: Tensor, sums: list[Tensor], exist: Tensor) -> Tensor:
-        """Mean messages (..., width), of sums over sender and edge (..., k, width), which are overwritten."""
-        messages = nn.functional.silu(sums[0].add_(received))
+        senders = [layer for layer in (self.sender, self.gate_sender) if layer is not None]
+        edge_layers: list[Any] = [layer for layer in (self.edge, self.gate_edge) if layer is not None]
+        received = self.gain * self.receiver(hidden_states)
+        sent = [self.gain * layer(hidden_states) for layer in senders]
+        exist, device = graph.exist, hidden_states.device
+        if in_blocks(device):
+            plain = all(map(_is_plain, edge_layers))
+            weights = [layer.weight for layer in edge_layers] if plain and not graph.keeps else None
+            if not torch.is_grad_enabled():
+                edges = None if weights else [graph.project(layer, received.dtype) for layer in edge_layers]
+                mean = _mean_messages(graph, received, sent, weights, edges)
+                return self.output(self.gain / exist.shape[-1] * mean)
+            if weights and len(exist) == len(received):
+                mean = _MeanMessages.apply(graph, received, graph.edges, *sent, *weights)
+                return self.output(self.gain / exist.shape[-1] * mean)
+        projected = [graph.project(layer, received.dtype).view(*exist.shape, -1) for layer in edge_layers]
+        sums = [graph.gather(each).add_(edges) for each, edges in zip(sent, projected, strict=True)]
+        messages = nn.functional.silu(sums[0].add_(received.unsqueeze(2)))
         if len(sums) > 1:
             messages = messages * sums[1]
-        weights = exist.to(messages.dtype).unsqueeze(-2) * (self.gain / exist.shape[-1])
-        return (weights @ messages).squeeze(-2)
+        mean_weights = exist.to(messages.dtype).unsqueeze(-2) * (self.gain / exist.shape[-1])
+        return self.output((mean_weights @ messages).squeeze(-2))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is what it was made as: not an adapter, nor with weights in eight bits or in another place."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.device.type == "cpu"
+
+
+class _Memory:
+    """Memory for the edges of a block, which the next block uses again.
+
+    What an allocator gives back to the system has to be paged in anew, which takes longer than the arithmetic.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self._tensors: dict[Any, Tensor] = {}
+
+    def __call__(self, name: Any, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """(rows, width) of what is kept under this name; there are never more rows than `self.rows`."""
+        rows, width = shape
+        if name not in self._tensors:
+            self._tensors[name] = torch.empty(self.rows, width, dtype=dtype)
+        return self._tensors[name][:rows]
+
+    def cast(self, name: Any, values: Tensor, dtype: torch.dtype) -> Tensor:
+        return values if values.dtype == dtype else self(name, values.shape, dtype).copy_(values)
+
+
+def _sum_parts(memory: _Memory, near, received, sent, edges, weights) -> list[Tensor]:
+    """Of a block what messages, and their gates, are functions of: (n x k, width) each.
+
+    Args:
+        near: (n x k,), places of the senders.
+        received: (n, width).
+        sent: (residues, width) each, of all residues.
+        edges: (n x k, hidden / 2), or without weights (n x k, width) each, which are added as they are.
+        weights: (width, hidden / 2) each.
+    """
+    sums = []
+    for number, values in enumerate(sent):
+        summed = torch.index_select(values, 0, near, out=memory(number, (len(near), values.shape[1]), values.dtype))
+        sums.append(summed.addmm_(edges, weights[number].T) if weights else summed.add_(edges[number]))
+    sums[0].view(len(received), -1, received.shape[1]).add_(received.unsqueeze(1))
+    return sums
+
+
+@torch.no_grad()
+def _mean_messages(graph: NeighborGraph, received: Tensor, sent: list[Tensor], weights, edges) -> Tensor:
+    """The sum of a residue's messages, as in `MessagePassing.forward`: (batch, sequence, width).
+
+    Takes the `weights` of the linear layers on the graph's edge features, or else what these layers give, `edges`.
+    """
+    dtype, width = received.dtype, received.shape[-1]
+    exist, k = graph.exist.flatten(0, 1), graph.exist.shape[-1]
+    places, features = graph.places.view(-1, k), graph.edges.flatten(0, 1)
+    memory, mean = _Memory(BLOCK * k), torch.empty_like(received)
+    to, of, flat = mean.flatten(0, 1), received.flatten(0, 1), [each.flatten(0, 1) for each in sent]
+    weights = weights and [each.to(dtype) for each in weights]
+    for block in blocks_of(len(places)):
+        here = slice(block.start * k, block.stop * k)
+        if weights:
+            part: Any = memory.cast("edges", features[block].flatten(0, 1), dtype)
+        else:
+            part = [each[here] for each in edges]
+        for first in range(0, len(of), len(places)):  # of each row that shares the graph
+            inside = slice(first + block.start, first + block.stop)
+            sums = _sum_parts(memory, places[block].flatten() + first, of[inside], flat, part, weights)
+            messages = nn.functional.silu(sums[0], inplace=True)
+            if len(sums) > 1:
+                messages.mul_(sums[1])
+            messages = messages.view(-1, k, width)
+            if not exist[block].all():
+                messages.mul_(exist[block].unsqueeze(-1))
+            torch.sum(messages, dim=1, out=to[inside])
+    return mean
+
+
+class _MeanMessages(torch.autograd.Function):
+    """`_mean_messages` with gradients. Nothing is kept of an edge: the backward pass computes its messages again.
+
+    Of received (batch, sequence, width), edges (batch, sequence, k, hidden / 2), and then what is sent and the weights,
+    as many of one as of the other.
+    """
+
+    @staticmethod
+    def forward(ctx, graph, received, edges, *sent_and_weights):
+        sent, weights = _halves(sent_and_weights)
+        ctx.save_for_backward(graph.places, graph.exist, received, edges, *sent_and_weights)
+        return _mean_messages(graph, received, sent, weights, None)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_mean):
+        places, exist, received, edges, *sent_and_weights = ctx.saved_tensors
+        sent, weights = _halves(sent_and_weights)
+        dtype, shape, k, float32 = received.dtype, received.shape, exist.shape[-1], torch.float32
+        kinds = [weight.dtype for weight in weights]
+        places, exist, of_mean = places.view(-1, k), exist.flatten(0, 1), of_mean.flatten(0, 1)
+        received, edges, *sent = (each.flatten(0, 1) for each in (received, edges, *sent))
+        weights, memory = [each.to(dtype) for each in weights], _Memory(BLOCK * k)
+        # Sums over many edges are in float32, whatever the messages are in.
+        of_received, of_edges = torch.empty_like(received), torch.empty_like(edges)
+        of_sent, of_weights = ([torch.zeros_like(each, dtype=float32) for each in values] for values in (sent, weights))
+        for block in blocks_of(len(places)):
+            near = places[block].flatten()
+            part = memory.cast("edges", edges[block].flatten(0, 1), dtype)
+            inner, *gates = _sum_parts(memory, near, received[block], sent, part, weights)
+            of_message = of_mean[block].unsqueeze(1)
+            if not exist[block].all():
+                of_message = of_message * exist[block].unsqueeze(-1)
+            of_message = of_message.expand(-1, k, -1)
+            of_sums = [memory(("of", number), inner.shape, dtype) for number in range(len(sent))]
+            for gate in gates:
+                torch.ops.aten.silu.out(inner, out=of_sums[1])
+                of_sums[1].view_as(of_message).mul_(of_message)
+                of_message = gate.view_as(of_message).mul_(of_message)
+            of_message = of_message.reshape(inner.shape)
+            torch.ops.aten.silu_backward.grad_input(of_message, inner, grad_input=of_sums[0])
+            torch.sum(of_sums[0].view(-1, k, inner.shape[1]), dim=1, out=of_received[block])
+            of_part = memory("of edges", part.shape, dtype).zero_()
+            for number, of_sum in enumerate(of_sums):
+                of_sent[number].index_add_(0, near, memory.cast("of sent", of_sum, float32))
+                of_part.addmm_(of_sum, weights[number])
+                of_weights[number] += of_sum.T @ part
+            of_edges[block] = of_part.view(-1, k, part.shape[1])
+        of_sent = [each.to(dtype).view(shape) for each in of_sent]
+        of_weights = [each.to(kind) for each, kind in zip(of_weights, kinds, strict=True)]
+        return None, of_received.view(shape), of_edges.view(*shape[:2], k, -1), *of_sent, *of_weights
+
+
+def _halves(values):
+    return list(values[: len(values) // 2]), list(values[len(values) // 2 :])

@@ -10,6 +10,7 @@ from coordformer import CoordformerProcessor, from_esm, read_chains
 from coordformer.data.collator import rotations_from_normals
 from coordformer.model.coordinates import CHAIN_OFFSETS, backbone_frames, local_frame_coordinates
 from coordformer.model.neighbor_graph import (
+    BLOCK,
     EdgeFeatures,
     MessagePassing,
     NeighborGraph,
@@ -154,7 +155,7 @@ def test_edge_features_are_computed_by_hand():
     assert places[1].tolist() == [0, 2, 3]
 
     def edges_of(separation) -> torch.Tensor:
-        summed = module.geometry(features[0][0, 1]) + separation
+        summed = module.geometry(features[0][1]) + separation
         return MessagePassing.gain * module.norm(torch.nn.functional.gelu(module.gain * summed))
 
     along = module.separation.weight[module.max_separation + torch.tensor([-1, 1, 2])]
@@ -162,7 +163,7 @@ def test_edge_features_are_computed_by_hand():
     complex_ids = torch.tensor([[0, 0, 0, 1]])  # the last residue is in another chain, whatever its position says
     across = module(frames, positions, None, None, complex_ids)
     torch.testing.assert_close(across.edges[0, 1], edges_of(torch.cat((along[:2], module.other_chain[None]))))
-    second = features[0][0, 1, 1]  # 4 Å away, in the frame of residue 1 and in its own
+    second = features[0][1, 1]  # 4 Å away, in the frame of residue 1 and in its own
     rotations = frames.rotations[0]
     direction = torch.tensor([0.0, 1.0, 0.0])
     torch.testing.assert_close(second[:3], direction @ rotations[1])
@@ -170,7 +171,7 @@ def test_edge_features_are_computed_by_hand():
     torch.testing.assert_close(second[6:15].view(3, 3), rotations[1].T @ rotations[2])
     expected = np.exp(-(((4 - np.linspace(0, 20, 16)) / (20 / 15)) ** 2))
     np.testing.assert_allclose(second[15:], expected, atol=1e-5)
-    assert not features[0][0, 1, 0, 3:15].any(), "the first residue has no frame of its own"
+    assert not features[0][1, 0, 3:15].any(), "the first residue has no frame of its own"
 
 
 def test_edge_features_with_gates_hold_the_distances_between_the_residues_beside_both():
@@ -188,7 +189,7 @@ def test_edge_features_with_gates_hold_the_distances_between_the_residues_beside
     assert edges.shape == (1, 8, 4, 32) and exist.sum() == 5 * 4 + 2 * 1
     missing = 0
     for one in range(8):
-        for place, exists, row in zip(places.view(8, 4)[one], exist[0, one], features[0][0, one], strict=True):
+        for place, exists, row in zip(places.view(8, 4)[one], exist[0, one], features[0][one], strict=True):
             for i, j in np.ndindex(3, 3) if exists else ():
                 first, second = one + i - 1, int(place) + j - 1
                 inside = all(0 <= end < 8 and runs[0, end] == runs[0, one] for end in (first, second))
@@ -255,6 +256,39 @@ def test_gradients_of_coordinates_neither_move_nor_turn_the_chain(fields):
     arms = places - places.mean(dim=0)
     torque = torch.linalg.cross(arms, forces).sum(dim=0)
     assert torque.norm() < 1e-3 * (arms.norm(dim=-1) * forces.norm(dim=-1)).sum()
+
+
+class AnotherLinear(torch.nn.Linear):
+    """Not the layer that the blocks know: its messages get the gradients of autograd."""
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("gating", [False, True])
+def test_gradients_of_blocks_are_those_of_autograd(gating, bfloat16):
+    """Of all weights and of the coordinates, of rows longer than a block, with residues that have few neighbors."""
+    fields = {"coordinate_embedding": "none", "num_qk_points": 1, "num_neighbors": 6, "message_gating": gating}
+    model, rows = make_model(**fields), pad_rows([random_chain(2 * BLOCK + 5), random_chain(5), random_chain(BLOCK)])
+    rows["coords"][0, 10:12] = torch.nan
+    found = []
+    for layer in (torch.nn.Linear, AnotherLinear):
+        for module in model.modules():
+            if isinstance(module, MessagePassing):
+                for edge in (module.edge, module.gate_edge):
+                    if edge is not None:
+                        edge.__class__ = layer
+        model.zero_grad()
+        coords = rows["coords"].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            outputs = outputs_of(model, rows | {"coords": coords})
+        outputs.float().square().sum().backward()
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        found.append(gradients | {"coords": coords.grad.nan_to_num(), "outputs": outputs.detach()})
+    blocks, autograd = found
+    assert blocks.keys() == autograd.keys() and any("edge_features.geometry" in name for name in blocks)
+    for name, expected in autograd.items():
+        scale = expected.float().norm() / expected.numel() ** 0.5
+        error = (blocks[name] - expected).float().norm() / expected.numel() ** 0.5
+        assert error <= (0.05 if bfloat16 else 1e-5) * scale + 1e-7, name
 
 
 @pytest.mark.parametrize("gating", [False, True])
