@@ -53,6 +53,20 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
+def test_the_page_of_options_has_those_of_every_verb(site):
+    page = (site / "docs" / "options" / "index.html").read_text()
+    (verbs,) = (action for action in build_parser()._actions if action.dest == "verb")
+    for verb, parser in verbs.choices.items():
+        section = page.partition(f'<h2 id="{verb}">')[2].partition("<h2 ")[0]
+        names = {name for action in parser._actions for name in action.option_strings}
+        if verb == "train":
+            names = {f"--{each.name}" for kind in (ModelArguments, DataArguments) for each in fields(kind)}
+        missing = [
+            name for name in names - {"-h", "--help", "--json", "--quiet"} if f"<code>{name}</code>" not in section
+        ]
+        assert section and not missing, (verb, missing)
+
+
 def test_the_site_fetches_nothing_when_it_is_read(site):
     for page in site.rglob("*.html"):
         assert not re.findall(
