@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SMALL := .venv/.small
 INSTALLED := .venv/.installed
 SPACE := .venv/.space
 
@@ -14,8 +15,8 @@ demo test test-slow: export TOKENIZERS_PARALLELISM = false
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## run examples/demo on the CPU (LONG=1: the longer run)
-	$(BIN)/python examples/demo/demo.py $(if $(LONG),--long)
+demo: $(SMALL) ## run examples/demo on the CPU (STEPS=1000: as many updates, LONG=1: 3,000)
+	$(BIN)/python examples/demo/demo.py $(if $(LONG),--long) $(if $(STEPS),--steps $(STEPS))
 
 test: export OMP_NUM_THREADS = 1
 test: lint ## check style and types, then run the tests, a file at a time on each of two cores
@@ -43,11 +44,17 @@ clean: ## remove .venv, caches and builds; runs/ and demo_output*/ stay
 	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find coordformer docs tests examples -name __pycache__ -prune -exec rm -rf {} +
 
-$(INSTALLED): setup.cfg constraints.txt
+# What a user needs; the demo is not to wait for the rest.
+$(SMALL): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
 	    + sys.version.split()[0] + ": make PYTHON=python3.11 (or newer) ...")'
-	@echo "Installing into .venv: some minutes"
+	@echo "Installing into .venv: a minute or two"
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[figures]"
+	@touch $@
+
+$(INSTALLED): $(SMALL)
+	@echo "Installing what tests need into .venv: some minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 
