@@ -83,8 +83,12 @@ const draw = () => {
     atom => { label = viewer.addLabel(given.labels[atom.resi - 1], {position: atom, fontSize: 13}); },
     () => { if (label) viewer.removeLabel(label); label = null; });
   viewer.zoomTo();
-  // It fits the height; a phone is narrower than the picture is high.
-  viewer.zoom(1.3 * Math.min(1, place.clientWidth / place.clientHeight));
+  // The height now holds the sphere around all atoms. As near as none is cut off: a helix is long, a phone is narrow.
+  const slope = Math.tan(Math.PI / 18), wide = place.clientWidth / place.clientHeight, rim = 3;
+  const atoms = viewer.selectedAtoms({});
+  const sphere = Math.max(5, ...atoms.map(atom => Math.hypot(atom.x, atom.y, atom.z)));
+  const needed = atoms.map(({x, y, z}) => Math.max(Math.abs(y), Math.abs(x) / wide) + rim + z * slope);
+  viewer.zoom(sphere / Math.max(...needed));
   viewer.render();
   place.dataset.residues = given.colors.length;
 };

@@ -215,11 +215,28 @@ class User:
     def finish(self) -> None:
         self.wait(lambda: "Done." in self.message())
 
+    def picture(self) -> np.ndarray:
+        """The viewer as the user sees it, bytes (height, width, 3)."""
+        viewer = self.browser.find_element("css selector", "#picture .viewer")
+        # Below the fold, a screenshot of the element ends where the page does.
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", viewer)
+        return np.array(Image.open(io.BytesIO(viewer.screenshot_as_png)).convert("RGB"))
+
     def colors(self) -> int:
-        """Different colors of the picture, as the user sees it."""
-        picture = self.browser.find_element("css selector", "#picture .viewer").screenshot_as_png
-        colors = Image.open(io.BytesIO(picture)).convert("RGB").getcolors(maxcolors=2**24)
-        return len(colors)
+        """Different colors of the picture."""
+        return len(np.unique(self.picture().reshape(-1, 3), axis=0))
+
+    def check_picture(self) -> None:
+        """What is drawn lies whole within the picture, and is no speck in it."""
+        self.wait(lambda: self.colors() > 20)
+        drawn = (self.picture() < 255).any(axis=2)
+        shares = []
+        for axis in (0, 1):
+            (places,) = np.nonzero(drawn.any(axis=axis))
+            size = drawn.shape[1 - axis]
+            assert places[0] > 1 and places[-1] < size - 2, (places, size)
+            shares.append((places[-1] - places[0]) / size)
+        assert max(shares) > 0.6
 
     def asked(self) -> set[str]:
         """Hosts that the browser asked."""
@@ -250,7 +267,7 @@ def test_a_file_goes_in_and_everything_comes_out(open_page, address, width):
     user.run()
     user.finish()
     assert user.message().startswith("1ORC_A: 71 residues, 64 with coordinates.")
-    user.wait(lambda: user.colors() > 20)
+    user.check_picture()
     viewer = user.browser.find_element("css selector", "#picture .viewer")
     assert viewer.get_attribute("data-residues") == "71"
     # Rows are drawn once they are in sight.
@@ -265,6 +282,17 @@ def test_a_file_goes_in_and_everything_comes_out(open_page, address, width):
     wide = user.browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width  # nothing to scroll sideways, on a phone either
     assert user.asked() == {address.split("/")[2]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_long_helix_is_drawn_whole(open_page, width):
+    user = open_page(width=width)
+    user.upload(STRUCTURES / "5i55.cif.gz")
+    user.run()
+    user.finish()
+    assert user.message().startswith("5I55_A: 22 residues, 22 with coordinates.")
+    user.check_picture()
 
 
 @pytest.mark.slow
