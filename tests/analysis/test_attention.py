@@ -491,7 +491,7 @@ def test_structures_come_from_the_column_where_there_is_one(folder, rows):
         ({"checkpoint": "empty"}, "holds no processor"),
         ({"checkpoint": "esm"}, "holds a esm model"),
         ({"checkpoint": "unknown"}, "no attribute 'CoordformerForNothing'"),
-        ({"inputs": "nowhere.parquet"}, "No Parquet file"),
+        ({"inputs": "nowhere.parquet"}, "no such file or folder; check the path"),
         ({"--split": "tset"}, "is in split 'tset'"),
         ({"--window": "1"}, "`window` is 1; it must be at least 2"),
         ({"--seed": "-1"}, "`seed` is -1; it must be at least 0"),

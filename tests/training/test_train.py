@@ -599,10 +599,14 @@ def test_a_run_of_an_older_version_goes_on(preset, tmp_path):
 
 def test_the_record_of_a_command_has_no_token():
     options = ["tiny.yaml", "--hub_token", "hf_secret", "--data", "/home/me/chains", "--hub_token=hf_secret"]
-    assert (
-        describe_command("train", options)
-        == "coordformer train tiny.yaml --hub_token ... --data chains --hub_token=..."
-    )
+    expected = "coordformer train tiny.yaml --hub_token ... --data chains --hub_token=..."
+    assert describe_command("train", options) == expected
+
+
+def test_the_record_of_a_command_has_no_path_outside_its_folder():
+    options = ["runs/tiny.yaml", "--data=/home/me/chains", "--init_from=../models/small", "--output_dir=runs/first"]
+    expected = "coordformer train runs/tiny.yaml --data=chains --init_from=small --output_dir=runs/first"
+    assert describe_command("train", options) == expected
 
 
 def test_a_finished_training_stays_as_it_is(preset, tmp_path):
