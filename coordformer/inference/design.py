@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..data.files import write_atomically, write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, current_commit, first_lines, hash_file
-from ..model.chain import AMINO_ACIDS, Chain
+from ..model.chain import AMINO_ACIDS, Chain, split_by_chain
 from ..model.design import Designs, check_drawing, design, plan_design
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
@@ -284,17 +284,17 @@ def write_structure(path: Path, protein: Chain, designs: Designs) -> None:
     structure, model = gemmi.Structure(), gemmi.Model(1)
     structure.name = designs.id
     names = [gemmi.expand_one_letter(each, gemmi.ResidueKind.AA) if each != "X" else "UNK" for each in sequence]
-    for start, size in zip(residues.chain_starts, residues.chain_lengths, strict=True):
+    parts = (split_by_chain(values, residues.chain_lengths) for values in (names, protein.positions))
+    for start, polymer, positions in zip(residues.chain_starts, *parts, strict=True):
         chain = gemmi.Chain(residues.chain_name(start) or "A")
         entity = gemmi.Entity(str(len(model) + 1))
         entity.entity_type, entity.polymer_type = gemmi.EntityType.Polymer, gemmi.PolymerType.PeptideL
         entity.subchains = [f"{chain.name}xp"]
-        steps = np.diff(protein.positions[start : start + size])
-        if steps.max(initial=1) == 1:  # else residues are missing whose letters nobody knows
-            entity.full_sequence = names[start : start + size]
-        for index in range(start, start + size):
+        if np.diff(positions).max(initial=1) == 1:  # else residues are missing whose letters nobody knows
+            entity.full_sequence = polymer
+        for index, name in enumerate(polymer, start):
             residue = gemmi.Residue()
-            residue.name, residue.label_seq = names[index], index - start + 1
+            residue.name, residue.label_seq = name, index - start + 1
             number = residues.numbers[index] or str(residues.positions[index])
             code = number[-1] if number[-1].isalpha() else " "
             residue.seqid = gemmi.SeqId(int(number.removesuffix(code)), code)
@@ -340,17 +340,14 @@ def fit_sequence(protein: Chain, given: Chain) -> str:
     if len(sizes) != len(residues.chain_lengths):
         have = counted(len(residues.chain_lengths), "chain")
         raise ValueError(f"{name} {counted(len(sizes), 'chain')}, the structure {have}; join them by /.")
-    end = 0
-    for start, length, size in zip(residues.chain_starts, residues.chain_lengths, sizes, strict=True):
-        end += size
-        if size != length:
-            letters = given.sequence[end - size : end]
-            aligned = gemmi.align_string_sequences(residues.sequence[start : start + length], list(letters), [])
+    own, other = split_by_chain(residues.sequence, residues.chain_lengths), split_by_chain(given.sequence, sizes)
+    for start, native, letters in zip(residues.chain_starts, own, other, strict=True):
+        if len(letters) != len(native):
+            aligned = gemmi.align_string_sequences(native, list(letters), [])
             where = _first_gap(aligned.cigar_str(), residues, start, letters)
             chain = residues.chain_name(start)
-            raise ValueError(
-                f"{name} {size} letters where {f'chain {chain}' if chain else 'it'} has {length} residues: {where}."
-            )
+            have = f"{f'chain {chain}' if chain else 'it'} has {len(native)} residues"
+            raise ValueError(f"{name} {len(letters)} letters where {have}: {where}.")
     return given.sequence
 
 

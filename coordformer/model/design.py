@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .chain import AMINO_ACIDS, Chain
+from .chain import AMINO_ACIDS, Chain, split_by_chain
 from .processing_coordformer import CoordformerProcessor, letter_ids
 from .residues import ResidueNumbers
 from .windows import cut_window, longest_window
@@ -81,8 +81,7 @@ class Designs:
 
     def split(self, sequence: str) -> list[str]:
         """The chains of a sequence."""
-        ends = np.cumsum(self.chain_lengths).tolist()
-        return [sequence[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return split_by_chain(sequence, self.chain_lengths)
 
 
 def plan_design(
