@@ -6,8 +6,8 @@
 #           torch.set_flush_denormal(True) does not change it. It does mend bfloat16, softmax and sigmoid, which take
 #           about 9 times as long at subnormal results alone, and exp2.
 # A guess:  a result of 0 costs no more than others; or flushing subnormal numbers mends it.
-# Why:      Gaussian radial basis functions of distances underflow at many pairs of a protein, as masks of -1e30 do in an
-#           exponential. Clamping the argument at -80 makes them as fast as others, at 1.8e-35 in the place of 0.
+# Why:      Gaussian radial basis functions of distances underflow at many pairs of a protein, as masks of -1e30 do in
+#           an exponential. Clamping the argument at -80 makes them as fast as others, at 1.8e-35 in the place of 0.
 # Source:   aten/src/ATen/cpu/vml.h: exp of contiguous float32 and float64 is vmsExp and vmdExp of MKL, with
 #           VML_FTZDAZ_OFF; https://github.com/pytorch/pytorch/issues/48388 is of GELU; the output below.
 # Run:      bash findings/torch_exp_is_slow_where_it_underflows.sh
@@ -62,7 +62,8 @@ for flush in (False, True):
         base = seconds(function, usual, dtype, mixed)
         found = [seconds(function, first, dtype, mixed) / base for first in firsts]
         ratios[name, flush] = found
-        print(f"flush_denormal {flush!s:5}  {name:16}: {found[0]:5.1f} times as long if subnormal, {found[1]:5.1f} if 0")
+        longer = f"{found[0]:5.1f} times as long if subnormal, {found[1]:5.1f} if 0"
+        print(f"flush_denormal {flush!s:5}  {name:16}: {longer}")
 for first in (-95, float("-inf")):
     values = -places.float()
     base = min(timed(torch.exp, values))

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 import coordformer
 from coordformer_command import main
@@ -40,6 +42,19 @@ def test_the_minimum_versions_are_the_floors_of_setup_cfg():
     for name, floor in needed.items():
         assert minimum[name].startswith(floor), name
         assert numbers(pins("constraints.txt")[name]) >= numbers(floor), name
+
+
+def test_the_tested_versions_take_the_lowest_python():
+    """As far as they are installed here; others are not known without a network."""
+    setup = configparser.ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    lowest = f"{re.fullmatch(r'>=([0-9.]+)', setup['options']['python_requires'])[1]}.0"
+    installed = {each.name.lower(): each for each in metadata.distributions()}
+    known = [installed[name] for name, pin in pins("constraints.txt").items()
+             if name in installed and installed[name].version.partition("+")[0] == pin]  # fmt: skip
+    assert len(known) > 20
+    needed = {f"{each.name}=={each.version}": each.metadata["Requires-Python"] for each in known}
+    assert {pin: python for pin, python in needed.items() if python and lowest not in SpecifierSet(python)} == {}
 
 
 def test_the_hooks_use_the_tested_versions():
