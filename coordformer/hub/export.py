@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from ..inference.checkpoints import load_checkpoint
 from ..model import pipeline_coordformer
@@ -86,7 +87,8 @@ def export(
             and one of the training's log.
         name: of the model on its card, which the code there loads: the repository's; default: the folder's.
         license, datasets, base_model: see `make_card`; default of the last one: what is recorded of the checkpoint.
-        dtype: `"float32"` or `"bfloat16"`; default: the checkpoint's. What is computed in float32 stays in it.
+        dtype: `"float32"` or `"bfloat16"`; default: the checkpoint's. What is computed in float32 stays in it. The
+            folder loads in float32 in any case, to be fine-tuned.
         check: load the folder in a fresh process without the package, with every Auto class, and compare.
         progress: say on standard error what is going on.
 
@@ -110,7 +112,7 @@ def export(
     log = Path(checkpoint) / TRAINING_LOG
     if log.exists():
         records[str(log)] = TRAINING_LOG
-    model, processor = load_checkpoint(checkpoint, dtype or "auto", any_head=True)
+    model, processor = load_checkpoint(checkpoint, dtype or _saved_dtype(checkpoint), any_head=True)
     model.cpu().eval()
     card = make_card(
         model, name or output.resolve().name, evaluations=reports, training=training_facts(checkpoint),
@@ -126,6 +128,9 @@ def export(
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        # `from_pretrained` loads the weights in this dtype, whatever they are saved in: in bfloat16 most updates of a
+        # fine-tuning are too small to change one.
+        config["dtype"] = "float32"
         # Only here: with `custom_pipelines` in its config a folder needs `trust_remote_code` for every pipeline.
         config["custom_pipelines"] = pipeline_coordformer.CUSTOM_PIPELINES
         texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": f"{card}\n"}
@@ -150,6 +155,20 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return summary
+
+
+def _saved_dtype(checkpoint: str | Path) -> str:
+    """In which dtype the weights lie, for `load_checkpoint`: the config names the one to load them in."""
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        path = cached_file(str(checkpoint), SAFE_WEIGHTS_NAME, **missing)
+        if path is None:  # in several files, or an adapter
+            return "auto"
+        with safe_open(path, framework="pt") as weights:
+            halves = any(weights.get_slice(name).get_dtype() == "BF16" for name in weights.keys())  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError):  # of which `load_checkpoint` says what is wrong
+        return "auto"
+    return "bfloat16" if halves else "auto"
 
 
 def check_reload(folder: str | Path, model: PreTrainedModel, processor: CoordformerProcessor) -> None:

@@ -37,7 +37,7 @@ def load_checkpoint(
     Args:
         checkpoint: folder or Hub name; or folder of an adapter of PEFT, whose changes are merged, in float32, into the
             weights of the model that it names.
-        dtype: of the weights: `"float32"`, `"bfloat16"`, or `"auto"`, as they (an adapter: its base) were saved.
+        dtype: of the weights: `"float32"`, `"bfloat16"`, or `"auto"`, as its config (an adapter: its base's) says.
         any_head: take a Coordformer with the head that it was saved or adapted with, or without one.
 
     Raises:

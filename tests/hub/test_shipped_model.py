@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import CHAINS, old_checkpoints
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoProcessor
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoProcessor
 
 from coordformer.data.rows import load_rows
 from coordformer.hub.card import make_card, read_evaluation, training_facts
@@ -57,7 +57,7 @@ def test_the_weights_are_those_of_version_0_1_0_under_new_names(folder):
 
 def test_the_card_has_what_was_measured_and_how_it_was_trained(folder):
     facts, reports = training_facts(folder), reports_of(folder)
-    half = AutoModelForMaskedLM.from_pretrained(folder)
+    half = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16)
     card = make_card(
         half, folder.name, evaluations=reports, training=facts, log="log.csv", datasets=[], base_model=None
     )
@@ -81,6 +81,20 @@ def test_held_out_chains_are_predicted_as_the_card_says(folder):
         found = summarize_samples(counts, letter_ids(processor.tokenizer))
         np.testing.assert_allclose(found["perplexity"], report["masked15"]["perplexity"], rtol=0.15)
     assert reports[0]["masked15"]["perplexity"] < 0.6 * reports[1]["masked15"]["perplexity"]
+
+
+def test_fine_tuning_moves_the_weights(folder):
+    """As most load a model: an update of 5e-5 is lost on most weights that are in bfloat16."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    processor = AutoProcessor.from_pretrained(folder)
+    batch = processor(chains=[load_rows(CHAINS, "valid")[0]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+    model(**batch, labels=torch.tensor([1])).loss.backward()
+    optimizer.step()
+    moved = sum(int((values != before[name]).sum()) for name, values in model.named_parameters())
+    assert moved > 0.8 * model.num_parameters()
 
 
 def test_a_shipped_folder_can_be_exported(tmp_path):
