@@ -2,13 +2,11 @@
 """The k-nearest-neighbor graph of residues: who is near whom, what the edges hold, and messages that pass over them."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
@@ -134,7 +132,7 @@ class EdgeFeatures(nn.Module):
     functions of the distance, and the separation along the chain, up to 16 residues, or that the two are in different
     chains of a complex (after Ingraham et al. 2019, section 2.2). With `config.message_gating` radial basis functions
     of all nine distances between either residue and those beside it along the chain, as Dauparas et al. 2022 have them
-    of C-alphas. Invariant to rotations. For the backward pass the features are made again rather than kept.
+    of C-alphas. Invariant to rotations.
     """
 
     num_rbf = 16
@@ -167,13 +165,8 @@ class EdgeFeatures(nn.Module):
         near, positions = places.flatten(0, 1), position_ids.expand(batch, length)
         residues = [rotations, translations, points, known, positions, *([] if chain_ids is None else [chain_ids])]
         residues = [each.flatten(0, 1) for each in residues]
-        if not in_blocks(near.device):
-            edges = self._describe(slice(None), near, *residues)
-        elif torch.is_grad_enabled():
-            describe = partial(checkpoint, self._describe, use_reentrant=False, preserve_rng_state=False)
-            edges = torch.cat([describe(each, near, *residues) for each in blocks_of(batch * length)])
-        else:
-            edges = torch.cat([self._describe(each, near, *residues) for each in blocks_of(batch * length)])
+        blocks = blocks_of(batch * length) if in_blocks(near.device) else [slice(None)]
+        edges = torch.cat([self._describe(each, near, *residues) for each in blocks])
         return NeighborGraph(places.flatten(), exist, edges.view(batch, length, self.num_neighbors, -1))
 
     def _describe(self, block, near, rotations, translations, points, known, positions, chain_ids=None) -> Tensor:

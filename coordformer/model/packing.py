@@ -5,6 +5,7 @@ A segment is what attends to itself and shares a center: a chain or a complex. R
 `runs` (batch, sequence) numbers the segments of a row; None stands for rows of one segment.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -109,19 +110,26 @@ def varlen_attention(
         longest = length if max_length_q is None else max_length_q
         output: Any = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
     else:
-        output = _attend_one_by_one(query, key, value, cu_seq_lens_q, dropout, scaling)
-    return output[..., :head_size].unflatten(0, (batch, length)), None
+
+        def attend(*states: Tensor) -> list[Tensor]:
+            q, k, v = (each.transpose(1, 2) for each in states)
+            attended = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+            return [attended.transpose(1, 2)]
+
+        (output,) = each_segment(attend, cu_seq_lens_q, *(each.unsqueeze(0) for each in (query, key, value)))
+    return output[..., :head_size].reshape(batch, length, -1, head_size), None
 
 
 @torch.compiler.disable
-def _attend_one_by_one(query, key, value, bounds, dropout, scaling) -> Tensor:
-    lengths = bounds.diff().tolist()
-    parts = []
-    for segment in zip(*(states.split(lengths) for states in (query, key, value)), strict=True):
-        q, k, v = (states.transpose(0, 1).unsqueeze(0) for states in segment)
-        part = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-        parts.append(part.squeeze(0).transpose(0, 1))
-    return torch.cat(parts)
+def each_segment(function: Callable[..., Sequence[Tensor]], bounds: Tensor, *states: Tensor) -> list[Tensor]:
+    """A function of one segment after the other: of (1, tokens, ...) each, to the same; of all (batch, sequence, ...).
+
+    `bounds` are `cu_seq_lens_q`. What belongs to a segment stays in the cache of a CPU meanwhile.
+    """
+    lengths, shape = bounds.diff().tolist(), states[0].shape[:2]
+    segments = zip(*(each.flatten(0, 1).split(lengths) for each in states), strict=True)
+    outputs = [function(*(part.unsqueeze(0) for part in segment)) for segment in segments]
+    return [torch.cat(parts, dim=1).view(*shape, *parts[0].shape[2:]) for parts in zip(*outputs, strict=True)]
 
 
 AttentionInterface.register("varlen", varlen_attention)

@@ -20,6 +20,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import CHAIN_OFFSETS, FeatureLinear, Frames
 from .neighbor_graph import MessagePassing, NeighborGraph
+from .packing import each_segment
 
 # --- Coordinate embedding ---
 
@@ -152,50 +153,68 @@ class InvariantPointAttention(SelfAttention):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SelfAttention`; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
         query, key = self.queries_and_keys(hidden_states, position_embeddings)
-        shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
-        value = self.value(hidden_states).view(shape).transpose(1, 2)
+        value = self.value(hidden_states).view(query.transpose(1, 2).shape)
+        layers = self.query_points, self.key_points, self.value_points
+        points = torch.cat([layer(hidden_states) for layer in layers], dim=-1).unflatten(-1, (-1, 3))
+        states = query.transpose(1, 2), key.transpose(1, 2), value, points, *frames
+        device, bounds = hidden_states.device.type, kwargs.get("cu_seq_lens_q")
+        given: dict[str, Any] = kwargs | {"attention_mask": attention_mask, "contacts": contacts}
+        by_segment = self.config._attn_implementation == "varlen" and bounds is not None and contacts is None
+        weights: Any = None
         # Squares of coordinates cancel in the product: 16 bits would leave nothing of near distances.
-        with maybe_autocast(hidden_states.device.type, enabled=False):
-            query, key, value = self._add_points(hidden_states, query.float(), key.float(), value.float(), frames)
-            if torch.is_tensor(attention_mask) and attention_mask.is_floating_point():
-                attention_mask = attention_mask.float()
-            if contacts is not None:
-                contacts.add(self, query, key, attention_mask)
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-            dropout = self.dropout if self.training else 0.0
-            output, weights = attend(
-                self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-            )
-            value, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
-            points = self._output_features(points, frames)
-        output = value.flatten(2).to(hidden_states.dtype) + self.output_points(points.to(hidden_states.dtype))
+        with maybe_autocast(device, enabled=False):
+            if by_segment and device == "cpu":
+                output, features = each_segment(lambda *segment: self._attend(*segment)[:2], bounds, *states)
+            else:
+                output, features, weights = self._attend(*states, **given)
+        output = output.to(hidden_states.dtype) + self.output_points(features.to(hidden_states.dtype))
         if self.message_passing is not None:
             assert graph is not None
             output = output + self.message_passing(hidden_states, graph)
         return output, weights
 
-    def _add_points(self, hidden_states, query, key, value, frames):
+    def _attend(
+        self, query, key, value, points, rotations, translations, coords_mask, attention_mask=None, contacts=None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Mean values (batch, sequence, hidden), what `_output_features` makes of mean points, and attention weights.
+
+        Of queries, keys and values (batch, sequence, heads, head) and points (batch, sequence, points, 3), each in the
+        frame of its residue: those of all queries, then of keys, then of values.
+        """
+        frames = Frames(rotations, translations, coords_mask)
+        query, key, value = self._add_points(query.float(), key.float(), value.float(), points.float(), frames)
+        if torch.is_tensor(attention_mask) and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+        if contacts is not None:
+            contacts.add(self, query, key, attention_mask)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        output, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
+        return output.flatten(2), self._output_features(points, frames), weights
+
+    def _add_points(self, query, key, value, points, frames):
         """Queries, keys and values (batch, heads, sequence, features), followed by features of their points."""
         rotations, translations, coords_mask = frames
-        batch, length, _ = hidden_states.shape
-        observed = coords_mask[:, None, :, None]
-
-        def global_points(layer: FeatureLinear) -> Tensor:
-            points = layer(hidden_states).float().view(batch, length, -1, 3)
-            points = points @ rotations.transpose(-1, -2) + translations.unsqueeze(2)
-            return points.view(batch, length, self.num_attention_heads, -1).transpose(1, 2) * observed
-
-        strength = (-2 * self.gain * self.log_sigma.float()).exp().view(-1, 1, 1) / self.num_qk_points
-        points = global_points(self.query_points), global_points(self.key_points)
-        of_query, of_key = (-0.5 * strength * each.square().sum(dim=-1, keepdim=True) for each in points)
-        of_key = torch.where(observed, of_key, self.missing.float().view(-1, 1, 1))
-        ones = observed.to(query.dtype).expand_as(of_key)
-        query = torch.cat((query, strength * points[0], ones, of_query), dim=-1)
-        key = torch.cat((key, points[1], of_key, ones), dim=-1)
-        value = torch.cat((value, global_points(self.value_points), ones), dim=-1)
+        batch, length, heads, _ = query.shape
+        observed = coords_mask[:, :, None, None]
+        points = (points @ rotations.transpose(-1, -2) + translations.unsqueeze(2)) * observed
+        numbers = [heads * number for number in (self.num_qk_points, self.num_qk_points, self.num_v_points)]
+        of_query, of_key, of_value = (each.reshape(batch, length, heads, -1) for each in points.split(numbers, dim=2))
+        strength = (-2 * self.gain * self.log_sigma.float()).exp().view(-1, 1) / self.num_qk_points
+        squares = [-0.5 * strength * each.square().sum(dim=-1, keepdim=True) for each in (of_query, of_key)]
+        squares[1] = torch.where(observed, squares[1], self.missing.float().view(-1, 1))
+        ones = observed.to(query.dtype).expand_as(squares[0])
+        query = torch.cat((query, strength * of_query, ones, squares[0]), dim=-1)
+        key = torch.cat((key, of_key, squares[1], ones), dim=-1)
+        value = torch.cat((value, of_value, ones), dim=-1)
         # Kernels take values as wide as keys, and CUDA's that keep no pair a multiple of four.
         width = 4 * math.ceil(max(query.shape[-1], value.shape[-1]) / 4)
-        return tuple(nn.functional.pad(states, (0, width - states.shape[-1])) for states in (query, key, value))
+        padded = (nn.functional.pad(states, (0, width - states.shape[-1])) for states in (query, key, value))
+        return tuple(states.transpose(1, 2) for states in padded)
 
     def _output_features(self, points, frames):
         """Mean value points (batch, sequence, heads, features) in the residue's frame, with norms and their share."""
