@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
+from ..data.records import hash_data
 from ..model import modeling_coordformer
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.processing_coordformer import CoordformerProcessor
@@ -170,3 +172,31 @@ def coordinates_given(model: PreTrainedModel, coords: np.ndarray, without_coords
     if coordinates_of(model) == "none":
         return "not read"
     return "unknown" if np.isnan(coords).all() else "not given" if without_coords else "given"
+
+
+def trained_on(checkpoint: str | Path, inputs: Sequence[str | Path], split: str | None) -> list[str]:
+    """Names of the data sets among `inputs` that `coordformer train` recorded a checkpoint was trained on.
+
+    Data sets are told by their contents (`hash_data`), and count unless `split` is another one than that of the
+    training. So the same chains in another file are not recognized.
+
+    Raises:
+        ValueError: what is recorded cannot be read.
+    """
+    folder = Path(checkpoint).resolve()
+    folder = folder.parent if folder.name.startswith("checkpoint-") else folder
+    known: dict[str | None, str | None] = {}
+    try:
+        paths = (folder / name for name in ("run.json", "train.json"))
+        run, stage = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths)
+        data = run.get("data") or {}
+        own = data.get("train_split")
+        known = {data.get("sha256"): own, stage.get("data_sha256"): own}
+        while stage := stage.get("started_from") or {}:  # of these nobody noted the split
+            known.setdefault(stage.get("data_sha256"), "train")
+    except (ValueError, AttributeError) as error:
+        what = f"run.json or train.json in {folder} cannot be read ({error})"
+        raise ValueError(f"{what}; move it away to evaluate without what it says.") from error
+    known = {digest: own for digest, own in known.items() if digest and (None in (split, own) or split == own)}
+    # Large data sets are read only where there is something to compare with.
+    return [Path(each).name for each in inputs if hash_data(each) in known] if known else []

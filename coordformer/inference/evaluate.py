@@ -1,5 +1,6 @@
 """Perplexity and recovery of masked residues, under the two protocols: `coordformer evaluate`."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from ..data.files import write_json
 from ..data.records import counted
 from ..model.processing_coordformer import letter_ids
 from ..model.proteins import Record, cluster_of
-from .checkpoints import coordinates_of, digest_weights, load_checkpoint
+from .checkpoints import coordinates_of, digest_weights, load_checkpoint, trained_on
 from .figures import plot_recovery
 from .masked import count_chains, summarize_samples
 from .runner import Inputs, check_file, parts_beside, run_parts, write_arrays
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -37,7 +40,8 @@ def evaluate(
     Returns:
         `checkpoint`, `weights` (see `digest_weights`), `data`, `split`, `coordinates`, `dtype`, `num_rotations`,
         `num_mask_samples`, `chains`, `residues`, `rejected`, `clusters` (what intervals are over: their number, or
-        None, then chains), and for each protocol what `summarize_samples` returns; of a job of several only counts.
+        None, then chains), `trained_on` (names of the data sets that the checkpoint was trained on, where there are
+        some), and for each protocol what `summarize_samples` returns; of a job of several only counts.
     """
     check_file(output, ".json")
     model, processor = load_checkpoint(checkpoint, dtype)
@@ -45,6 +49,9 @@ def evaluate(
     measured: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "weights": digest_weights(model)}
     measured |= {"data": ", ".join(given.names), "split": given.settings["split"]}
     measured |= {"coordinates": "not given" if without_coords else coordinates_of(model), "dtype": dtype}
+    if seen := trained_on(checkpoint, [inputs] if isinstance(inputs, str | Path) else inputs, measured["split"]):
+        text = "%s was trained on chains of %s: this is how well it knows them, not how well it predicts others"
+        logger.warning(text, measured["checkpoint"], ", ".join(seen))
     samples: dict[str, Any] = {"num_rotations": num_rotations, "num_mask_samples": num_mask_samples}
     measured |= samples
     options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}
@@ -69,6 +76,8 @@ def evaluate(
         clusters = [each for record in records for each in record["clusters"]]
         known = None not in clusters
         report["clusters"] = len(set(clusters)) if known else None
+        if seen:
+            report["trained_on"] = seen
         for protocol in protocols:
             counts = np.concatenate([np.load(folder / record["file"])[protocol] for record in records], axis=1)
             report[protocol] = summarize_samples(counts, letter_ids(processor.tokenizer), clusters if known else None)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chain
 from coordformer.data.batching import fetch_rows
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.pack import write_pack
+from coordformer.data.records import hash_data
 from coordformer.data.rows import load_rows
+from coordformer.hub.card import make_card
 from coordformer.inference.evaluate import describe, evaluate
 from coordformer.inference.masked import average_frames, count_chains, draw_rotations, predict_masked, summarize_samples
 from coordformer.inference.metrics import bootstrap, summarize
@@ -288,3 +291,38 @@ def test_sequences_have_nothing_to_predict_from_coordinates(checkpoint, tmp_path
 def test_bad_arguments_are_named(checkpoint, options, message):
     with pytest.raises(ValueError, match=message):
         quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", **options)
+
+
+def test_chains_that_were_trained_on_are_marked(tmp_path, caplog):
+    """In the report, in words and on the card: by contents, and unless they are of another split."""
+    run = tmp_path / "run"
+    model = make_model()
+    model.save_pretrained(run)
+    CoordformerProcessor().save_pretrained(run)
+    rows = load_rows(CHAINS)
+    few = [rows["split"][:].index(name) + shift for name in ("train", "valid") for shift in range(3)]
+    rows.select(few).to_parquet(tmp_path / "chains.parquet")
+    shutil.copy(tmp_path / "chains.parquet", tmp_path / "renamed.parquet")
+    rows.select(few[1:]).to_parquet(tmp_path / "others.parquet")
+    data, digest = tmp_path / "chains.parquet", hash_data(tmp_path / "chains.parquet")
+    options = {"protocols": ("masked15",), "num_mask_samples": 1, "progress": False}
+    for split, record, asked, path, expected in (
+        (None, {"data_sha256": digest}, None, data, ["chains.parquet"]),
+        ("train", {"data_sha256": digest}, None, data, ["chains.parquet"]),
+        ("train", {"data_sha256": digest}, "train", tmp_path / "renamed.parquet", ["renamed.parquet"]),
+        ("train", {"data_sha256": digest}, "valid", data, None),
+        (None, {"data_sha256": "other", "started_from": {"steps": 1, "data_sha256": digest}}, None, data, [data.name]),
+        (None, {"data_sha256": digest}, None, tmp_path / "others.parquet", None),
+        (None, {"data_sha256": ""}, None, STRUCTURES / "1orc.pdb.gz", None),
+    ):
+        caplog.clear()
+        (run / "run.json").write_text(json.dumps({"data": {"train_split": split}}))
+        (run / "train.json").write_text(json.dumps({"steps": 1, **record}))
+        report = evaluate(run, path, split=asked, **options)
+        assert report.get("trained_on") == expected
+        assert ("was trained on chains of" in caplog.text) == bool(expected)
+        card = str(make_card(model, "name", evaluations=[report]))
+        assert ("(**trained on**)" in card) == ("how well it knows them" in card) == bool(expected)
+    (run / "train.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json or train.json in .* cannot be read .*; move it away to evaluate"):
+        evaluate(run, data, **options)
