@@ -16,7 +16,7 @@ from ..model.residues import ResidueNumbers
 logger = logging.getLogger(__name__)
 
 PLOTTED_LETTERS = "AVILMFYWGPCSTNQDEHKR"  # by kind: aliphatic, aromatic, G and P, polar, charged
-PLOTTED_RESIDUES = 100  # of one row of a heat map
+PLOTTED_RESIDUES = 100  # of one row of a heat map, at most
 ROOM = 3  # residues that the number above one takes
 PLOTTED_NAMES = 8  # along the axes of a contact map
 
@@ -98,14 +98,16 @@ def _plot_letters(
 ) -> None:  # fmt: skip
     """A heat map of (residues, 20), gray where it is NaN."""
     sequence = residues.sequence
-    rows, width = -(-len(sequence) // PLOTTED_RESIDUES), min(len(sequence), PLOTTED_RESIDUES)
+    # Rows of like width: none of a few residues that are left.
+    width = -(-len(sequence) // -(-len(sequence) // PLOTTED_RESIDUES))
+    starts = range(0, len(sequence), width)
+    rows = len(starts)
     if (figure := new_figure((0.13 * max(width, 40) + 1.6, 3.3 * rows + 0.7), path)) is None:
         return
     image = table[:, [AMINO_ACIDS.index(letter) for letter in PLOTTED_LETTERS]].T
     panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
-    for number, axes in enumerate(panels):
-        start = number * PLOTTED_RESIDUES
-        end = min(start + PLOTTED_RESIDUES, len(sequence))
+    for start, axes in zip(starts, panels, strict=True):
+        end = min(start + width, len(sequence))
         extent = (start - 0.5, end - 0.5, len(PLOTTED_LETTERS) - 0.5, -0.5)
         drawn = axes.imshow(image[:, start:end], extent=extent, **colors)
         axes.axvspan(start - 0.5, end - 0.5, color="0.8", zorder=-1)  # behind what is NaN

@@ -467,12 +467,15 @@ def test_scores_are_read_back(tmp_path, chain):
 def test_a_heat_map_wraps(tmp_path, chain):
     image = pytest.importorskip("matplotlib.image")
     shapes = []
-    for shown in (part(chain, 0, 40), join_chains("two", [chain, chain], ["A", "B"])):  # one row, and two
+    halves = [part(chain, 0, 51)] * 2
+    # One row, and two.
+    for shown in (part(chain, 0, 40), *(join_chains("two", each, ["A", "B"]) for each in ([chain, chain], halves))):
         table = np.random.default_rng(0).normal(size=(len(shown), 20))
         table[5] = np.nan
         plot_scan(tmp_path / "scan.png", table, ResidueNumbers(shown), title="chain")
         shapes.append(image.imread(tmp_path / "scan.png").shape)
     assert shapes[1][0] > 1.5 * shapes[0][0] and shapes[1][1] < 3 * shapes[0][1]
+    assert shapes[2][0] == shapes[1][0] and shapes[2][1] < shapes[1][1]  # 51 and 51 residues, and not 100 and 2
 
 
 def test_numbers_above_a_heat_map_are_those_of_the_file(antibody, chain):
