@@ -271,6 +271,7 @@ VERBS = {
         | switch("--rescore", "also score by pseudo-likelihood: a row for each designed residue of each sequence")
         | switch("--probabilities", "also ID.npz and ID.csv, before and after bias and temperature")
         | switch("--structures", "also ID.cif of the best design, with confidence as B-factor")
+        | switch("--no_figures", "no ID.png, which can take longer than a design", "store_false", dest="figures")
         | option("--numbering", "of residues (default: file)", choices=NUMBERINGS)
         | switch("--single_chains", "design each chain of a file alone", "store_false", dest="as_complex")
         | option("--split", "of data sets only rows whose column `split` has this value")

@@ -40,7 +40,7 @@ def design_files(
     omit_per_residue: str | Path | None = None, bias_per_residue: str | Path | None = None,
     symmetry_residues: str | None = None, symmetry_weights: str | None = None, homo_oligomer: bool = False,
     pssm: str | Path | None = None, gaps: str = "X", rescore: bool = False, probabilities: bool = False,
-    structures: bool = False,
+    structures: bool = False, figures: bool = True,
     numbering: str | None = None, as_complex: bool = True, dtype: str = "float32", token_budget: int = 8192,
     entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
@@ -60,6 +60,7 @@ def design_files(
         gaps: the letter that is written for residues without coordinates whose letter is not known.
         probabilities: also ID.npz and ID.csv, before and after bias and temperature.
         structures: also ID.cif of the best design: its letters in the given backbone, with confidence as B-factor.
+        figures: write ID.png, which can take longer than a design.
         as_complex: each structure file is one complex; otherwise each of its chains is designed alone.
         dtype: of the weights.
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `assembly`, `shard`): as of `runner.Inputs`.
@@ -114,7 +115,8 @@ def design_files(
             write_text(Path(f"{stem}.fasta"), fasta(designs, note, gaps))
             table.writerows(_lines(designs, gaps, rescore))
             residues = ResidueNumbers(protein, numbering=asked)
-            plot_probabilities(Path(f"{stem}.png"), designs, residues)
+            if figures:
+                plot_probabilities(Path(f"{stem}.png"), designs, residues)
             if probabilities:
                 _write_probabilities(stem, designs, residues)
             if structures:
@@ -130,6 +132,7 @@ def design_files(
         "weights": digest_weights(model),
         "probabilities": probabilities,
         "structures": structures,
+        "figures": figures,
     }
     paths = {"omit_per_residue": omit_per_residue, "bias_per_residue": bias_per_residue, "pssm": pssm}
     guarded |= {name: path and hash_file(path) for name, path in paths.items()}

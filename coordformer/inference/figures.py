@@ -86,7 +86,10 @@ def plot_scan(path: Path, table: np.ndarray, residues: ResidueNumbers, title: st
 
 
 def plot_probabilities(path: Path, designs: Designs, residues: ResidueNumbers) -> None:
-    """A heat map of what a design draws from, as PNG, like that of `plot_scan`: residues that are kept are gray."""
+    """A heat map of what a design draws from, as PNG, like that of `plot_scan`: residues that are kept are gray.
+
+    Rows without a designed residue are left out.
+    """
     title = f"{designs.id}, temperature {designs.temperatures[0]:g}"
     colors, bar = {"cmap": "Blues", "vmin": 0.0, "vmax": 1.0}, {"label": "probability"}
     _plot_letters(path, designs.biased[0], residues, title, colors, bar, "designed letter")
@@ -96,11 +99,12 @@ def _plot_letters(
     path: Path, table: np.ndarray, residues: ResidueNumbers, title: str, colors: Mapping[str, Any],
     bar: Mapping[str, Any], label: str,
 ) -> None:  # fmt: skip
-    """A heat map of (residues, 20), gray where it is NaN."""
+    """A heat map of (residues, 20), gray where it is NaN, without the rows that would be gray all over."""
     sequence = residues.sequence
     # Rows of like width: none of a few residues that are left.
     width = -(-len(sequence) // -(-len(sequence) // PLOTTED_RESIDUES))
-    starts = range(0, len(sequence), width)
+    starts = [start for start in range(0, len(sequence), width) if not np.isnan(table[start : start + width]).all()]
+    starts = starts or [0]
     rows = len(starts)
     if (figure := new_figure((0.13 * max(width, 40) + 1.6, 3.3 * rows + 0.7), path)) is None:
         return

@@ -156,6 +156,33 @@ def test_structures_read_back(model, tmp_path, name):
     assert getattr(found, "chain_names", None) == getattr(protein, "chain_names", None)
 
 
+def test_without_figures(checkpoint, tmp_path):
+    """All other files are the same."""
+    command = ["design", str(checkpoint), str(CRO), "--num_samples", "1", "--probabilities", "--quiet", "--output"]
+    assert main([*command, str(tmp_path / "all")]) == main([*command, str(tmp_path / "few"), "--no_figures"]) == 0
+    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("all", "few")]
+    assert names[0] - names[1] == {"1ORC.png"} and names[1] < names[0]
+    for name in ("1ORC.fasta", "1ORC.csv", "designs.csv"):
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "all" / name).read_bytes(), name
+    with pytest.raises(ValueError, match="holds another run"):
+        quietly(checkpoint, CRO, tmp_path / "few", num_samples=1, probabilities=True)
+
+
+def test_rows_without_a_designed_residue_are_not_drawn(checkpoint, tmp_path, monkeypatch):
+    """Of two rows, of which the second begins with chain B: one, with the numbers of its residues."""
+    drawn = []
+    monkeypatch.setattr("coordformer.inference.figures.save_figure", lambda figure, path: drawn.append(figure))
+    for chosen in ("A10 B10", "B10", "A10"):
+        quietly(checkpoint, PROTEASE, tmp_path / chosen, num_samples=1, redesigned_residues=chosen)
+    panels = [[axes for axes in figure.axes if axes.get_ylabel() == "designed letter"] for figure in drawn]
+    assert [[axes.get_xlim() for axes in each] for each in panels] == [
+        [(-0.5, 98.5), (98.5, 197.5)], [(98.5, 197.5)], [(-0.5, 98.5)]
+    ]  # fmt: skip
+    images = [each[-1].get_images()[0] for each in panels]
+    assert [int((~np.ma.getmaskarray(image.get_array())).any(axis=0).argmax()) for image in images] == [9, 9, 9]
+    assert drawn[0].get_figheight() > 1.5 * drawn[1].get_figheight()
+
+
 def test_rescored_designs(checkpoint, model, no_pictures, tmp_path):
     """In the table and the FASTA file, and nowhere unless asked for."""
     quietly(checkpoint, CRO, tmp_path / "out", num_samples=2, rescore=True, redesigned_residues="A10-A14")
