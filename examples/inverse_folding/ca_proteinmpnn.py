@@ -60,7 +60,11 @@ class ProteinMPNN(nn.Module):
         """
         net = self.net
         residues = torch.arange(coords.shape[1]).expand(coords.shape[:2])
-        edges, neighbors = net.features(coords, mask, residues, torch.ones_like(residues))
+        parts = (coords, mask, residues, torch.ones_like(residues))
+        # One chain at a time: of exactly three the package takes cross products along the batch (torch.cross without
+        # `dim`), and so gets the features of no chain.
+        found = [net.features(*chain) for chain in zip(*(each.split(1) for each in parts), strict=True)]
+        edges, neighbors = (torch.cat(each) for each in zip(*found, strict=True))
         nodes, edges = torch.zeros_like(edges[:, :, 0]), net.W_e(edges)
         pairs = mask.unsqueeze(-1) * mpnn.gather_nodes(mask.unsqueeze(-1), neighbors).squeeze(-1)
         for layer in net.encoder_layers:
