@@ -100,7 +100,8 @@ def test_the_navigation_names_every_page():
     assert len(named) == len(set(named))
     left_out = {"examples/data/README.md", *(name for name in IDS if "/results" in name or "hub_cards" in name)}
     assert set(IDS) - left_out <= set(named)
-    assert all((ROOT / name).exists() for name in named)
+    made = {"docs/options.md"}  # by the hook of that name, when the site is built
+    assert made <= set(named) and all((ROOT / name).exists() for name in set(named) - made)
 
 
 def test_the_reference_names_every_module():
