@@ -12,8 +12,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import FeatureLinear, Frames, shift_residues
 
-# Residues whose edges are in memory at the same time, see `in_blocks`: some hundred kilobytes.
-BLOCK = 32
+BLOCK = 32  # residues whose edges a thread has in its cache, see `in_blocks`: some hundred kilobytes
 
 
 def k_nearest_neighbors(
@@ -114,15 +113,20 @@ class NeighborGraph:
 
 
 def in_blocks(device: torch.device) -> bool:
-    """Whether edges are worked on in blocks of `BLOCK` residues.
+    """Whether edges are worked on in blocks of residues, `BLOCK` for each thread.
 
     A CPU is two to four times as fast on numbers that stay in its cache; other devices and compilers want all at once.
     """
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def block_size() -> int:
+    """Residues of a block. Threads share an operation, in the same parts each time."""
+    return BLOCK * torch.get_num_threads()
+
+
 def blocks_of(residues: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, residues)) for start in range(0, residues, BLOCK)]
+    return [slice(start, min(start + block_size(), residues)) for start in range(0, residues, block_size())]
 
 
 class EdgeFeatures(nn.Module):
@@ -303,7 +307,7 @@ def _mean_messages(graph: NeighborGraph, received: Tensor, sent: list[Tensor], w
     dtype, width = received.dtype, received.shape[-1]
     exist, k = graph.exist.flatten(0, 1), graph.exist.shape[-1]
     places, features = graph.places.view(-1, k), graph.edges.flatten(0, 1)
-    memory, mean = _Memory(BLOCK * k), torch.empty_like(received)
+    memory, mean = _Memory(block_size() * k), torch.empty_like(received)
     to, of, flat = mean.flatten(0, 1), received.flatten(0, 1), [each.flatten(0, 1) for each in sent]
     weights = weights and [each.to(dtype) for each in weights]
     for block in blocks_of(len(places)):
@@ -347,7 +351,7 @@ class _MeanMessages(torch.autograd.Function):
         kinds = [weight.dtype for weight in weights]
         places, exist, of_mean = places.view(-1, k), exist.flatten(0, 1), of_mean.flatten(0, 1)
         received, edges, *sent = (each.flatten(0, 1) for each in (received, edges, *sent))
-        weights, memory = [each.to(dtype) for each in weights], _Memory(BLOCK * k)
+        weights, memory = [each.to(dtype) for each in weights], _Memory(block_size() * k)
         # Sums over many edges are in float32, whatever the messages are in.
         of_received, of_edges = torch.empty_like(received), torch.empty_like(edges)
         of_sent, of_weights = ([torch.zeros_like(each, dtype=float32) for each in values] for values in (sent, weights))
