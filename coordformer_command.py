@@ -114,7 +114,7 @@ PREDICTION = CHOICE | COMPUTING | switch("--without_coords", "give the model no 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
 NUMBERINGS = ("file", "sequence")
-KINDS = ("pretrained", "simulated", "esm_conditioned", "esm")
+KINDS = ("pretrained", "simulated", "esm_conditioned", "esm", "proteinmpnn")
 NOISE, MISSING = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0), (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 MASK_SAMPLES = option("--num_mask_samples", "times that the residues to be masked are chosen", 3)
 SEED = option("--seed", "of what is drawn at random", 0)
@@ -357,9 +357,9 @@ VERBS = {
     ),
     "convert": Verb(
         "training.conversion:convert",
-        "make a checkpoint of the paper's published weights or of ESM-2",
-        "Make a folder that Transformers loads of the weights that the paper's authors published, or of an ESM-2 "
-        "checkpoint.",
+        "make a checkpoint of the paper's published weights, of ESM-2 or of ProteinMPNN",
+        "Make a folder that Transformers loads of the weights that the paper's authors published, of an ESM-2 "
+        "checkpoint, or of weights of ProteinMPNN.",
         argument("source", "file of weights (.pt, .safetensors); esm: folder, Hub name", metavar="SOURCE")
         | argument("output", "gets the model, and for proteins its processor", type=Path, metavar="FOLDER")
         | option("--kind", "which model the weights are of", required=True, choices=KINDS)

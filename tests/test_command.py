@@ -125,7 +125,7 @@ def test_choices_are_those_of_the_package():
     assert choices["embed", "file_format"] == tuple(FORMATS)
     defaults = {action.dest: action.default for action in parsers()["robustness"]._actions}
     assert (defaults["noise"], defaults["missing"]) == (NOISE, MISSING)
-    assert set(choices["convert", "kind"]) == {*PAPER_KINDS, "esm"}
+    assert set(choices["convert", "kind"]) == {*PAPER_KINDS, "esm", "proteinmpnn"}
 
 
 def test_names_of_chains_do_not_swallow_a_file(capsys):

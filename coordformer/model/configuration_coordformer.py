@@ -6,11 +6,30 @@ from transformers import EsmConfig
 from transformers.activations import ACT2FN
 
 CHOICES = {
+    "encoder_type": ("esm", "proteinmpnn"),
     "coordinate_embedding": ("linear", "quadratic", "local_frame", "none"),
     "coordinate_init": ("normal", "gaussian"),
     "position_embedding_type": ("rotary", "absolute", "sinusoidal", "none"),
     "lm_head": ("esm", "linear"),
     "classifier_pooling": ("cls", "mean"),
+}
+BACKBONE = ("N", "CA", "C", "O")
+# Fields of ESM's encoder and of its coordinates, with the values of an encoder that has nothing of it.
+PROTEINMPNN_FIELDS = {
+    "coordinate_embedding": "none",
+    "position_embedding_type": "none",
+    "lm_head": "linear",
+    "classifier_pooling": "mean",
+    "coordinate_init": "normal",
+    "coordinate_dim": 3,
+    "num_distance_bins": 0,
+    "num_qk_points": 0,
+    "num_v_points": 0,
+    "message_gating": False,
+    "token_dropout": False,
+    "emb_layer_norm_before": False,
+    "sequence_encoder": None,
+    "contact_head": False,
 }
 # Where the classes are in a saved folder, for `trust_remote_code=True`: any head can be put on any checkpoint.
 AUTO_MAP = {
@@ -30,6 +49,11 @@ class CoordformerConfig(EsmConfig):
     paper (no dropout). The fields below are added; their types and defaults are in the class.
 
     Args:
+        encoder_type: `"esm"`, or `"proteinmpnn"`: the layers of ProteinMPNN (Dauparas et al. 2022) in place of ESM's,
+            see `proteinmpnn`. They read C-alphas or N, CA, C and O, `num_neighbors` counts the residue itself, and
+            `lm_head` is `"linear"`, `classifier_pooling` `"mean"`; what else is said of attention, positions and
+            coordinates does not apply.
+        num_decoder_layers: layers of ProteinMPNN's decoder; `num_hidden_layers` are those of its encoder.
         coordinate_embedding: what the coordinates are lifted to before the linear embedding: `"linear"` (x; the
             paper's, section 2), `"quadratic"` (x and |x|^2), `"local_frame"` (those of the neighbors along the chain,
             in the backbone frame of the residue; invariant) or `"none"` (no embedding; without `num_distance_bins` and
@@ -90,6 +114,8 @@ class CoordformerConfig(EsmConfig):
     position_embedding_type: str | None = "rotary"
     emb_layer_norm_before: bool | None = False
 
+    encoder_type: str = "esm"
+    num_decoder_layers: int = 3
     coordinate_embedding: str = "linear"
     coordinate_atoms: tuple[str, ...] | list[str] = ("CA",)
     coordinate_dim: int = 3
@@ -121,6 +147,10 @@ class CoordformerConfig(EsmConfig):
             self.position_embedding_type = "none"
         if isinstance(self.sequence_encoder, dict):
             self.sequence_encoder = EsmConfig(**self.sequence_encoder)
+        if self.encoder_type == "proteinmpnn":
+            for name, value in PROTEINMPNN_FIELDS.items():
+                if getattr(self, name) == getattr(CoordformerConfig, name):  # not given
+                    setattr(self, name, value)
         if self.lm_head == "linear":
             self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
@@ -136,9 +166,34 @@ class CoordformerConfig(EsmConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
         sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        for name in (*sizes, "coordinate_dim"):
+        for name in (*sizes, "num_decoder_layers", "coordinate_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        if self.is_decoder or self.add_cross_attention:
+            raise ValueError("Coordformer is an encoder; `is_decoder` and `add_cross_attention` must be False.")
+        if self.encoder_type == "proteinmpnn":
+            self._validate_proteinmpnn()
+        else:
+            self._validate_esm()
+
+    def _validate_proteinmpnn(self) -> None:
+        for name, value in PROTEINMPNN_FIELDS.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f'`{name}` is {getattr(self, name)!r}, but with `encoder_type="proteinmpnn"` there is none of it: '
+                    f"leave it out, or set it to {value!r}."
+                )
+        if self.coordinate_atoms not in (("CA",), BACKBONE):
+            raise ValueError(
+                f"`coordinate_atoms` is {self.coordinate_atoms}; ProteinMPNN's layers read ('CA',) or {BACKBONE}."
+            )
+        if self.num_neighbors < 1:
+            raise ValueError(
+                f"`num_neighbors` is {self.num_neighbors}; ProteinMPNN's layers need at least 1, the residue itself, "
+                "and have 48 in the published weights."
+            )
+
+    def _validate_esm(self) -> None:
         heads, embedding = self.num_attention_heads, self.coordinate_embedding
         if self.hidden_size % heads:
             raise ValueError(
@@ -198,8 +253,6 @@ class CoordformerConfig(EsmConfig):
             raise ValueError(
                 f"`coordinate_atoms` is {self.coordinate_atoms}; name each atom once, for example ('N', 'CA', 'C')."
             )
-        if self.is_decoder or self.add_cross_attention:
-            raise ValueError("Coordformer is an encoder; `is_decoder` and `add_cross_attention` must be False.")
 
 
 __all__ = ["CoordformerConfig"]

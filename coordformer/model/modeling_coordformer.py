@@ -9,7 +9,6 @@ in `packing`, contacts in `contact_maps`.
 
 import copy
 import inspect
-import math
 import warnings
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
-from transformers import EsmConfig, EsmModel, PreTrainedModel
+from transformers import EsmConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -43,6 +42,7 @@ from .coordinates import (
     rotate_coordinates,
 )
 from .embedding import embed_dataset
+from .esm_encoder import CoordformerEncoder, sinusoidal_positions
 from .neighbor_graph import EdgeFeatures
 from .packing import (
     SEGMENT_BOUNDS,
@@ -54,11 +54,10 @@ from .packing import (
     segment_sum,
     sequence_id_of_bounds,
 )
+from .proteinmpnn import ProteinMPNN
 from .structure_layers import (
     CoordinateEmbedding,
     DistanceBias,
-    InvariantPointAttention,
-    SelfAttention,
     Structure,
     gaussian_start,
 )
@@ -87,53 +86,7 @@ def other_chain_start(separation: Tensor) -> Tensor:
     return separation[[0, -1]].float().mean(dim=0)
 
 
-# --- Encoder and base model ---
-
-
-class FeedForwardInput(nn.Module):
-    """First half of a feed-forward layer; stands in for ESM's, which knows no activation but its own GELU."""
-
-    def __init__(self, config: CoordformerConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.activation(self.dense(hidden_states))
-
-
-class CoordformerEncoder(EsmModel):
-    """ESM's encoder with any activation, with invariant point attention, and without poolers and heads."""
-
-    def __init__(self, config: CoordformerConfig):
-        super().__init__(config, add_pooling_layer=False)
-        # ESM's needs all attention maps at once.
-        self.contact_head = None  # type: ignore[assignment]
-        for number, layer in enumerate(self.encoder.layer):
-            layer.intermediate = FeedForwardInput(config)
-            if config.num_qk_points:
-                layer.attention.self = InvariantPointAttention(config, number)  # type: ignore[union-attr]
-            else:
-                # Another class for the same weights, which a seed then gives as it always did.
-                layer.attention.self.__class__ = SelfAttention  # type: ignore[union-attr,assignment]
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, InvariantPointAttention):
-            init.copy_(module.log_sigma, module.log_sigmas(3.0, 48.0))
-            init.constant_(module.missing, -1.0)
-        elif isinstance(module, FeatureLinear):
-            init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-
-
-def sinusoidal_positions(position_ids: Tensor, hidden_size: int) -> Tensor:
-    """Fixed positions of Vaswani et al. 2017, section 3.5: (batch, sequence) -> (batch, sequence, hidden)."""
-    # Rounded as in the authors' table: another order of these operations shows 1,000 residues on.
-    pairs = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
-    angles = position_ids.unsqueeze(-1).float() * torch.exp(-pairs * math.log(10000.0) / hidden_size)
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., :hidden_size]
+# --- Base model ---
 
 
 class CoordformerPreTrainedModel(PreTrainedModel):
@@ -143,7 +96,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     _auto_class = "AutoModel"  # Transformers saves the code beside the weights; the config knows all classes
     supports_gradient_checkpointing = True
     embed_dataset = embed_dataset  # a method: `model.embed_dataset(inputs)`
-    _no_split_modules = ["EsmLayer"]
+    _no_split_modules = ["EsmLayer", "ProteinMPNNEncoderLayer", "ProteinMPNNDecoderLayer"]
     _keys_to_ignore_on_load_missing = [r"edge_features\.other_chain$"]  # see `_init_weights`
     _keep_in_fp32_modules_strict = ["coordinate_embedding", "distance_bias", "rotary_embeddings"]
     _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
@@ -189,7 +142,11 @@ class CoordformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, DistanceBias):
+        if self.config.encoder_type == "proteinmpnn" and isinstance(module, (FeatureLinear, nn.Linear)):
+            init.xavier_uniform_(module.weight)  # as theirs, also of a head
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, DistanceBias):
             init.zeros_(module.weight)
         elif isinstance(module, EdgeFeatures):
             init.copy_(module.other_chain, other_chain_start(module.separation.weight))
@@ -292,18 +249,20 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     def __init__(self, config: CoordformerConfig):
         super().__init__(config)
-        self.esm = CoordformerEncoder(config)
+        mpnn = config.encoder_type == "proteinmpnn"
+        self.esm: Any = None if mpnn else CoordformerEncoder(config)
+        self.proteinmpnn = ProteinMPNN(config) if mpnn else None
         self.contact_head = ContactHead(config) if config.contact_head else None
         self.coordinate_embedding = None if config.coordinate_embedding == "none" else CoordinateEmbedding(config)
         self.distance_bias = DistanceBias(config) if config.num_distance_bins else None
-        self.edge_features = EdgeFeatures(config) if config.num_neighbors else None
+        self.edge_features = EdgeFeatures(config) if config.num_neighbors and not mpnn else None
         self.sequence_encoder = self.connector = None
         if isinstance(config.sequence_encoder, EsmConfig):
             without_coordinates = _sequence_encoder_config(config.sequence_encoder)
             without_coordinates._attn_implementation = config._attn_implementation
             self.sequence_encoder = CoordformerModel(without_coordinates)
             self.connector = nn.Linear(config.sequence_encoder.hidden_size, config.hidden_size)
-            self.esm.embeddings.word_embeddings = None  # type: ignore[assignment]  # idle, too
+            self.esm.embeddings.word_embeddings = None  # type: ignore[union-attr,assignment]  # idle, too
         eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         special = (config.pad_token_id, config.bos_token_id, *eos)
         self._special_tokens = tuple(token_id for token_id in special if token_id is not None)
@@ -320,13 +279,17 @@ class CoordformerModel(CoordformerPreTrainedModel):
     def reads_coordinates(self) -> bool:
         """Whether anything in the model depends on `coords`."""
         config = self.config
-        return config.coordinate_embedding != "none" or bool(config.num_distance_bins or config.num_qk_points)
+        layers = config.num_distance_bins or config.num_qk_points or self.proteinmpnn is not None
+        return config.coordinate_embedding != "none" or bool(layers)
+
+    def _reads_tokens(self) -> Any:
+        return self.sequence_encoder or self.esm or self.proteinmpnn
 
     def get_input_embeddings(self):
-        return (self.sequence_encoder or self.esm).get_input_embeddings()
+        return self._reads_tokens().get_input_embeddings()
 
     def set_input_embeddings(self, value):
-        (self.sequence_encoder or self.esm).set_input_embeddings(value)
+        self._reads_tokens().set_input_embeddings(value)
         if isinstance(self.config.sequence_encoder, EsmConfig):
             self.config.sequence_encoder.vocab_size = value.num_embeddings
 
@@ -374,6 +337,11 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 f"`structure` is of {structure.rows} rows, and the input has {shape[0]}; it is of one or of as many, "
                 "and in place of `coords`."
             )
+        if self.proteinmpnn is not None:
+            visible: Any = torch.full(shape, inputs_embeds is not None, device=device)
+            if input_ids is not None:
+                visible = input_ids != self.config.mask_token_id
+            return self._decode_structure(embeddings, visible, structure, kwargs)
         if structure.embedding is not None:
             embeddings = (embeddings + structure.embedding).to(embeddings.dtype)
         bias = None if structure.bias is None else structure.bias.to(embeddings.dtype)
@@ -417,7 +385,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         """Token embeddings with ESM's token dropout, counted per segment."""
         if inputs_embeds is not None:
             return inputs_embeds
-        table = self.esm.embeddings.word_embeddings
+        table = self.get_input_embeddings()
         if input_ids is None:
             # Multiplied by zero rather than left out: an idle parameter stops DistributedDataParallel.
             return (table.weight[0] * 0).expand(*shape, -1)
@@ -481,6 +449,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
             numbers = None if runs is None else segment_numbers(runs, attention_mask)
             check_rotations(rotations, shape, numbers, config.coordinate_dim)
             placed = rotate_coordinates(placed, rotations, numbers)
+        if self.proteinmpnn is not None:
+            self.proteinmpnn.encode(
+                structure, placed, coords_mask, residue_mask, position_ids, runs, longest, chain_ids
+            )
         if config.num_qk_points or config.coordinate_embedding == "local_frame":
             frames = backbone_frames(placed, coords_mask, position_ids, runs, config.coordinate_atoms)
         if self.coordinate_embedding is not None:
@@ -500,6 +472,15 @@ class CoordformerModel(CoordformerPreTrainedModel):
         if self.distance_bias is not None:
             structure.bias = self.distance_bias(placed, coords_mask)
         return structure
+
+    def _decode_structure(self, embeddings, visible, structure, kwargs) -> BaseModelOutput:
+        """The output of ProteinMPNN's decoder; `visible` (batch, sequence) says which embeddings it sees."""
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            raise ValueError('`output_attentions`: with `encoder_type="proteinmpnn"` there is no attention.')
+        assert self.proteinmpnn is not None
+        states = self.proteinmpnn(embeddings, visible, structure)
+        all_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        return BaseModelOutput(states[-1], states if all_states else None)
 
     def _add_positions(self, embeddings: Tensor, position_ids: Tensor) -> Tensor:
         if self.config.position_embedding_type == "absolute":
@@ -730,6 +711,7 @@ class CoordformerForContactPrediction(CoordformerPreTrainedModel):
     def __init__(self, config: CoordformerConfig):
         config = copy.deepcopy(config)  # the caller's has none
         config.contact_head = True
+        config.validate_architecture()  # not all encoders have attention
         super().__init__(config)
         self.coordformer = CoordformerModel(config)
         self.coordformer.contact_head = ContactHead(config, trained=True)

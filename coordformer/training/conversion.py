@@ -1,16 +1,13 @@
 """Start a Coordformer from the weights of another model."""
 
 import copy
-import dataclasses
-import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 from transformers import (
@@ -25,10 +22,13 @@ from transformers import (
 
 from ..model.chain import AMINO_ACIDS
 from ..model.configuration_coordformer import CoordformerConfig
-from ..model.modeling_coordformer import CoordformerForMaskedLM, sinusoidal_positions
+from ..model.esm_encoder import sinusoidal_positions
+from ..model.modeling_coordformer import CoordformerForMaskedLM
 from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor, build_tokenizer
 from ..model.structure_layers import InvariantPointAttention
+from .from_proteinmpnn import CARD, from_proteinmpnn
 from .point_clouds import PointCloudAttention
+from .weights import NO_LOGIT, check_fields, read_state_dict
 
 # Special tokens as a config calls them, and as a tokenizer does.
 SPECIAL_TOKENS = {"bos": "cls", "eos": "eos", "pad": "pad", "mask": "mask"}
@@ -42,7 +42,6 @@ _PROVENANCE = ("model_type", "architectures", "transformers_version", "_name_or_
 # The paper's alphabet in its order, ACDEFGHIKLMNPQRSTVWYX[]~_-, as tokens of ESM's vocabulary. `_` never occurs in the
 # paper's data and becomes the token that never occurs in ESM's.
 PAPER_ALPHABET = (*"ACDEFGHIKLMNPQRSTVWYX", "<cls>", "<eos>", "<mask>", "<null_1>", "<pad>")
-NO_LOGIT = -1e4  # of tokens that the paper lacks: no probability in a softmax, and finite in half precision
 TABLE_TOLERANCE = 1e-3  # a last bit of the frequency, which machines round differently, is 1e-4 at position 2,000
 
 # Parts of a layer of torch.nn.TransformerEncoder, and what EsmModel calls them.
@@ -104,7 +103,7 @@ def from_esm(
         source = _load_esm(source)
     if not isinstance(source, (EsmForMaskedLM, EsmModel)):
         raise ValueError(f"{type(source).__name__} cannot be converted; give an EsmForMaskedLM or an EsmModel.")
-    _check_fields(overrides)
+    check_fields(overrides)
     special = _special_tokens(name_or_path_or_model, source.config, tokenizer)
 
     fields = {name: value for name, value in source.config.to_dict().items() if name not in _PROVENANCE}
@@ -166,7 +165,7 @@ def behind_esm(
         ValueError: the checkpoint is no ESM-2 or lacks weights, its vocabulary is another one and `tokenizer` does not
             fit it, or a field is unusable.
     """
-    _check_fields(fields)
+    check_fields(fields)
     loaded: Any = _load_esm(name_or_path, output_loading_info=True)
     esm, info = loaded[0].esm, loaded[1]
     unused = ("lm_head.", "esm.contact_head.")
@@ -314,35 +313,6 @@ def _load_esm(name_or_path: str | Path, **options: Any) -> Any:
         raise ValueError(f"The weights in {name_or_path} are damaged or cut off ({error}); get them again.") from error
 
 
-def _check_fields(overrides: Iterable[str]) -> None:
-    known = {field.name for field in dataclasses.fields(CoordformerConfig)}
-    if unknown := sorted(set(overrides) - known):
-        raise ValueError(f"{', '.join(unknown)}: no field of CoordformerConfig; it has {', '.join(sorted(known))}.")
-
-
-def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the weights in a file of torch, or of safetensors where its name ends so.
-
-    Raises:
-        OSError: there is no such file.
-        ValueError: it holds anything but named tensors. Nothing else is unpickled, as that could run code.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} does not load with weights_only=True: it is damaged, or holds more than weights; if you trust it, "
-            "load it in Python and save the model's state_dict() alone."
-        ) from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} holds {held} and not the named tensors of a state dict; save these alone.")
-    return content
-
-
 def from_paper_state_dict(
     state_dict: Mapping[str, torch.Tensor], kind: str, **overrides: Any
 ) -> CoordformerForMaskedLM | PointCloudAttention:
@@ -372,7 +342,7 @@ def from_paper_state_dict(
     """
     if kind not in PAPER_KINDS:
         raise ValueError(f"`kind` is {kind!r}; choose one of {', '.join(PAPER_KINDS)}.")
-    _check_fields(overrides)
+    check_fields(overrides)
     model, weights = PAPER_KINDS[kind](state_dict, overrides)
     try:
         model.load_state_dict(weights)
@@ -587,12 +557,12 @@ def _fair_esm_weights(
 def convert(
     source: str | Path, output: str | Path, *, kind: str, without_coords: bool = False, progress: bool = True
 ) -> dict[str, Any]:
-    """Make a folder that Transformers loads of the paper's published weights or of ESM-2: `coordformer convert`.
+    """Make a folder that Transformers loads of published weights of other models: `coordformer convert`.
 
     Args:
         source: file of weights, or of ESM-2 a folder or Hub name.
         output: gets the model, and for proteins its processor.
-        kind: `"esm"`, or which of the paper's models the weights are of, see `from_paper_state_dict`.
+        kind: `"esm"`, `"proteinmpnn"`, or which of the paper's models the weights are of, see `from_paper_state_dict`.
         without_coords: the result reads no coordinates.
         progress: is there for the command; nothing takes long.
 
@@ -607,16 +577,22 @@ def convert(
         raise ValueError(
             f"{output} {'is a file' if output.is_file() else 'holds a model'}; give another folder, or delete it."
         )
+    if kind == "proteinmpnn" and without_coords:
+        raise ValueError("`without_coords`: ProteinMPNN reads nothing but coordinates and letters of neighbors.")
     overrides = {"coordinate_embedding": "none"} if without_coords else {}
     tokenizer: Any = None
     if kind == "esm":
         tokenizer = esm_tokenizer(source)
         model: Any = from_esm(source, tokenizer=tokenizer, **overrides)
+    elif kind == "proteinmpnn":
+        model = from_proteinmpnn(source)
     else:
         model = from_paper_state_dict(read_state_dict(source), kind, **overrides)
     model.save_pretrained(output)
     if kind != "simulated":
-        CoordformerProcessor(tokenizer).save_pretrained(output)
+        CoordformerProcessor(tokenizer, model.config.coordinate_atoms).save_pretrained(output)
+    if kind == "proteinmpnn":
+        (output / "README.md").write_text(CARD.format(file=Path(source).name), encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"output": str(output), "model": type(model).__name__, "parameters": parameters}
 
