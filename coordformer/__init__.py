@@ -1,57 +1,71 @@
 """Structure as an input of protein language models: coordinates in an ESM-style encoder, for Hugging Face Transformers.
 
 `import coordformer` registers the config, the models, the tokenizer and the processor with the Auto classes, and the
-tasks of its pipelines.
+tasks of its pipelines. Chains and the readers of structures are there at once; all that needs torch and Transformers is
+imported when it is first asked for.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+from .auto_classes import hook
 from .model.chain import Chain, Complex, StructureError
-from .model.configuration_coordformer import CoordformerConfig
-from .model.design import design
-from .model.modeling_coordformer import (
-    CoordformerForContactPrediction,
-    CoordformerForMaskedLM,
-    CoordformerForSequenceClassification,
-    CoordformerForTokenClassification,
-    CoordformerModel,
-    CoordformerPreTrainedModel,
-)
-from .model.pipeline_coordformer import (
-    ProteinContactPredictionPipeline,
-    ProteinDesignPipeline,
-    ProteinFeatureExtractionPipeline,
-    ProteinFillMaskPipeline,
-    ProteinVariantScoringPipeline,
-)
-from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
 from .model.structure import read_chains, read_complex, read_proteins
-from .training.conversion import from_esm, from_paper_state_dict
 
 __version__ = "0.2.0"
 
-AutoConfig.register("coordformer", CoordformerConfig, exist_ok=True)
-AutoModel.register(CoordformerConfig, CoordformerModel, exist_ok=True)
-AutoModelForMaskedLM.register(CoordformerConfig, CoordformerForMaskedLM, exist_ok=True)
-AutoModelForSequenceClassification.register(CoordformerConfig, CoordformerForSequenceClassification, exist_ok=True)
-AutoModelForTokenClassification.register(CoordformerConfig, CoordformerForTokenClassification, exist_ok=True)
-AutoTokenizer.register(CoordformerConfig, fast_tokenizer_class=PreTrainedTokenizerFast, exist_ok=True)
-AutoProcessor.register(CoordformerConfig, CoordformerProcessor, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline("protein-fill-mask", ProteinFillMaskPipeline, AutoModelForMaskedLM)
-PIPELINE_REGISTRY.register_pipeline("protein-feature-extraction", ProteinFeatureExtractionPipeline, AutoModel)
-PIPELINE_REGISTRY.register_pipeline("protein-contact-prediction", ProteinContactPredictionPipeline, AutoModel)
-PIPELINE_REGISTRY.register_pipeline("protein-design", ProteinDesignPipeline, AutoModelForMaskedLM)
-PIPELINE_REGISTRY.register_pipeline("protein-variant-scoring", ProteinVariantScoringPipeline, AutoModelForMaskedLM)
+# Of each name that is imported when it is first asked for.
+_MODULES = {
+    "CoordformerConfig": "model.configuration_coordformer",
+    "CoordformerForContactPrediction": "model.modeling_coordformer",
+    "CoordformerForMaskedLM": "model.modeling_coordformer",
+    "CoordformerForSequenceClassification": "model.modeling_coordformer",
+    "CoordformerForTokenClassification": "model.modeling_coordformer",
+    "CoordformerModel": "model.modeling_coordformer",
+    "CoordformerPreTrainedModel": "model.modeling_coordformer",
+    "CoordformerProcessor": "model.processing_coordformer",
+    "ProteinContactPredictionPipeline": "model.pipeline_coordformer",
+    "ProteinDesignPipeline": "model.pipeline_coordformer",
+    "ProteinFeatureExtractionPipeline": "model.pipeline_coordformer",
+    "ProteinFillMaskPipeline": "model.pipeline_coordformer",
+    "ProteinVariantScoringPipeline": "model.pipeline_coordformer",
+    "build_tokenizer": "model.processing_coordformer",
+    "design": "model.design",
+    "from_esm": "training.conversion",
+    "from_paper_state_dict": "training.conversion",
+}
+
+if TYPE_CHECKING:
+    from .model.configuration_coordformer import CoordformerConfig
+    from .model.design import design
+    from .model.modeling_coordformer import (
+        CoordformerForContactPrediction,
+        CoordformerForMaskedLM,
+        CoordformerForSequenceClassification,
+        CoordformerForTokenClassification,
+        CoordformerModel,
+        CoordformerPreTrainedModel,
+    )
+    from .model.pipeline_coordformer import (
+        ProteinContactPredictionPipeline,
+        ProteinDesignPipeline,
+        ProteinFeatureExtractionPipeline,
+        ProteinFillMaskPipeline,
+        ProteinVariantScoringPipeline,
+    )
+    from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
+    from .training.conversion import from_esm, from_paper_state_dict
+else:  # a type checker reads the names above, and would take any other for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Chain",
@@ -78,3 +92,5 @@ __all__ = [
     "read_complex",
     "read_proteins",
 ]
+
+hook.install()

@@ -15,9 +15,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.masked import chain_generator
-from ..model.chain import AMINO_ACIDS
+from ..model.chain import AMINO_ACIDS, chain_arrays
 from ..model.predict import Row, collate_rows, model_processor
-from ..model.processing_coordformer import chain_arrays
 from ..model.proteins import Record, cluster_of, id_of, residues_of
 from ..model.windows import SPECIAL_TOKENS, cut_window, longest_window, middle_window
 from .sse import annotate_sse

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..model.windows import SPECIAL_TOKENS
 
@@ -111,13 +110,15 @@ def fill_bins(sizes: np.ndarray, capacity: int, rng: np.random.Generator) -> lis
     return [np.asarray(items) for items in bins]
 
 
-class EpochBatches(torch.utils.data.Dataset):
-    """A data set whose items are batches, others in every epoch."""
+class EpochBatches:
+    """A data set of PyTorch whose items are batches, others in every epoch."""
 
     chains: int  # of an epoch
     tokens: int  # of an epoch, without padding
 
     def __init__(self, seed: int):
+        import torch  # here, since what opens a data set to look at its rows imports this module
+
         self.seed = seed
         # Shared memory: the workers of a DataLoader that outlive an epoch see the next one, too.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..model.chain import AMINO_ACIDS, CHAIN_GAP
+from ..model.chain import AMINO_ACIDS, CHAIN_GAP, chain_arrays, chain_layout
 from ..model.modeling_coordformer import IGNORED_LABEL
-from ..model.processing_coordformer import chain_arrays, chain_layout, layout_tokens
+from ..model.processing_coordformer import layout_tokens
 from ..model.windows import SPECIAL_TOKENS
 
 PROTOCOLS = ("paper", "masked15")

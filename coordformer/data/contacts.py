@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model.chain import Chain
+from ..model.chain import Chain, chain_arrays, chain_layout
 from ..model.modeling_coordformer import IGNORED_LABEL
-from ..model.processing_coordformer import chain_arrays, chain_layout
 from .collator import CoordformerDataCollator
 
 CONTACT = 8.0  # Å

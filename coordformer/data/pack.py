@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from ..model.processing_coordformer import VOCABULARY, chain_arrays, chain_layout
+from ..model.chain import VOCABULARY, chain_arrays, chain_layout
 from .batching import fetch_rows
 from .files import write_atomically
 from .records import counted

@@ -4,19 +4,22 @@ A row is a dictionary with the columns of `SCHEMA`. Coordinates are one flat lis
 order, NaN where unobserved: nested lists read 40 times slower.
 """
 
+from __future__ import annotations
+
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset
-from datasets.exceptions import DatasetGenerationError
 
 from ..model.chain import Chain, chain_positions
 from .batching import ChainBatches, EpochBatches, check_budget, packed_slots, token_lengths
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # else where it is used: what writes rows does not wait for it
 
 SCHEMA = pa.schema(
     [
@@ -42,7 +45,7 @@ SCHEMA = pa.schema(
 
 
 def chain_to_row(chain: Chain, source: str | None = None) -> dict[str, Any]:
-    """The row of a chain or complex; `processing_coordformer.chain_arrays` reads it back."""
+    """The row of a chain or complex; `chain.chain_arrays` reads it back."""
     sizes = {"length": len(chain), "observed": int(chain.observed.any(axis=1).sum())}
     flat = {"atoms": list(chain.atoms), "coords": chain.coords.reshape(-1)}
     gaps = chain.positions is not None and int(chain.positions[-1]) != len(chain) - 1  # they rise from 0
@@ -71,6 +74,9 @@ def load_rows(path: str | Path, split: str | None = None) -> Dataset:
         >>> len(rows), rows[0]["atoms"]
         (400, ['CA'])
     """
+    from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+
     path = Path(path)
     named = sorted(path.glob(f"data/{split}-*.parquet")) if split else []
     files = named or sorted(path.glob("data/*.parquet")) or sorted(path.glob("*.parquet"))
@@ -232,6 +238,8 @@ class ShardBatches(EpochBatches):
         return int(self._counts.sum())
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        from datasets import Dataset
+
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard, batch = self.locate(index)

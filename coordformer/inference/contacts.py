@@ -17,8 +17,8 @@ from ..data.batching import fetch_rows
 from ..data.contacts import MIN_SEPARATION, chain_labels, separations
 from ..data.files import write_json, write_text
 from ..data.records import counted, first_lines
+from ..model.chain import chain_arrays
 from ..model.predict import predict, tokens_of, window_rows
-from ..model.processing_coordformer import chain_arrays
 from ..model.proteins import Record, id_of, residues_of
 from ..model.residues import ResidueNumbers
 from ..model.windows import WindowMean

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+# ESM-2's vocabulary in its order: token ids of its checkpoints keep their meaning.
+VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
 CHAIN_GAP = 100
 """Positions between the chains of a complex: beyond every separation that edge features tell apart."""
 
@@ -207,3 +210,52 @@ def join_chains(name: str, chains: Sequence[Chain], chain_names: Sequence[str]) 
         tuple(chain_names),
         tuple(map(len, chains)),
     )
+
+
+def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3) -> tuple[Any, np.ndarray]:
+    """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row; `atoms` picks the atoms.
+
+    A row keeps its coordinates as one flat list; its sequence is a string of letters or a list of tokens.
+    """
+    if isinstance(record, Mapping):
+        if "sequence" not in record or "coords" not in record:
+            raise ValueError(
+                f"A row has the columns {', '.join(map(str, record))}, but `sequence` and `coords` are needed; with "
+                "Trainer set remove_unused_columns=False."
+            )
+        name, sequence, coords = record.get("id", "?"), record["sequence"], record["coords"]
+        available = tuple(record.get("atoms") or ("CA",))
+    else:
+        name, sequence, coords, available = record.id, record.sequence, record.coords, record.atoms
+    coords = np.asarray(coords, dtype=np.float32)
+    shape = (len(sequence), len(available), dim)
+    flat = coords.ndim == 1 or coords.shape[:1] == shape[:1]
+    if not sequence or not flat or coords.size != math.prod(shape):
+        raise ValueError(
+            f"Chain {name}: coordinates of shape {coords.shape} for {shape[0]} residues with the atoms "
+            f"{', '.join(available)} in {dim} dimensions; a flat list of {math.prod(shape)} or an "
+            f"array of shape {shape} is needed."
+        )
+    coords = coords.reshape(shape)
+    if tuple(atoms) == available:
+        return sequence, coords
+    if missing := [atom for atom in atoms if atom not in available]:
+        raise ValueError(
+            f"Chain {name} holds the atoms {', '.join(available)}, but {', '.join(missing)} of `coordinate_atoms` "
+            f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}."
+        )
+    return sequence, coords[:, [available.index(atom) for atom in atoms]]
+
+
+def chain_layout(record: Chain | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Where residues are along the chain, and of a complex in which chain: `positions` and `chain_index`, both (L,).
+
+    Takes what `chain_arrays` takes. None where positions have no gap and there is one chain, as in most.
+    """
+    row: Mapping[str, Any] = record if isinstance(record, Mapping) else vars(record)
+    positions, lengths, length = row.get("positions"), row.get("chain_lengths"), len(row["sequence"])
+    lengths = [length] if lengths is None or not len(lengths) else lengths
+    if len(lengths) == 1 and (positions is None or positions[-1] == length - 1):
+        return None
+    places = chain_positions(lengths) if positions is None else np.asarray(positions, dtype=np.int64)
+    return places, np.repeat(np.arange(len(lengths)), lengths)

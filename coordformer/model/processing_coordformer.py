@@ -1,7 +1,6 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
 """From sequences, coordinates, chains or structure files to a padded batch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,9 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
-from .chain import AMINO_ACIDS, Chain, chain_positions
+from .chain import AMINO_ACIDS, VOCABULARY, Chain, chain_arrays, chain_layout
 from .structure import read_chains, read_complex
 from .windows import SPECIAL_TOKENS
-
-# ESM-2's vocabulary in its order: token ids of its checkpoints keep their meaning.
-VOCABULARY = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>")
 
 
 def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY, **kwargs) -> PreTrainedTokenizerFast:
@@ -51,55 +47,6 @@ def build_tokenizer(vocabulary: Sequence[str] = VOCABULARY, **kwargs) -> PreTrai
         **{f"{name}_token": token for name, token in special.items()},
         **kwargs,
     )
-
-
-def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3) -> tuple[Any, np.ndarray]:
-    """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row; `atoms` picks the atoms.
-
-    A row keeps its coordinates as one flat list; its sequence is a string of letters or a list of tokens.
-    """
-    if isinstance(record, Mapping):
-        if "sequence" not in record or "coords" not in record:
-            raise ValueError(
-                f"A row has the columns {', '.join(map(str, record))}, but `sequence` and `coords` are needed; with "
-                "Trainer set remove_unused_columns=False."
-            )
-        name, sequence, coords = record.get("id", "?"), record["sequence"], record["coords"]
-        available = tuple(record.get("atoms") or ("CA",))
-    else:
-        name, sequence, coords, available = record.id, record.sequence, record.coords, record.atoms
-    coords = np.asarray(coords, dtype=np.float32)
-    shape = (len(sequence), len(available), dim)
-    flat = coords.ndim == 1 or coords.shape[:1] == shape[:1]
-    if not sequence or not flat or coords.size != math.prod(shape):
-        raise ValueError(
-            f"Chain {name}: coordinates of shape {coords.shape} for {shape[0]} residues with the atoms "
-            f"{', '.join(available)} in {dim} dimensions; a flat list of {math.prod(shape)} or an "
-            f"array of shape {shape} is needed."
-        )
-    coords = coords.reshape(shape)
-    if tuple(atoms) == available:
-        return sequence, coords
-    if missing := [atom for atom in atoms if atom not in available]:
-        raise ValueError(
-            f"Chain {name} holds the atoms {', '.join(available)}, but {', '.join(missing)} of `coordinate_atoms` "
-            f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}."
-        )
-    return sequence, coords[:, [available.index(atom) for atom in atoms]]
-
-
-def chain_layout(record: Chain | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where residues are along the chain, and of a complex in which chain: `positions` and `chain_index`, both (L,).
-
-    Takes what `chain_arrays` takes. None where positions have no gap and there is one chain, as in most.
-    """
-    row: Mapping[str, Any] = record if isinstance(record, Mapping) else vars(record)
-    positions, lengths, length = row.get("positions"), row.get("chain_lengths"), len(row["sequence"])
-    lengths = [length] if lengths is None or not len(lengths) else lengths
-    if len(lengths) == 1 and (positions is None or positions[-1] == length - 1):
-        return None
-    places = chain_positions(lengths) if positions is None else np.asarray(positions, dtype=np.int64)
-    return places, np.repeat(np.arange(len(lengths)), lengths)
 
 
 def layout_tokens(layout: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .chain import Chain, Complex, StructureError
-from .processing_coordformer import chain_arrays
+from .chain import Chain, Complex, StructureError, chain_arrays
 from .structure import STRUCTURE_SUFFIXES, entry_id, file_entry, read_proteins
 
 Record = Chain | Mapping[str, Any]  # a chain, or a row of a data set

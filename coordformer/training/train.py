@@ -33,10 +33,11 @@ from ..data.pack import open_chains
 from ..data.records import begin_run, counted, current_commit, describe_command, hash_data, lock_folder
 from ..inference.figures import plot_losses
 from ..inference.metrics import count_predictions, summarize
+from ..model.chain import VOCABULARY, chain_arrays
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM
 from ..model.neighbor_graph import MessagePassing
-from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor, chain_arrays, letter_ids
+from ..model.processing_coordformer import CoordformerProcessor, letter_ids
 from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
 from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank
 from .muon import MuonAdamW, parameter_groups

@@ -15,7 +15,7 @@ import torch
 
 from coordformer import CoordformerConfig, CoordformerModel, CoordformerProcessor
 from coordformer.data.rows import load_rows
-from coordformer.model.processing_coordformer import chain_arrays
+from coordformer.model.chain import chain_arrays
 
 HERE = Path(__file__).parent
 CHAINS = HERE.parents[1] / "examples" / "data" / "chains.parquet"

@@ -41,7 +41,7 @@ from coordformer.data.rows import load_rows
 from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.masked import chain_generator
 from coordformer.inference.runner import Inputs
-from coordformer.model.processing_coordformer import chain_arrays
+from coordformer.model.chain import chain_arrays
 from coordformer_command import main
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "attention"))

@@ -13,8 +13,7 @@ from coordformer import read_chains
 from coordformer.data.batching import ChainBatches, fetch_rows
 from coordformer.data.prepare import prepare
 from coordformer.data.rows import SCHEMA, ShardBatches, chain_to_row, load_rows, read_compact
-from coordformer.model.chain import Chain, join_chains
-from coordformer.model.processing_coordformer import chain_arrays
+from coordformer.model.chain import Chain, chain_arrays, join_chains
 
 
 def write_compact(path, **columns):

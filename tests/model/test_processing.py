@@ -8,7 +8,7 @@ from transformers import AutoProcessor, AutoTokenizer, EsmTokenizer
 
 from coordformer import CoordformerProcessor, build_tokenizer, read_chains
 from coordformer.data.rows import chain_to_row
-from coordformer.model.processing_coordformer import VOCABULARY, chain_arrays
+from coordformer.model.chain import VOCABULARY, chain_arrays
 
 
 def test_tokenizer_agrees_with_esm(tmp_path):
