@@ -11,6 +11,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import FeatureLinear, Frames, shift_residues
+from .message_kernel import kernel_takes, run_kernel
 
 BLOCK = 32  # residues whose edges a thread has in its cache, see `in_blocks`: some hundred kilobytes
 
@@ -280,22 +281,36 @@ class _Memory:
         return values if values.dtype == dtype else self(name, values.shape, dtype).copy_(values)
 
 
-def _sum_parts(memory: _Memory, near, received, sent, edges, weights) -> list[Tensor]:
+def _project(memory: _Memory, features: Tensor, weights: Tensor) -> Tensor:
+    """Edge features (n x k, hidden / 2) through layers whose weights follow each other: (n x k, all their widths)."""
+    return torch.mm(features, weights.T, out=memory("edges", (len(features), len(weights)), features.dtype))
+
+
+def _sum_parts(memory: _Memory, near: Tensor, received: Tensor, sent: list[Tensor], edges: Sequence[Tensor]) -> Any:
     """Of a block what messages, and their gates, are functions of: (n x k, width) each.
 
     Args:
         near: (n x k,), places of the senders.
         received: (n, width).
         sent: (residues, width) each, of all residues.
-        edges: (n x k, hidden / 2), or without weights (n x k, width) each, which are added as they are.
-        weights: (width, hidden / 2) each.
+        edges: (n x k, width) each.
     """
     sums = []
-    for number, values in enumerate(sent):
-        summed = torch.index_select(values, 0, near, out=memory(number, (len(near), values.shape[1]), values.dtype))
-        sums.append(summed.addmm_(edges, weights[number].T) if weights else summed.add_(edges[number]))
+    for number, (values, added) in enumerate(zip(sent, edges, strict=True)):
+        gathered = torch.index_select(values, 0, near, out=memory(number, added.shape, values.dtype))
+        sums.append(gathered.add_(added))
     sums[0].view(len(received), -1, received.shape[1]).add_(received.unsqueeze(1))
     return sums
+
+
+def _run_kernel(direction: str, block: slice, near, exist, received, sent, edges, **others) -> None:
+    """`run_kernel` for the residues of a block, whose `edges` are given; of all residues the other values."""
+    gate = {"gate_sent": sent[1], "gate_edge": edges[1]} if len(sent) > 1 else {}
+    run_kernel(
+        direction, received.dtype, received=received, sent=sent[0], edge=edges[0], stride=edges[0].stride(0),
+        near=near[block], exist=exist[block], residues=len(near), first=block.start, count=block.stop - block.start,
+        k=near.shape[1], width=received.shape[1], **gate, **others,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -304,29 +319,34 @@ def _mean_messages(graph: NeighborGraph, received: Tensor, sent: list[Tensor], w
 
     Takes the `weights` of the linear layers on the graph's edge features, or else what these layers give, `edges`.
     """
-    dtype, width = received.dtype, received.shape[-1]
-    exist, k = graph.exist.flatten(0, 1), graph.exist.shape[-1]
-    places, features = graph.places.view(-1, k), graph.edges.flatten(0, 1)
-    memory, mean = _Memory(block_size() * k), torch.empty_like(received)
-    to, of, flat = mean.flatten(0, 1), received.flatten(0, 1), [each.flatten(0, 1) for each in sent]
-    weights = weights and [each.to(dtype) for each in weights]
-    for block in blocks_of(len(places)):
-        here = slice(block.start * k, block.stop * k)
+    k = graph.exist.shape[-1]
+    exist, places, features = graph.exist.flatten(0, 1), graph.places.view(-1, k), graph.edges.flatten(0, 1)
+    to, *states = (each.contiguous().flatten(0, 1) for each in (torch.empty_like(received), received, *sent))
+    of, flat = states[0], states[1:]
+    compiled, together = kernel_takes(*states), weights and torch.cat(weights).to(of.dtype)
+    # What is the same for all passes is there already: nothing is to be kept in the cache between two operations.
+    blocks = [slice(0, len(places))] if compiled and not weights else blocks_of(len(places))
+    memory = _Memory(block_size() * k)
+    for block in blocks:
         if weights:
-            part: Any = memory.cast("edges", features[block].flatten(0, 1), dtype)
+            part = memory.cast("features", features[block].flatten(0, 1), of.dtype)
+            parts: Sequence[Tensor] = _project(memory, part, together).chunk(len(weights), dim=1)
         else:
-            part = [each[here] for each in edges]
+            parts = [each[block.start * k : block.stop * k] for each in edges]
+        if compiled:
+            _run_kernel("forward", block, places, exist, of, flat, parts, sums=to, rows=len(of) // len(places))
+            continue
         for first in range(0, len(of), len(places)):  # of each row that shares the graph
             inside = slice(first + block.start, first + block.stop)
-            sums = _sum_parts(memory, places[block].flatten() + first, of[inside], flat, part, weights)
+            sums = _sum_parts(memory, places[block].flatten() + first, of[inside], flat, parts)
             messages = nn.functional.silu(sums[0], inplace=True)
             if len(sums) > 1:
                 messages.mul_(sums[1])
-            messages = messages.view(-1, k, width)
+            messages = messages.view(-1, k, of.shape[1])
             if not exist[block].all():
                 messages.mul_(exist[block].unsqueeze(-1))
             torch.sum(messages, dim=1, out=to[inside])
-    return mean
+    return to.view(received.shape)
 
 
 class _MeanMessages(torch.autograd.Function):
@@ -348,38 +368,43 @@ class _MeanMessages(torch.autograd.Function):
         places, exist, received, edges, *sent_and_weights = ctx.saved_tensors
         sent, weights = _halves(sent_and_weights)
         dtype, shape, k, float32 = received.dtype, received.shape, exist.shape[-1], torch.float32
-        kinds = [weight.dtype for weight in weights]
-        places, exist, of_mean = places.view(-1, k), exist.flatten(0, 1), of_mean.flatten(0, 1)
-        received, edges, *sent = (each.flatten(0, 1) for each in (received, edges, *sent))
-        weights, memory = [each.to(dtype) for each in weights], _Memory(block_size() * k)
+        places, exist, edges = places.view(-1, k), exist.flatten(0, 1), edges.flatten(0, 1)
+        of_mean, received, *sent = (each.contiguous().flatten(0, 1) for each in (of_mean, received, *sent))
+        compiled, together = kernel_takes(of_mean, received, *sent), torch.cat(weights).to(dtype)
+        memory = _Memory(block_size() * k)
         # Sums over many edges are in float32, whatever the messages are in.
         of_received, of_edges = torch.empty_like(received), torch.empty_like(edges)
-        of_sent, of_weights = ([torch.zeros_like(each, dtype=float32) for each in values] for values in (sent, weights))
+        of_weights, *of_sent = (torch.zeros_like(each, dtype=float32) for each in (together, *sent))
+        of_gates = {"of_gate_sent": of_sent[1]} if len(sent) > 1 else {}
         for block in blocks_of(len(places)):
-            near = places[block].flatten()
-            part = memory.cast("edges", edges[block].flatten(0, 1), dtype)
-            inner, *gates = _sum_parts(memory, near, received[block], sent, part, weights)
-            of_message = of_mean[block].unsqueeze(1)
-            if not exist[block].all():
-                of_message = of_message * exist[block].unsqueeze(-1)
-            of_message = of_message.expand(-1, k, -1)
-            of_sums = [memory(("of", number), inner.shape, dtype) for number in range(len(sent))]
-            for gate in gates:
-                torch.ops.aten.silu.out(inner, out=of_sums[1])
-                of_sums[1].view_as(of_message).mul_(of_message)
-                of_message = gate.view_as(of_message).mul_(of_message)
-            of_message = of_message.reshape(inner.shape)
-            torch.ops.aten.silu_backward.grad_input(of_message, inner, grad_input=of_sums[0])
-            torch.sum(of_sums[0].view(-1, k, inner.shape[1]), dim=1, out=of_received[block])
-            of_part = memory("of edges", part.shape, dtype).zero_()
-            for number, of_sum in enumerate(of_sums):
-                of_sent[number].index_add_(0, near, memory.cast("of sent", of_sum, float32))
-                of_part.addmm_(of_sum, weights[number])
-                of_weights[number] += of_sum.T @ part
+            part = memory.cast("features", edges[block].flatten(0, 1), dtype)
+            of_together = _project(memory, part, together)  # and then its gradient
+            parts = of_together.chunk(len(weights), dim=1)
+            if compiled:
+                others = {"sums": of_mean, "of_received": of_received, "of_sent": of_sent[0], **of_gates}
+                _run_kernel("backward", block, places, exist, received, sent, parts, **others)
+            else:
+                near = places[block].flatten()
+                inner, *gates = _sum_parts(memory, near, received[block], sent, parts)
+                of_message = of_mean[block].unsqueeze(1)
+                if not exist[block].all():
+                    of_message = of_message * exist[block].unsqueeze(-1)
+                of_message = of_message.expand(-1, k, -1)
+                for gate in gates:
+                    torch.ops.aten.silu.out(inner, out=parts[1])
+                    parts[1].view_as(of_message).mul_(of_message)
+                    of_message = gate.view_as(of_message).mul_(of_message)
+                torch.ops.aten.silu_backward.grad_input(of_message.reshape(inner.shape), inner, grad_input=parts[0])
+                torch.sum(parts[0].view_as(of_message), dim=1, out=of_received[block])
+                for to, of_sum in zip(of_sent, parts, strict=True):
+                    to.index_add_(0, near, memory.cast("of sent", of_sum, float32))
+            of_part = torch.mm(of_together, together, out=memory("of features", part.shape, dtype))
             of_edges[block] = of_part.view(-1, k, part.shape[1])
+            of_weights += of_together.T @ part
         of_sent = [each.to(dtype).view(shape) for each in of_sent]
-        of_weights = [each.to(kind) for each, kind in zip(of_weights, kinds, strict=True)]
-        return None, of_received.view(shape), of_edges.view(*shape[:2], k, -1), *of_sent, *of_weights
+        split = zip(of_weights.chunk(len(weights)), weights, strict=True)
+        of_edges = of_edges.view(*shape[:2], k, -1)
+        return None, of_received.view(shape), of_edges, *of_sent, *(each.to(weight.dtype) for each, weight in split)
 
 
 def _halves(values):
