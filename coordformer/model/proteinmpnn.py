@@ -18,20 +18,123 @@ neighboring chains follow upon each other, and quaternions of C-alphas depend on
 invariant to translations alone, that of backbones to rotations, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import BACKBONE, CoordformerConfig
 from .coordinates import FeatureLinear
-from .neighbor_graph import NeighborGraph, blocks_of, in_blocks, k_nearest_neighbors
+from .neighbor_graph import NeighborGraph, in_blocks, k_nearest_neighbors
 from .structure_layers import Structure
 
 FAR = 1e4  # Å, in all directions: a C-alpha that does not exist
+BLOCK = 32  # residues whose edges a thread has in its cache, see `in_blocks`
+
+# --- Edges, a block of residues at a time ---
+
+
+def blockwise(
+    function: Callable[..., Tensor], layers: Sequence[nn.Module], places: Tensor, sent: Tensor | None = None,
+    along: Sequence[Tensor] = (), rows: int = 1,
+) -> Tensor:  # fmt: skip
+    """`function` of a block of residues after the other: (rows, residues, ...).
+
+    On a CPU a block fits into its cache, and nothing of an edge is kept for the backward pass, which computes it again.
+    Elsewhere all residues are one block.
+
+    Args:
+        function: of a block, as a slice, then of what is sent to it (rows, n, k, width), then of each of `along` (rows,
+            n, ...); gives (rows, n, ...).
+        layers: whose parameters `function` uses.
+        places: (residues, k), of senders.
+        sent: (rows, senders, width), or None.
+        along: (rows or 1, residues, ...) each.
+        rows: that share a graph.
+    """
+    tensors = [*([] if sent is None else [sent]), *along]
+    if not in_blocks(places.device):
+        return function(slice(None), *_parts(slice(None), places, tensors, sent is not None))
+    size = max(1, BLOCK * torch.get_num_threads() // rows)
+    blocks = [slice(start, start + size) for start in range(0, len(places), size)]
+    if torch.is_grad_enabled():
+        parameters = [each for layer in layers for each in layer.parameters()]
+        options = function, places, blocks, len(tensors), sent is not None
+        return _Blockwise.apply(*options, *tensors, *parameters)  # type: ignore[no-any-return]
+    parts = [function(block, *_parts(block, places, tensors, sent is not None)) for block in blocks]
+    return torch.cat(parts, dim=1)
+
+
+def _parts(block: slice, places: Tensor, tensors: Sequence[Tensor], sends: bool) -> list[Tensor]:
+    """Of tensors (rows, residues, ...) what belongs to a block; of the first one, if it is sent, the neighbors'."""
+    if not sends:
+        return [each[:, block] for each in tensors]
+    near, (sent, *along) = places[block], tensors
+    gathered = sent.index_select(1, near.flatten()).view(len(sent), *near.shape, -1)
+    return [gathered, *_parts(block, places, along, False)]
+
+
+class _Blockwise(torch.autograd.Function):
+    """`blockwise` with gradients for the first `count` tensors and for parameters, which are the others."""
+
+    @staticmethod
+    def forward(ctx, function, places, blocks, count, sends, *tensors):
+        ctx.function, ctx.blocks, ctx.count, ctx.sends = function, blocks, count, sends
+        # A cached weight would belong to the graph of one block, or to none.
+        autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"), False
+        ctx.autocast = lambda: torch.autocast("cpu", *autocast)
+        ctx.save_for_backward(places, *tensors)
+        outputs, ctx.random = [], []  # what dropout draws is drawn again
+        with ctx.autocast():
+            for block in blocks:
+                ctx.random.append(torch.get_rng_state())
+                outputs.append(function(block, *_parts(block, places, tensors[:count], sends)))
+        return torch.cat(outputs, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_output):
+        places, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[-len(tensors) :]
+        # Sums over many edges are in float32, whatever the messages are in.
+        wide = [torch.promote_types(each.dtype, torch.float32) for each in tensors]
+        sums: list[Any] = [None] * len(tensors)
+        wanted = [number for number, need in enumerate(needed) if need]
+        for number in wanted:
+            sums[number] = torch.zeros_like(tensors[number], dtype=wide[number])
+        with torch.random.fork_rng(devices=()):
+            for block, random in zip(ctx.blocks, ctx.random, strict=True):
+                torch.set_rng_state(random)
+                parts = _parts(block, places, tensors[: ctx.count], ctx.sends)
+                parts = [each.detach().requires_grad_(need) for each, need in zip(parts, needed, strict=False)]
+                with torch.enable_grad(), ctx.autocast():
+                    output = ctx.function(block, *parts)
+                inputs = [*parts, *tensors[ctx.count :]]
+                wrt = [inputs[number] for number in wanted]
+                found = torch.autograd.grad(output, wrt, of_output[:, block], allow_unused=True)  # of silent adapters
+                for number, gradient in zip(wanted, found, strict=True):
+                    if number == 0 and ctx.sends:
+                        sums[0].index_add_(1, places[block].flatten(), gradient.flatten(1, 2).to(wide[0]))
+                    elif number < ctx.count:
+                        sums[number][:, block] = gradient
+                    elif gradient is not None:
+                        sums[number] += gradient
+        return (
+            None,
+            None,
+            None,
+            None,
+            None,
+            *(None if each is None else each.to(of.dtype) for each, of in zip(sums, tensors, strict=True)),
+        )
+
+
+# --- Geometry ---
 
 
 def residue_exists(residue_mask: Tensor, offset: int, runs: Tensor | None) -> Tensor:
@@ -59,14 +162,18 @@ def chain_points(
     return torch.stack(points, dim=2)
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors (..., 3) of length 1; zero stays zero, with a finite gradient."""
+    return vectors * (vectors.square().sum(dim=-1, keepdim=True) + 1e-8).rsqrt()
+
+
 def chain_frames(points: Tensor, residue_mask: Tensor, runs: Tensor | None) -> Tensor:
     """Frames of residues from `chain_points`: (batch, sequence, 3, 3), the axes in rows; zero without neighbors."""
     steps = points.diff(dim=2)
     lengths = steps.norm(dim=-1, keepdim=True)
     bonded = (lengths > 3.6) & (lengths < 4.0)
-    before, behind = nn.functional.normalize(steps * bonded, dim=-1).unbind(dim=2)
-    first = nn.functional.normalize(before - behind, dim=-1)
-    normal = nn.functional.normalize(torch.linalg.cross(before, behind), dim=-1)
+    before, behind = unit(steps * bonded).unbind(dim=2)
+    first, normal = unit(before - behind), unit(torch.linalg.cross(before, behind))
     frames = torch.stack((first, normal, torch.linalg.cross(first, normal)), dim=2)
     inside = residue_exists(residue_mask, -1, runs) & residue_exists(residue_mask, 2, runs)
     return frames * inside[..., None, None]
@@ -83,8 +190,8 @@ def quaternions(rotations: Tensor) -> Tensor:
     x, y, z = rotations.diagonal(dim1=-2, dim2=-1).unbind(dim=-1)
     squares = torch.stack((1 + x - y - z, 1 - x + y - z, 1 - x - y + z), dim=-1)
     skew = (rotations - rotations.transpose(-1, -2))[..., (2, 0, 1), (1, 2, 0)]
-    imaginary = skew.sign() * squares.abs().sqrt()
-    real = nn.functional.relu(1 + x + y + z).sqrt().unsqueeze(-1)
+    imaginary = skew.sign() * (squares.abs() + 1e-12).sqrt()
+    real = (nn.functional.relu(1 + x + y + z) + 1e-12).sqrt().unsqueeze(-1)
     return nn.functional.normalize(torch.cat((imaginary, real), dim=-1), dim=-1)
 
 
@@ -125,58 +232,66 @@ class ProteinMPNNFeatures(nn.Module):
         batch, length = observed.shape
         with maybe_autocast(coords.device.type, enabled=False):
             alphas = coords[:, :, 1 if self.backbone else 0]
-            neighbors = self.num_neighbors - 1
-            near, exist = k_nearest_neighbors(alphas.detach(), observed, runs, neighbors, longest)
+            near, exist = k_nearest_neighbors(alphas.detach(), observed, runs, self.num_neighbors - 1, longest)
             if self.backbone:
                 n, ca, c, _ = coords.unbind(dim=2)
-                points = torch.cat((coords, virtual_beta(n, ca, c).unsqueeze(2)), dim=2)
-                residues = [points]
+                residues = torch.cat((coords, virtual_beta(n, ca, c).unsqueeze(2)), dim=2).flatten(2)
             else:
                 points = chain_points(alphas, observed, residue_mask, position_ids, runs, chain_ids)
-                residues = [points, alphas, chain_frames(points, residue_mask, runs)]
-        places = torch.arange(length, device=near.device).expand(batch, length).unsqueeze(-1)
-        places = torch.cat((places, near), dim=-1)
-        places = places + length * torch.arange(batch, device=near.device)[:, None, None]
+                frames = chain_frames(points, residue_mask, runs)
+                residues = torch.cat((points.flatten(2), alphas, frames.flatten(2)), dim=-1)
+        itself = torch.arange(length, device=near.device).expand(batch, length).unsqueeze(-1)
+        starts = length * torch.arange(batch, device=near.device)[:, None, None]
+        places = (torch.cat((itself, near), dim=-1) + starts).flatten(0, 1)
         exist = torch.cat((observed.unsqueeze(-1), exist), dim=-1)
-        along = [position_ids.expand(batch, length), *([] if chain_ids is None else [chain_ids])]
-        flat = [each.flatten(0, 1) for each in (places, *along)], [each.flatten(0, 1) for each in residues]
-        blocks = blocks_of(batch * length) if in_blocks(near.device) else [slice(None)]
-        edges = torch.cat([self._describe(block, *flat[0], residues=flat[1]) for block in blocks])
+        positions = position_ids.expand(batch, length).flatten()
+        chains = None if chain_ids is None else chain_ids.flatten()
+
+        def describe(block: slice, sent: Tensor, received: Tensor) -> Tensor:
+            """Edge features (1, n, k, hidden) of the residues in a block, of what `residues` says of both sides."""
+            near = places[block]
+            with maybe_autocast(sent.device.type, enabled=False):
+                features = self._geometry(received.unsqueeze(2), sent)
+            limit = self.max_separation
+            separation = (positions[block].unsqueeze(-1) - positions[near]).clamp(-limit, limit) + limit
+            if chains is not None:
+                separation = torch.where(chains[near] != chains[block].unsqueeze(-1), 2 * limit + 1, separation)
+            return self.output(self.norm(self.geometry(features) + self.separation(separation)))
+
+        residues = residues.flatten(0, 1).unsqueeze(0)
+        edges = blockwise(describe, [self], places, residues, (residues,))
         return NeighborGraph(places.flatten(), exist, edges.view(batch, length, self.num_neighbors, -1))
 
-    def _describe(self, block, places, positions, chain_ids=None, *, residues) -> Tensor:
-        """Edge features (n, k, hidden) of the residues in `block`, of all residues' values, (residues, ...)."""
-        near = places[block]
-        points = residues[0]
-        with maybe_autocast(points.device.type, enabled=False):
-            apart = points[block][:, None, :, None] - points[near].unsqueeze(2)
-            features = [self.radial_basis_functions((apart.square().sum(dim=-1) + 1e-6).sqrt()).flatten(-3)]
-            if not self.backbone:
-                _, alphas, frames = residues
-                apart = alphas[near] - alphas[block].unsqueeze(1)
-                receiver, sender = frames[block].unsqueeze(1), frames[near]
-                # No `matmul`, as in `rotate_coordinates`.
-                direction = nn.functional.normalize((receiver * apart.unsqueeze(-2)).sum(dim=-1), dim=-1)
-                rotation = (receiver.unsqueeze(-1) * sender.unsqueeze(-2)).sum(dim=-3)
-                features += [direction, quaternions(rotation)]
-            limit = self.max_separation
-            separation = (positions[block].unsqueeze(1) - positions[near]).clamp(-limit, limit) + limit
-            if chain_ids is not None:
-                others = chain_ids[near] != chain_ids[block].unsqueeze(1)
-                separation = torch.where(others, 2 * limit + 1, separation)
-        summed = self.geometry(torch.cat(features, dim=-1)) + self.separation(separation)
-        return self.output(self.norm(summed))
+    def _geometry(self, receiver: Tensor, sender: Tensor) -> Tensor:
+        """Features (1, n, k, features) of receivers (1, n, 1, values) and senders (1, n, k, values)."""
+        atoms = 5 if self.backbone else 3
+        own, others = (each[..., : 3 * atoms].unflatten(-1, (atoms, 3)) for each in (receiver, sender))
+        apart = own.unsqueeze(-2) - others.unsqueeze(-3)
+        distances = (apart.square().sum(dim=-1) + 1e-6).sqrt()
+        features = [self.radial_basis_functions(distances).flatten(-3)]
+        if not self.backbone:
+            apart = sender[..., 9:12] - receiver[..., 9:12]
+            own, others = (each[..., 12:].unflatten(-1, (3, 3)) for each in (receiver, sender))
+            # No `matmul`, as in `rotate_coordinates`.
+            direction = unit((own * apart.unsqueeze(-2)).sum(dim=-1))
+            rotation = (own.unsqueeze(-1) * others.unsqueeze(-2)).sum(dim=-3)
+            features += [direction, quaternions(rotation)]
+        return torch.cat(features, dim=-1)
 
     def radial_basis_functions(self, distances: Tensor) -> Tensor:
         """Gaussians (..., num_rbf) of distances (...), Å."""
         centers = torch.linspace(self.min_distance, self.max_distance, self.num_rbf, device=distances.device)
         width = (self.max_distance - self.min_distance) / self.num_rbf
-        # As in `neighbor_graph.radial_basis_functions`, a CPU is slow where the result is too small.
-        return (-((distances.unsqueeze(-1) - centers) / width).square()).clamp(min=-80.0).exp()
+        # A CPU takes up to hundreds of times as long where the result, or its product with a gradient, is too small for
+        # a normal float.
+        return (-((distances.unsqueeze(-1) - centers) / width).square()).clamp(min=-40.0).exp()
+
+
+# --- Layers ---
 
 
 class Message(nn.Module):
-    """Three linear layers on [receiver, edge, sender], of which the last one, `output`, is applied by the caller."""
+    """Three linear layers on [receiver, edge, sender]: the first a sum, the last one, `output`, for the caller."""
 
     def __init__(self, config: CoordformerConfig):
         super().__init__()
@@ -186,25 +301,20 @@ class Message(nn.Module):
         self.hidden, self.output = nn.Linear(width, width), nn.Linear(width, width)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, received: Tensor, edges: Tensor, sent: Tensor, places: Tensor) -> Tensor:
-        """Messages to a block of n residues before the last layer, (rows, n, k, hidden).
+    def forward(self, received: Tensor, edges: Tensor, sent: Tensor) -> Tensor:
+        """Messages before the last layer, (rows, n, k, hidden).
 
-        Args:
-            received: (rows, n, hidden), what `receiver` gives.
-            edges: (n, k, hidden), what `edge` gives.
-            sent: (rows, senders, hidden), what `sender` gives.
-            places: (n, k), of the senders.
+        Of what `receiver`, `edge` and `sender` give: (rows, n, hidden), (rows or 1, n, k, hidden), (rows, n, k,
+        hidden).
         """
-        summed = sent.index_select(1, places.flatten()).view(len(sent), *places.shape, -1)
-        summed = summed + received.unsqueeze(2) + edges
-        return self.activation(self.hidden(self.activation(summed)))
+        return self.activation(self.hidden(self.activation(sent + received.unsqueeze(2) + edges)))
 
 
 class ProteinMPNNLayer(GradientCheckpointingLayer):
-    """What layers of the encoder and of the decoder have in common: messages, their sum, a feed-forward layer.
+    """What layers of the encoder and of the decoder have in common: the mean of messages, and a feed-forward layer.
 
     States are (rows, residues, hidden). Rows that share a graph are beside each other; the residues of rows with a
-    graph each are one row of all.
+    graph each are one row of all. `places` and `exist` (residues, k) say who the neighbors are, and which there are.
     """
 
     scale = 30.0  # a sum of messages is divided by it
@@ -220,34 +330,26 @@ class ProteinMPNNLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def update(self, states: Tensor, means: Tensor, exist: Tensor) -> Tensor:
-        """New states, of the mean messages before their last layer; `exist` (residues, k) says of which neighbors."""
-        messages = self.message.output(means) * (exist.sum(dim=-1, keepdim=True) / self.scale)
-        states = self.message_norm(states + self.dropout(messages))
+    def update(
+        self, states: Tensor, sent: Tensor, edges: Tensor, places: Tensor, exist: Tensor, projected: bool = False
+    ) -> Tensor:
+        """New states, of what `message.sender` gives for all senders, and of edges (residues, k, hidden).
+
+        `projected`: the edges are what `message.edge` gives of them.
+        """
+        message, number = self.message, exist.sum(dim=-1, keepdim=True)
+        weights = exist / number.clamp(min=1)
+
+        def mean(block: slice, sent: Tensor, received: Tensor, edges: Tensor) -> Tensor:
+            messages = message(received, edges if projected else message.edge(edges), sent)
+            return (weights[block].to(messages.dtype).unsqueeze(-2) @ messages).squeeze(-2)
+
+        layers = [message.hidden, *([] if projected else [message.edge])]
+        along = message.receiver(states), edges.unsqueeze(0)
+        means = blockwise(mean, layers, places, sent, along, len(states))
+        states = self.message_norm(states + self.dropout(message.output(means) * (number / self.scale)))
         states = self.output_norm(states + self.dropout(self.output(self.activation(self.intermediate(states)))))
         return states * exist[:, :1]
-
-    def mean_messages(
-        self, states: Tensor, sent: Tensor, edges: Callable[[slice], Tensor], places: Tensor, exist: Tensor
-    ) -> Tensor:
-        """The mean (rows, residues, hidden) of each residue's messages; `edges` gives those of a block (n, k, hidden).
-
-        A neighbor that does not exist does not count. `sent`, `places` and `exist` are of all residues, see `Message`.
-        """
-        received, means = self.message.receiver(states), []
-        weights = exist / exist.sum(dim=-1, keepdim=True).clamp(min=1)
-        for block in row_blocks(len(exist), len(states), exist.device):
-            messages = self.message(received[:, block], edges(block), sent, places[block])
-            means.append((weights[block].to(messages.dtype).unsqueeze(-2) @ messages).squeeze(-2))
-        return torch.cat(means, dim=1)
-
-
-def row_blocks(residues: int, rows: int, device: torch.device) -> list[slice]:
-    """Blocks of residues whose edges, of all rows, a CPU has in its cache; see `in_blocks`."""
-    if not in_blocks(device):
-        return [slice(0, residues)]
-    size = max(1, (blocks_of(residues)[0].stop if rows == 1 else 0) or blocks_of(10**6)[0].stop // rows)
-    return [slice(start, min(start + size, residues)) for start in range(0, residues, size)]
 
 
 class ProteinMPNNEncoderLayer(ProteinMPNNLayer):
@@ -259,17 +361,17 @@ class ProteinMPNNEncoderLayer(ProteinMPNNLayer):
         self.edge_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, states: Tensor, edges: Tensor, places: Tensor, exist: Tensor) -> tuple[Tensor, Tensor]:
-        """States (1, residues, hidden) and edges (residues, k, hidden); `places` and `exist` (residues, k)."""
-        sent = self.message.sender(states)
-        means = self.mean_messages(states, sent, lambda block: self.message.edge(edges[block]), places, exist)
-        states = self.update(states, means, exist)
-        message, changed = self.edge_message, []
-        received, sent = message.receiver(states), message.sender(states)
-        for block in row_blocks(len(places), 1, places.device):
-            before = edges[block]
-            messages = message(received[:, block], message.edge(before), sent, places[block])[0]
-            changed.append(self.edge_norm(before + self.dropout(message.output(messages))))
-        return states, torch.cat(changed)
+        """New states (1, residues, hidden) and edges (residues, k, hidden)."""
+        states = self.update(states, self.message.sender(states), edges, places, exist)
+        message = self.edge_message
+
+        def change(block: slice, sent: Tensor, received: Tensor, edges: Tensor) -> Tensor:
+            messages = message.output(message(received, message.edge(edges), sent))
+            return self.edge_norm(edges + self.dropout(messages))
+
+        layers, along = [message.edge, message.hidden, message.output, self.edge_norm], edges.unsqueeze(0)
+        edges = blockwise(change, layers, places, message.sender(states), (message.receiver(states), along))[0]
+        return states, edges
 
 
 class ProteinMPNNDecoderLayer(ProteinMPNNLayer):
@@ -282,22 +384,18 @@ class ProteinMPNNDecoderLayer(ProteinMPNNLayer):
     def forward(
         self, states: Tensor, letters: Tensor, visible: Tensor, encoded: Tensor, places: Tensor, graph: NeighborGraph
     ) -> Tensor:
-        """States (rows, residues, hidden), token embeddings of the same shape, and the encoder's states, of one row.
+        """New states, of states and token embeddings (rows, residues, hidden) and the encoder's states, of one row.
 
-        `visible` (rows, residues, 1) says whose letters are seen; `places` (residues, k) leads a residue to itself
-        `residues` further than to others.
+        `visible` (rows, residues, 1) says whose letters are seen; `places` leads a residue to itself `residues` further
+        than to others.
         """
         hidden = self.message.sender(encoded)
         sent = torch.where(visible, self.message.sender(states) + self.letter(letters), hidden)
         sent = torch.cat((sent, hidden.expand_as(sent)), dim=1)
-        exist, edge = graph.exist.flatten(0, 1), self.message.edge
+        exist, edges = graph.exist.flatten(0, 1), graph.edges.flatten(0, 1)
         if graph.keeps:
-            kept = graph.project(edge, sent.dtype).view(*exist.shape, -1)
-            edges = kept.__getitem__
-        else:
-            features = graph.edges.flatten(0, 1)
-            edges = lambda block: edge(features[block])  # noqa: E731
-        return self.update(states, self.mean_messages(states, sent, edges, places, exist), exist)
+            edges = graph.project(self.message.edge, sent.dtype).view_as(edges)
+        return self.update(states, sent, edges, places, exist, projected=graph.keeps)
 
 
 class ProteinMPNN(nn.Module):
