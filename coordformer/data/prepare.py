@@ -8,18 +8,17 @@ Three steps, each of which can be stopped at any moment and called again:
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,12 +31,9 @@ import pyarrow.parquet as pq
 from jinja2 import Environment
 from tqdm.auto import tqdm
 
-from ..model.chain import Chain
 from ..model.proteins import distinct_ids
-from ..model.structure import STRUCTURE_SUFFIXES, read_chains
-from .cluster import COMPARABLE, assign_splits, cluster_sequences, find_mmseqs, is_comparable
-from .fetch import fetch as fetch_files
-from .fetch import parse_ids
+from .arrow import to_arrow, to_numpy
+from .cluster import COMPARABLE, assign_splits, cluster_sequences, is_comparable
 from .files import write_atomically, write_json, write_text
 from .inputs import (
     Reject,
@@ -45,87 +41,18 @@ from .inputs import (
     is_archive,
     list_sources,
     name_entries,
-    read_and_hash,
     write_rejects,
 )
+from .reading import CONTENTS_KEY, REJECTS_KEY, PrepareSettings, hash_part, is_read, read_part
 from .records import begin_run, counted, hash_file, hash_json, lock_folder, package_version
-from .rows import SCHEMA, chain_to_row, read_footer
+from .rows import SCHEMA, read_footer, rows_to_table
 
-FILES_PER_PART = 64
-SECONDS_WORTH_WORKERS = 30.0
-"""What other processes have to save: each takes about ten seconds of a core to start."""
-ROWS_AT_ONCE = 2000
+FILES_PER_PART = 32
+SECONDS_WORTH_WORKERS = 1.0
+"""What other processes have to save: each takes about half a second of a core to start."""
 
 logger = logging.getLogger(__name__)
 READING, DATA, SHEET = "reading", "data", "datasheet.json"
-REJECTS_KEY, CONTENTS_KEY = b"coordformer.rejects", b"coordformer.contents"  # in the metadata of a part
-
-
-@dataclass
-class PrepareSettings:
-    """What decides a data set besides its files.
-
-    Attributes:
-        atoms: the atoms to keep.
-        min_plddt: residues of predicted structures below this confidence count as not observed.
-        min_mean_plddt: chains of predicted structures with a lower mean confidence, as deposited, are rejected.
-        min_length, max_length: chains with fewer or more residues are rejected.
-        min_observed: chains with a smaller share of observed residues are rejected.
-        keep_duplicates: keep all chains of equal sequence; the default merges them into the best observed one.
-        splits: shares of the sequence clusters by split, such as `{"train": 0.95, "valid": 0.05}`; no cluster is in two
-            splits. The default is one split, `train`, without clustering.
-        identity, coverage, seed: as of `cluster.cluster_sequences` and `cluster.assign_splits`.
-        chains_per_shard: rows of a shard.
-
-    Raises:
-        ValueError: one is unusable.
-        FileNotFoundError: there are to be splits, but there is no MMseqs2.
-    """
-
-    atoms: Sequence[str] = ("CA",)
-    min_plddt: float | None = None
-    min_mean_plddt: float | None = None
-    min_length: int = 1
-    max_length: int | None = None
-    min_observed: float = 0.0
-    keep_duplicates: bool = False
-    splits: Mapping[str, float] | None = None
-    identity: float = 0.3
-    coverage: float = 0.8
-    seed: int = 0
-    chains_per_shard: int = 5000
-
-    def __post_init__(self) -> None:
-        self.atoms = tuple(atom.strip() for atom in self.atoms)
-        if not self.atoms or not all(self.atoms) or len(set(self.atoms)) < len(self.atoms):
-            raise ValueError(f"`atoms` is {list(self.atoms)}; name each atom once, for example N, CA and C.")
-        for name in ("min_length", "max_length", "chains_per_shard"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
-        if self.max_length is not None and self.max_length < self.min_length:
-            raise ValueError(f"`max_length` ({self.max_length}) is less than `min_length` ({self.min_length}).")
-        if not 0 <= self.min_observed <= 1:
-            raise ValueError(f"`min_observed` is {self.min_observed}; it is a share between 0 and 1.")
-        if self.splits is not None:  # hours before they are made
-            find_mmseqs()
-            cluster_sequences([], self.identity, self.coverage)
-            assign_splits(np.array([], dtype=np.int64), [], self.splits, self.seed)
-
-    def decisive(self) -> dict[str, Any]:
-        """All but what decides nothing without splits."""
-        unused = ("identity", "coverage", "seed") if self.splits is None else ()
-        return {name: value for name, value in vars(self).items() if name not in unused}
-
-    def reject(self, chain: Chain) -> str | None:
-        """Why a chain is left out, or None."""
-        observed = float(chain.observed.any(axis=1).mean())
-        if len(chain) < self.min_length:
-            return f"{len(chain)} residues are fewer than min_length={self.min_length}"
-        if self.max_length is not None and len(chain) > self.max_length:
-            return f"{len(chain)} residues are more than max_length={self.max_length}"
-        if observed < self.min_observed:
-            return f"{observed:.3f} of the residues are observed, less than min_observed={self.min_observed}"
-        return None
 
 
 def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]]:
@@ -139,84 +66,6 @@ def plan(inputs: Sequence[str | Path]) -> tuple[list[list[Source]], list[Reject]
     sources = [source for source in sources if not is_archive(source)]
     parts += [sources[start : start + FILES_PER_PART] for start in range(0, len(sources), FILES_PER_PART)]
     return parts, rejects
-
-
-def _read_file(
-    name: str, data: bytes | str, entry: str | None, settings: PrepareSettings, rejects: list[Reject]
-) -> list[dict[str, Any]]:
-    """Rows of the chains that are kept; what is not goes to `rejects`."""
-    problems: list[tuple[str, str]] = []
-    rows = []
-    least: dict[str, Any] = {"min_plddt": settings.min_plddt, "min_mean_plddt": settings.min_mean_plddt}
-    try:
-        if isinstance(data, str):
-            raise ValueError(data)
-        for chain in read_chains(name, settings.atoms, **least, problems=problems, data=data, entry=entry):
-            if (reason := settings.reject(chain)) is None:
-                rows.append(chain_to_row(chain, source=name))
-            else:
-                problems.append((chain.id, reason))
-    except (ValueError, OSError) as error:
-        problems.append(("", str(error).removeprefix(f"{name}: ")))
-    except Exception as error:  # whatever else a file of a million brings up must not cost the others
-        problems.append(("", f"{type(error).__name__}: {error}"))
-    rejects += [(name, *problem) for problem in problems]
-    return rows
-
-
-def read_part(part: Sequence[Source], settings: PrepareSettings, path: str | Path) -> int:
-    """Read a part into a Parquet file, which appears whole or not at all; returns the number of structure files."""
-    rejects: list[Reject] = []
-    hashes: list[str] = []
-    files = 0
-
-    def write(temporary: Path) -> None:
-        nonlocal files
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            rows: list[dict[str, Any]] = []
-            for source, name, data in _contents(part, rejects, hashes):
-                files += 1
-                rows += _read_file(name, data, source.entry, settings, rejects)
-                if len(rows) >= ROWS_AT_ONCE:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-                    rows = []
-            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-            metadata = {REJECTS_KEY: json.dumps(rejects), CONTENTS_KEY: json.dumps(hashes), b"files": str(files)}
-            writer.add_key_value_metadata({key: value.encode() for key, value in metadata.items()})
-
-    write_atomically(Path(path), write)
-    return files
-
-
-def _contents(
-    part: Sequence[Source], rejects: list[Reject], hashes: list[str]
-) -> Iterator[tuple[Source, str, bytes | str]]:
-    """The files of a part, each with its source and name; `hashes` gets the SHA-256 of each source."""
-    for source in part:
-        digest = hashlib.sha256()
-        for name, data in read_and_hash(source, rejects, digest, STRUCTURE_SUFFIXES):
-            yield source, name, data
-        hashes.append(digest.hexdigest())
-
-
-def hash_part(part: Sequence[Source]) -> list[str]:
-    """SHA-256 of each source of a part, as it is now: of all that its rows are made of."""
-    hashes: list[str] = []
-    for _ in _contents(part, [], hashes):
-        pass
-    return hashes
-
-
-def is_read(part: Sequence[Source], path: str | Path) -> bool:
-    """Whether the file of a part is there, and was made of what the part has now.
-
-    Raises:
-        ValueError: it is there and unreadable.
-    """
-    if not Path(path).exists():
-        return False
-    made_of = (read_footer(Path(path)).metadata or {}).get(CONTENTS_KEY)  # not yet in those of older versions
-    return made_of is not None and json.loads(made_of) == hash_part(part)
 
 
 def part_path(output: Path, number: int) -> Path:
@@ -236,44 +85,64 @@ def _read_all(
         read_footer(path)  # or raises
     with ThreadPoolExecutor(workers or _cores()) as threads:
         there = list(threads.map(is_read, parts, paths))
-    left = [(part, settings, path) for part, path, done in zip(parts, paths, there, strict=True) if not done]
-    total = sum(map(len, parts))
-    done = total - sum(len(part) for part, *_ in left)
+    left = deque((part, settings, path) for part, path, done in zip(parts, paths, there, strict=True) if not done)
+    total, missing = sum(map(len, parts)), sum(len(part) for part, *_ in left)
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=total, initial=done, unit="file", disable=not progress, smoothing=0))
-        if not (left := _read_here(left, workers, bar)):
-            return
-        workers = min(workers or _cores(), len(left))
-        # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang.
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-        stack.callback(pool.shutdown, cancel_futures=True)
-        running = {pool.submit(read_part, *arguments): arguments for arguments in left}
+        bar = stack.enter_context(
+            tqdm(total=total, initial=total - missing, unit="file", disable=not progress, smoothing=0)
+        )
+        lock = threading.Lock()
+
+        def read_next(read: Callable[..., Any]) -> bool:
+            """Whether there was a part left; after an error there is none for anybody."""
+            try:
+                arguments = left.popleft()
+            except IndexError:
+                return False
+            try:
+                read(*arguments)
+            except BaseException:
+                left.clear()
+                raise
+            with lock:
+                bar.update(len(arguments[0]))
+            return True
+
+        def read_elsewhere(pool: Executor) -> None:
+            while read_next(lambda *arguments: pool.submit(read_part, *arguments).result()):
+                pass
+
+        others: list[Future[None]] = []
+        seconds = 0.0
+        while left:
+            if not others and (processes := _worth(workers, len(left), seconds)) > 1:
+                # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang. It
+                # reads on while they start.
+                pool = ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn"))
+                stack.callback(pool.shutdown, cancel_futures=True)
+                threads = stack.enter_context(ThreadPoolExecutor(processes - 1))
+                others = [threads.submit(read_elsewhere, pool) for _ in range(processes - 1)]
+            start = time.monotonic()
+            read_next(read_part)
+            seconds = time.monotonic() - start
         try:
-            for future in as_completed(running):
-                future.result()
-                bar.update(len(running[future][0]))
+            for other in others:
+                other.result()
         except BrokenProcessPool as error:
             raise OSError(
                 f"a worker of `prepare` was killed, perhaps for want of memory; {output} keeps what was read: run the "
-                f"same command again to go on, with fewer than {workers} --workers if it happens again"
+                f"same command again to go on, with fewer than {processes} --workers if it happens again"
             ) from error
 
 
-def _read_here(left: list[Any], workers: int | None, bar: tqdm) -> list[Any]:
-    """Read parts in this process, and return those that are for others.
+def _worth(workers: int | None, parts: int, seconds: float) -> int:
+    """Processes that are to read so many parts, of which the last took so many seconds.
 
-    Without a number of workers these are what is left as soon as the others save enough time to be worth their start.
+    Without a number of workers it is one until the others save enough time to be worth their start.
     """
-    if workers is not None and min(workers, len(left)) > 1:
-        return left
-    start = time.monotonic()
-    for number, arguments in enumerate(left, 1):
-        read_part(*arguments)
-        bar.update(len(arguments[0]))
-        rest = (time.monotonic() - start) / number * (len(left) - number)
-        if workers is None and rest * (1 - 1 / _cores()) > SECONDS_WORTH_WORKERS:
-            return left[number:]
-    return []
+    processes = min(workers or _cores(), parts)
+    saved = seconds * parts * (1 - 1 / processes)
+    return processes if workers is not None or saved > SECONDS_WORTH_WORKERS else 1
 
 
 def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None]]:
@@ -282,9 +151,9 @@ def merge_duplicates(table: pa.Table) -> tuple[np.ndarray, list[list[str] | None
     Returns:
         The row numbers that stay, ascending, and for each the ids of the chains it stands for besides itself.
     """
-    sequences = table["sequence"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    resolution = np.nan_to_num(table["resolution"].to_numpy(), nan=np.inf)
-    rank = np.lexsort((np.arange(len(table)), resolution, -table["observed"].to_numpy(), sequences))
+    sequences = to_numpy(table["sequence"].combine_chunks().dictionary_encode().indices)
+    resolution = np.array([np.inf if each is None else each for each in table["resolution"].to_pylist()])
+    rank = np.lexsort((np.arange(len(table)), resolution, -to_numpy(table["observed"]), sequences))
     first = np.flatnonzero(np.diff(sequences[rank], prepend=-1))
     ids = table["id"].to_pylist()
     chosen = {int(group[0]): [ids[row] for row in group[1:]] for group in np.split(rank, first[1:]) if len(group)}
@@ -311,35 +180,35 @@ def assemble(
     all_rejects = [*rejects, *(tuple(reject) for footer in footers for reject in json.loads(footer[REJECTS_KEY]))]
     contents = [each for footer in footers for each in json.loads(footer.get(CONTENTS_KEY, b"[]"))]
     columns = ["id", "sequence", "length", "observed", "resolution", "method", "source"]
-    tables = [pq.read_table(part, columns=columns) for part in parts]
-    table = pa.concat_tables([SCHEMA.empty_table().select(columns), *tables])
+    tables = [pq.ParquetFile(part).read(columns).select(columns) for part in parts]
+    table = pa.concat_tables([rows_to_table([]).select(columns), *tables])
     # More than 2^31 letters together do not fit in Arrow's plain strings.
     large = [each.with_type(pa.large_string()) if each.type == pa.string() else each for each in table.schema]
     table = table.cast(pa.schema(large))
     if pc.count_distinct(table["id"]).as_py() < len(table):  # of compressed archives, or of parts of older versions
         ids = distinct_ids(table["id"].to_pylist(), [source or "" for source in table["source"].to_pylist()])
-        table = table.set_column(0, table.schema.field("id"), pa.array(ids, pa.large_string()))
+        table = table.set_column(0, table.schema.field("id"), to_arrow(ids, pa.large_string()))
     table = table.drop_columns("source")
     kept = np.arange(len(table))
     aliases: list[list[str] | None] = [None] * len(table)
     if not settings.keep_duplicates:
         kept, aliases = merge_duplicates(table)
-    summary = table.take(pa.array(kept))
+    summary = table.take(to_arrow(kept, pa.int64()))
     clusters: np.ndarray | None = None
     names = np.full(len(kept), "train", dtype=object)
     if splits is not None and len(kept):
         # In an order of their own, so that clusters do not depend on the names of the files.
-        order = np.array(pc.sort_indices(summary["sequence"]))
-        sequences = summary["sequence"].take(pa.array(order)).to_pylist()
+        sorted_rows = pc.sort_indices(summary["sequence"])
+        order, sequences = to_numpy(sorted_rows), summary["sequence"].take(sorted_rows).to_pylist()
         labels = cluster_sequences(sequences, settings.identity, settings.coverage, threads, output / READING)
         names[order] = assign_splits(labels, sequences, splits, settings.seed)
         clusters = np.unique(labels, return_inverse=True)[1][np.argsort(order)]
     extra = pa.table(
         {
             "id": summary["id"],
-            "cluster": pa.nulls(len(kept), pa.int32()) if clusters is None else pa.array(clusters, pa.int32()),
-            "split": pa.nulls(len(kept), pa.string()) if splits is None else pa.array(names, pa.string()),
-            "aliases": pa.array(aliases, SCHEMA.field("aliases").type),
+            "cluster": pa.nulls(len(kept), pa.int32()) if clusters is None else to_arrow(clusters, pa.int32()),
+            "split": pa.nulls(len(kept), pa.string()) if splits is None else to_arrow(names, pa.string()),
+            "aliases": to_arrow(aliases, SCHEMA.field("aliases").type),
         }
     )
 
@@ -354,13 +223,13 @@ def assemble(
     bounds = np.cumsum([0, *map(len, tables)])
     for part, start, end in zip(parts, bounds, bounds[1:], strict=False):
         inside = np.arange(*np.searchsorted(kept, [start, end]))
-        rows = pq.read_table(part).take(pa.array(kept[inside] - start))
-        more = extra.take(pa.array(inside))
+        rows = pq.ParquetFile(part).read().take(to_arrow(kept[inside] - start, pa.int64()))
+        more = extra.take(to_arrow(inside, pa.int64()))
         for column in extra.column_names:
             place = rows.column_names.index(column)
             rows = rows.set_column(place, SCHEMA.field(column), more[column].cast(SCHEMA.field(column).type))
         for name, writer in writers.items():
-            writer.add(rows.filter(pa.array(names[inside] == name, pa.bool_())))
+            writer.add(rows.take(to_arrow(np.flatnonzero(names[inside] == name), pa.int64())))
     for writer in writers.values():
         writer.write()
     shutil.rmtree(output / DATA, ignore_errors=True)
@@ -369,7 +238,7 @@ def assemble(
     write_rejects(output / "rejected.tsv", all_rejects)
     files = sum(int(footer[b"files"]) for footer in footers)
     counts = {"chains_read": len(table), "files": files, "duplicates_merged": len(table) - len(kept)}
-    chains = summary.append_column("split", pa.array(names, pa.string()))
+    chains = summary.append_column("split", to_arrow(names, pa.string()))
     sheet = write_datasheet(output, chains, clusters, all_rejects, counts, settings.decisive(), hash_json(contents))
     shutil.rmtree(output / READING, ignore_errors=True)
     return sheet
@@ -382,7 +251,7 @@ class _ShardWriter:
         self.folder, self.split, self.size = folder, split, chains_per_shard
         self.shards = -(-chains // chains_per_shard)
         self.written = 0
-        self.waiting = SCHEMA.empty_table()
+        self.waiting = rows_to_table([])
 
     def add(self, rows: pa.Table) -> None:
         self.waiting = pa.concat_tables([self.waiting, rows.cast(SCHEMA)])
@@ -414,7 +283,7 @@ def write_datasheet(
 
     `contents` is the hash of all that it was made of.
     """
-    lengths, observed = chains["length"].to_numpy(), chains["observed"].to_numpy()
+    lengths, observed = to_numpy(chains["length"]), to_numpy(chains["observed"])
     names = np.array(chains["split"].to_pylist(), dtype=object)
     short = sum(not is_comparable(sequence) for sequence in chains["sequence"].to_pylist())
     # Numbers differ from file to file, the reason does not.
@@ -574,6 +443,9 @@ def fetch_and_prepare(
     found: list[str | Path] = list(inputs)
     failed: list[tuple[str, str]] = []
     if fetch:
+        from .fetch import fetch as fetch_files  # most runs wait for no web client
+        from .fetch import parse_ids
+
         mirrors = {"rcsb_url": rcsb_url, "alphafold_url": alphafold_url}
         settings: dict[str, Any] = {name: url for name, url in mirrors.items() if url is not None}
         settings |= {"requests_per_second": requests_per_second, "progress": progress}

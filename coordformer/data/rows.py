@@ -6,16 +6,17 @@ order, NaN where unobserved: nested lists read 40 times slower.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..model.chain import Chain, chain_positions
+from .arrow import to_arrow
 from .batching import ChainBatches, EpochBatches, check_budget, packed_slots, token_lengths
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def chain_to_row(chain: Chain, source: str | None = None) -> dict[str, Any]:
     gaps = chain.positions is not None and int(chain.positions[-1]) != len(chain) - 1  # they rise from 0
     numbers = {"positions": chain.positions if gaps else None, "residue_numbers": chain.residue_numbers or None}
     return dict.fromkeys(SCHEMA.names) | vars(chain) | sizes | flat | numbers | {"source": source}
+
+
+def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The table of rows that `chain_to_row` made."""
+    return pa.table([to_arrow([row[field.name] for row in rows], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
 def load_rows(path: str | Path, split: str | None = None) -> Dataset:
@@ -133,6 +139,8 @@ def read_compact(path: str | Path) -> pa.Table:
     Raises:
         ValueError: a column is missing, or coordinates and sequence of a chain differ in length.
     """
+    import pyarrow.compute as pc  # the processes of `prepare`, which import this module, do without
+
     table = _read_table(Path(path))
     if missing := {"id", "sequence", "ca_x", "ca_y", "ca_z"} - set(table.column_names):
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of the compact layout.")

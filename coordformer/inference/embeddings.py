@@ -21,32 +21,32 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ..data.arrow import to_arrow
 from ..data.files import write_atomically
 from ..data.records import RUN
 from ..model.proteins import Record, id_of, residues_of
 
 FORMATS = ("parquet", "safetensors")
 SHARD_SCHEMA = pa.schema({"id": pa.string(), "length": pa.int32(), "embedding": pa.large_list(pa.float32())})
-RESIDUE_COLUMNS = {  # of vectors that are not pooled
-    "residue_numbers": pa.list_(pa.string()),
-    "chain_names": pa.list_(pa.string()),
-    "chain_lengths": pa.list_(pa.int32()),
-}
+RESIDUE_SCHEMA = pa.schema(  # besides, of vectors that are not pooled
+    {
+        "residue_numbers": pa.list_(pa.string()),
+        "chain_names": pa.list_(pa.string()),
+        "chain_lengths": pa.list_(pa.int32()),
+    }
+)
 
 
 def write_shard(path: Path, chains: Sequence[Record], vectors: Sequence[np.ndarray]) -> None:
     """Write vectors of chains, in the format that the file's name says."""
     ids, pooled = [id_of(chain) for chain in chains], vectors[0].ndim == 1
-    names = {} if pooled else {name: [_listed(chain, name) for chain in chains] for name in RESIDUE_COLUMNS}
+    names = {} if pooled else {name: [_listed(chain, name) for chain in chains] for name in RESIDUE_SCHEMA.names}
 
     def write_parquet(temporary: Path) -> None:
-        ends = np.cumsum([0, *(vector.size for vector in vectors)], dtype=np.int64)
-        values = np.concatenate([vector.reshape(-1) for vector in vectors])
-        embedding = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
-        lengths = pa.array([residues_of(chain) for chain in chains], pa.int32())
-        table = pa.table([pa.array(ids), lengths, embedding], schema=SHARD_SCHEMA)
-        for name, column in names.items():
-            table = table.append_column(name, pa.array(column, RESIDUE_COLUMNS[name]))
+        flat = [vector.reshape(-1) for vector in vectors]
+        columns: dict[str, Any] = {"id": ids, "length": list(map(residues_of, chains)), "embedding": flat} | names
+        schema = SHARD_SCHEMA if pooled else pa.unify_schemas([SHARD_SCHEMA, RESIDUE_SCHEMA])
+        table = pa.table([to_arrow(columns[field.name], field.type) for field in schema], schema=schema)
         pq.write_table(table, temporary, use_dictionary=False)
 
     def write_safetensors(temporary: Path) -> None:

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from ..model.substitutions import parse_mutant
 
@@ -49,6 +48,8 @@ def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None, list[s
 
 def spearman(scores: np.ndarray, measured: np.ndarray) -> float:
     """Spearman's rank correlation over the mutants whose measurement is not NaN; NaN if one side is constant."""
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # half a second, and few files have measurements
+
     scores, measured = scores[~np.isnan(measured)], measured[~np.isnan(measured)]
     if len(np.unique(scores)) < 2 or len(np.unique(measured)) < 2:
         return math.nan

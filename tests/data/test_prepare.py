@@ -145,7 +145,10 @@ def test_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
 
 
 def test_other_processes_are_started_for_what_is_worth_it(tmp_path, monkeypatch):
-    """Of eleven parts of a second each, on two cores: after the first ten are left, of which half would be saved."""
+    """Of eleven parts of a second each, on two cores: after the first ten are left, of which half would be saved.
+
+    This process reads, too, so that there is one less to be started.
+    """
     folder, started = make_folder(tmp_path / "in", copies=20), []
     monkeypatch.setattr(preparation, "FILES_PER_PART", 4)
     monkeypatch.setattr(preparation, "_cores", lambda: 2)
@@ -156,7 +159,7 @@ def test_other_processes_are_started_for_what_is_worth_it(tmp_path, monkeypatch)
             super().__init__(workers)
 
     monkeypatch.setattr(preparation, "ProcessPoolExecutor", Pool)
-    for least, workers, expected in ((4.9, None, [2]), (5.1, None, []), (4.9, 1, []), (99, 2, [2]), (99, 30, [11])):
+    for least, workers, expected in ((4.9, None, [1]), (5.1, None, []), (4.9, 1, []), (99, 2, [1]), (99, 30, [10])):
         monkeypatch.setattr(preparation, "time", SimpleNamespace(monotonic=itertools.count().__next__))
         monkeypatch.setattr(preparation, "SECONDS_WORTH_WORKERS", least)
         output = tmp_path / f"{least}-{workers}"
@@ -492,7 +495,7 @@ def start(folder, output, *options, **arguments):
 
 def test_goes_on_after_a_kill(tmp_path, monkeypatch):
     """SIGKILL as soon as the second part is there; the second run keeps what is whole and adds the rest."""
-    folder = make_folder(tmp_path / "in", copies=110)  # four parts
+    folder = make_folder(tmp_path / "in", copies=55)  # four parts
     options = ("--workers", "1", "--keep_duplicates", "--chains_per_shard", "100")
     prepare_quietly(folder, tmp_path / "whole", keep_duplicates=True, chains_per_shard=100)
     process = start(folder, tmp_path / "out", *options)
@@ -620,7 +623,7 @@ def test_a_finished_data_set_of_files_that_have_changed(tmp_path):
 
 def test_a_second_process_is_refused(tmp_path, capsys):
     """The first one stands still in the middle of its work, with half a part on the disk."""
-    folder = make_folder(tmp_path / "in", copies=110)  # four parts
+    folder = make_folder(tmp_path / "in", copies=55)  # four parts
     process = start(folder, tmp_path / "out", "--workers", "1", "--keep_duplicates")
     reading = tmp_path / "out" / "reading"
     while process.poll() is None and not list(reading.glob("part-*.parquet")):
@@ -712,7 +715,7 @@ def test_one_odd_file_does_not_cost_the_others(tmp_path, monkeypatch):
             raise MemoryError("of all things")
         return read_chains(name, *arguments, **options)
 
-    monkeypatch.setattr(preparation, "read_chains", reading)
+    monkeypatch.setattr("coordformer.data.reading.read_chains", reading)
     sheet = prepare_quietly(folder, tmp_path / "out")
     assert sheet["counts"]["chains"] == 1 and rejects(tmp_path / "out") == {"a.pdb": "MemoryError: of all things"}
 
