@@ -73,6 +73,7 @@ VARIANTS = {
         "message_gating": True,
     },
     "points without positions": {"num_qk_points": 2, "position_embedding_type": "none"},
+    "ProteinMPNN": {"encoder_type": "proteinmpnn", "num_neighbors": 6},
     "behind ESM-2": {"sequence_encoder": ESM_2, "lm_head": "linear"},
 }
 

@@ -347,7 +347,8 @@ class ProteinMPNNLayer(GradientCheckpointingLayer):
         layers = [message.hidden, *([] if projected else [message.edge])]
         along = message.receiver(states), edges.unsqueeze(0)
         means = blockwise(mean, layers, places, sent, along, len(states))
-        states = self.message_norm(states + self.dropout(message.output(means) * (number / self.scale)))
+        messages = message.output(means)
+        states = self.message_norm(states + self.dropout(messages * (number / self.scale).to(messages.dtype)))
         states = self.output_norm(states + self.dropout(self.output(self.activation(self.intermediate(states)))))
         return states * exist[:, :1]
 
@@ -418,7 +419,9 @@ class ProteinMPNN(nn.Module):
         """Put the graph, and as `embedding` the encoder's states, into a structure; of what `features` takes."""
         graph = self.features(*geometry)
         exist, edges = graph.exist.flatten(0, 1), graph.edges.flatten(0, 1)
-        states, places = torch.zeros_like(edges[:, 0]).unsqueeze(0), graph.places.view_as(exist)
+        # In the weights' dtype, as all states between layers; edges are in that of autocast.
+        states = torch.zeros_like(edges[None, :, 0], dtype=self.features.norm.weight.dtype)
+        places = graph.places.view_as(exist)
         for layer in self.encoder:
             states, edges = layer(states, edges, places, exist)
         structure.embedding = states.view(*graph.exist.shape[:2], -1)
