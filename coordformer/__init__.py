@@ -33,6 +33,7 @@ _MODULES = {
     "design": "model.design",
     "from_esm": "training.conversion",
     "from_paper_state_dict": "training.conversion",
+    "from_proteinmpnn": "training.from_proteinmpnn",
 }
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     )
     from .model.processing_coordformer import CoordformerProcessor, build_tokenizer
     from .training.conversion import from_esm, from_paper_state_dict
+    from .training.from_proteinmpnn import from_proteinmpnn
 else:  # a type checker reads the names above, and would take any other for one of these
 
     def __getattr__(name: str) -> Any:
@@ -88,6 +90,7 @@ __all__ = [
     "design",
     "from_esm",
     "from_paper_state_dict",
+    "from_proteinmpnn",
     "read_chains",
     "read_complex",
     "read_proteins",

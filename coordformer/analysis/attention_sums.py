@@ -227,7 +227,9 @@ def sum_attention(
     config = model.config
     window = longest_window(config, window)
     processor = model_processor(model, tokenizer)
-    layers: Any = model.base_model.esm.encoder.layer  # type: ignore[union-attr]
+    if config.encoder_type != "esm":
+        raise ValueError(f"The model has the layers of {config.encoder_type}, without attention; give one with ESM's.")
+    layers: Any = model.base_model.layers
     total = AttentionSums(len(layers), config.num_attention_heads)
 
     def reduce_map(layer: int, module, inputs, outputs) -> None:

@@ -243,7 +243,7 @@ def make_card(
         parameters=model.num_parameters(),
         dtype=str(model.dtype).removeprefix("torch."),
         coordinates=coordinates_of(model),
-        invariant=model.config.coordinate_embedding in ("local_frame", "none"),  # to rotations, whatever else it reads
+        invariant=_invariant(model.config),
         atoms=list(model.config.coordinate_atoms),
         labels=list((model.config.id2label or {}).values()) if classifies else [],
         base_model=base_model,
@@ -254,6 +254,13 @@ def make_card(
         license=license,
         version=package_version(),
     )
+
+
+def _invariant(config: Any) -> bool:
+    """Whether predictions do not depend on how a structure is turned."""
+    if config.encoder_type == "proteinmpnn":
+        return config.coordinate_atoms != ("CA",)
+    return config.coordinate_embedding in ("local_frame", "none")  # whatever else it reads
 
 
 def _widget(task: str) -> list[dict[str, str]] | None:

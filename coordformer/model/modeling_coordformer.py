@@ -282,6 +282,12 @@ class CoordformerModel(CoordformerPreTrainedModel):
         layers = config.num_distance_bins or config.num_qk_points or self.proteinmpnn is not None
         return config.coordinate_embedding != "none" or bool(layers)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Of ESM's encoder, or of ProteinMPNN's encoder and decoder."""
+        mpnn = self.proteinmpnn
+        return [*self.esm.encoder.layer] if mpnn is None else [*mpnn.encoder, *mpnn.decoder]  # type: ignore[union-attr]
+
     def _reads_tokens(self) -> Any:
         return self.sequence_encoder or self.esm or self.proteinmpnn
 

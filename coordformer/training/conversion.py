@@ -1,6 +1,7 @@
 """Start a Coordformer from the weights of another model."""
 
 import copy
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -200,8 +201,8 @@ def freeze(model: nn.Module, new_weights: str, lora_rank: int | None = None) -> 
     if lora_rank is not None:
         if lora_rank < 1:
             raise ValueError(f"`lora_rank` is {lora_rank}; give a rank of at least 1, or leave it out.")
-        encoder: nn.Module = model.coordformer.esm.encoder  # type: ignore[assignment, union-attr]
-        for module in encoder.modules():
+        base: Any = model.coordformer
+        for module in itertools.chain.from_iterable(layer.modules() for layer in base.layers):
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
                 register_parametrization(module, "weight", LowRankChange(module.weight, lora_rank))
     if not any(parameter.requires_grad for parameter in model.parameters()):

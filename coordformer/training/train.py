@@ -312,7 +312,7 @@ def train(
     torch.manual_seed(args.seed)
     model = build_model(model_args, model_args.attn_implementation or ("varlen" if packs else "sdpa"))
     if model_args.compile_layers:
-        for layer in model.coordformer.esm.encoder.layer:
+        for layer in model.coordformer.layers:
             layer.compile()
     processor = _find_processor(model_args, model.config)
     chain_arrays(batches[0][0], model.config.coordinate_atoms)  # has the data the atoms of the model?

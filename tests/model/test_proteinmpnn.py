@@ -29,12 +29,12 @@ from coordformer import (
     CoordformerForSequenceClassification,
     CoordformerModel,
     CoordformerProcessor,
+    from_proteinmpnn,
     read_complex,
 )
 from coordformer.hub.export import export
 from coordformer.model import proteinmpnn
 from coordformer.model.processing_coordformer import VOCABULARY
-from coordformer.training.from_proteinmpnn import from_proteinmpnn
 from coordformer_command import main
 
 MASK = VOCABULARY.index("<mask>")
@@ -403,6 +403,9 @@ def test_a_folder_loads_with_and_without_the_package(kind, tmp_path):
     torch.testing.assert_close(outputs_of(reloaded, row), outputs_of(model, row), rtol=0, atol=0)
     summary = export(tmp_path / "saved", tmp_path / "exported", license="mit", progress=False)
     assert "AutoModelForMaskedLM" in summary["checked"] and "proteinmpnn.py" in summary["files"]
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "license: mit" in card and "Dauparas et" in card and "Ellmen" not in card
+    assert ("**Invariant.**" in card) == (kind == "backbone")
 
 
 @pytest.mark.parametrize(
@@ -446,10 +449,22 @@ def test_verbs(kind, tmp_path):
     assert report["masked15"]["perplexity"] > 1
 
 
-def test_the_command_trains_it(tmp_path):
+@pytest.mark.parametrize("options", [[], ["--lora_rank", "2"], ["--muon"]], ids=["all", "low rank", "muon"])
+def test_the_command_trains_it(options, tmp_path):
     of_random_weights("ca").save_pretrained(tmp_path / "start")
     CoordformerProcessor().save_pretrained(tmp_path / "start")
     command = ["train", "--init_from", str(tmp_path / "start"), "--data", str(CHAINS), "--max_length", "50", "--quiet"]
-    command += ["--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--token_budget", "256"]
-    assert main([*command, "--report_to", "none", "--use_cpu"]) == 0
-    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run").config.encoder_type == "proteinmpnn"
+    command += ["--output_dir", str(tmp_path / "run"), "--max_steps", "2", "--token_budget", "256", *options]
+    assert main([*command, "--report_to", "none", "--use_cpu", "--learning_rate", "0.01", "--warmup_steps", "0"]) == 0
+    before, after = (AutoModelForMaskedLM.from_pretrained(tmp_path / name) for name in ("start", "run"))
+    moved = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])}
+    letters = "coordformer.proteinmpnn.decoder.1.letter.weight"
+    assert letters in moved and ("lm_head.weight" in moved) == ("--lora_rank" not in options)
+
+
+def test_there_is_no_attention_to_look_at(tmp_path, capsys):
+    of_random_weights("ca").save_pretrained(tmp_path / "model")
+    CoordformerProcessor().save_pretrained(tmp_path / "model")
+    command = ["attention", str(tmp_path / "model"), str(STRUCTURES / "1orc.pdb.gz"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--quiet"]) == 1
+    assert "has the layers of proteinmpnn, without attention" in capsys.readouterr().err

@@ -9,9 +9,10 @@ from huggingface_hub import ModelCard
 from proteinmpnn_reference import ATOMS, WIDTH, random_weights
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
+from coordformer import from_proteinmpnn
 from coordformer.model.processing_coordformer import VOCABULARY
 from coordformer.training.conversion import convert
-from coordformer.training.from_proteinmpnn import ALPHABET, from_proteinmpnn
+from coordformer.training.from_proteinmpnn import ALPHABET
 from coordformer.training.weights import NO_LOGIT
 
 
