@@ -11,9 +11,10 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import FeatureLinear, Frames, shift_residues
+from .fused import is_plain, linear_at_once
 from .message_kernel import kernel_takes, run_kernel
 
-BLOCK = 32  # residues whose edges a thread has in its cache, see `in_blocks`: some hundred kilobytes
+BLOCK = 64  # residues whose edges a thread has in its cache, see `in_blocks`: a megabyte
 
 
 def k_nearest_neighbors(
@@ -233,11 +234,10 @@ class MessagePassing(nn.Module):
         """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
         senders = [layer for layer in (self.sender, self.gate_sender) if layer is not None]
         edge_layers: list[Any] = [layer for layer in (self.edge, self.gate_edge) if layer is not None]
-        received = self.gain * self.receiver(hidden_states)
-        sent = [self.gain * layer(hidden_states) for layer in senders]
+        received, *sent = linear_at_once(hidden_states, [self.receiver, *senders], [self.gain] * (1 + len(senders)))
         exist, device = graph.exist, hidden_states.device
         if in_blocks(device):
-            plain = all(map(_is_plain, edge_layers))
+            plain = all(map(is_plain, edge_layers))
             weights = [layer.weight for layer in edge_layers] if plain and not graph.keeps else None
             if not torch.is_grad_enabled():
                 edges = None if weights else [graph.project(layer, received.dtype) for layer in edge_layers]
@@ -253,11 +253,6 @@ class MessagePassing(nn.Module):
             messages = messages * sums[1]
         mean_weights = exist.to(messages.dtype).unsqueeze(-2) * (self.gain / exist.shape[-1])
         return self.output((mean_weights @ messages).squeeze(-2))
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is what it was made as: not an adapter, nor with weights in eight bits or in another place."""
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and layer.weight.device.type == "cpu"
 
 
 class _Memory:

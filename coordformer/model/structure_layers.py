@@ -9,16 +9,18 @@ attention. Shapes of coordinates and masks are those of `coordinates`.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.esm.modeling_esm import EsmSelfAttention, apply_rotary_pos_emb, eager_attention_forward
+from transformers.models.esm.modeling_esm import EsmSelfAttention, eager_attention_forward
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import CHAIN_OFFSETS, FeatureLinear, Frames
+from .fused import linear_at_once, rotate_positions
 from .neighbor_graph import MessagePassing, NeighborGraph
 from .packing import each_segment
 
@@ -92,26 +94,43 @@ def gaussian_start(model: Any) -> dict[nn.Parameter, Tensor]:
 
 
 class SelfAttention(EsmSelfAttention):
-    """ESM's self-attention, which also hands its queries and keys to `contacts`, where these are predicted."""
+    """ESM's self-attention by one product of matrices, which also hands its queries and keys to `contacts`, where these
+    are predicted."""
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, attention_mask: Any = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None, *, contacts: Any = None, **kwargs,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As ESM's; `contacts` as of `contact_maps.ContactLogits`."""
+        query, key, value, _ = self.project(hidden_states, position_embeddings)
+        query, key, value = (each.to(value.dtype).transpose(1, 2) for each in (query, key, value))
         if contacts is not None:
-            contacts.add(self, *self.queries_and_keys(hidden_states, position_embeddings), attention_mask)
-        rotary: Any = position_embeddings
-        return super().forward(hidden_states, attention_mask, position_embeddings=rotary, **kwargs)  # type: ignore
+            contacts.add(self, query, key, attention_mask)
+        output, weights = self.attend(query, key, value, attention_mask, **kwargs)
+        return output.flatten(2), weights
 
-    def queries_and_keys(self, hidden_states, position_embeddings) -> tuple[Tensor, Tensor]:
-        """Queries, divided by the root of the head size as ESM does, and keys: (batch, heads, sequence, head)."""
-        shape = (*hidden_states.shape[:2], self.num_attention_heads, -1)
-        query, key = (layer(hidden_states).view(shape).transpose(1, 2) for layer in (self.query, self.key))
-        query = query * self.attention_head_size**-0.5
+    def project(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None, others: Sequence[nn.Module] = ()
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Queries, keys and values (batch, sequence, heads, head), and what `others` make of the states.
+
+        Queries are divided by the root of the head size, as ESM does, and with keys have their positions.
+        """
+        scales = [self.attention_head_size**-0.5, 1.0, 1.0, *[1.0] * len(others)]
+        layers = [self.query, self.key, self.value, *others]
+        query, key, value, *rest = linear_at_once(hidden_states, layers, scales)
+        query, key, value = (
+            each.unflatten(-1, (self.num_attention_heads, self.attention_head_size)) for each in (query, key, value)
+        )
         if position_embeddings is not None and self.position_embedding_type == "rotary":
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        return query, key
+            query, key = (rotate_positions(each, *position_embeddings) for each in (query, key))
+        return query, key, value, rest
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs) -> tuple[Tensor, Any]:
+        """The config's attention of (batch, heads, sequence, features): (batch, sequence, heads, features), weights."""
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout if self.training else 0.0
+        return function(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
 
 class InvariantPointAttention(SelfAttention):
@@ -152,11 +171,9 @@ class InvariantPointAttention(SelfAttention):
         frames: Frames, graph: NeighborGraph | None = None, contacts: Any = None, **kwargs,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SelfAttention`; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
-        query, key = self.queries_and_keys(hidden_states, position_embeddings)
-        value = self.value(hidden_states).view(query.transpose(1, 2).shape)
         layers = self.query_points, self.key_points, self.value_points
-        points = torch.cat([layer(hidden_states) for layer in layers], dim=-1).unflatten(-1, (-1, 3))
-        states = query.transpose(1, 2), key.transpose(1, 2), value, points, *frames
+        *states, points = self.project(hidden_states, position_embeddings, layers)
+        states += [torch.cat(points, dim=-1).unflatten(-1, (-1, 3)), *frames]
         device, bounds = hidden_states.device.type, kwargs.get("cu_seq_lens_q")
         given: dict[str, Any] = kwargs | {"attention_mask": attention_mask, "contacts": contacts}
         by_segment = self.config._attn_implementation == "varlen" and bounds is not None and contacts is None
@@ -188,11 +205,7 @@ class InvariantPointAttention(SelfAttention):
             attention_mask = attention_mask.float()
         if contacts is not None:
             contacts.add(self, query, key, attention_mask)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.dropout if self.training else 0.0
-        output, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
+        output, weights = self.attend(query, key, value, attention_mask, **kwargs)
         output, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
         return output.flatten(2), self._output_features(points, frames), weights
 

@@ -315,7 +315,8 @@ def test_device_maps_and_weights_that_stay_on_the_disk(on_disk, tmp_path):
     )
     assert any(parameter.is_meta for parameter in reloaded.parameters()) == bool(on_disk)
     with torch.no_grad():
-        assert torch.equal(outputs_of(reloaded.eval(), batch), outputs_of(model, batch))
+        # What is loaded for each use is multiplied layer by layer, and rounds otherwise.
+        torch.testing.assert_close(outputs_of(reloaded.eval(), batch), outputs_of(model, batch), atol=1e-5, rtol=0)
 
 
 def test_exports_for_any_batch_and_length():
