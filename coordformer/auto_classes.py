@@ -6,7 +6,7 @@ registers at once what Transformers has imported already; for the rest a hook st
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.machinery import ModuleSpec
 from itertools import dropwhile, islice
@@ -58,32 +58,33 @@ def register_pipelines() -> None:
 
 
 class ImportHook:
-    """Registers when Transformers imports its Auto classes, or its pipelines; then it leaves `sys.meta_path`.
+    """Makes calls once certain modules are imported; then it leaves `sys.meta_path`.
 
-    Not in the middle of an import: what it registers imports much of Transformers, and of this package, and may itself
-    be what imports Transformers. So it counts the modules of both that are being executed, and waits for the last one.
+    Not in the middle of an import: what is registered imports much of Transformers and of this package, and may itself
+    be what imports Transformers. So the modules of both that are being executed are counted, and the last one decides.
+
+    Args:
+        packages: whose modules are counted.
+        calls: by the name of the module that each waits for.
     """
 
-    def __init__(self) -> None:
-        self.waiting = {
-            "transformers.models.auto.configuration_auto": register_classes,
-            "transformers.pipelines": register_pipelines,
-        }
+    def __init__(self, packages: Collection[str], calls: Mapping[str, Callable[[], None]]):
+        self.packages, self.waiting = packages, dict(calls)
         self.executing: set[str] = set()
 
     def install(self) -> None:
-        """Register what can be, and stand by for the rest."""
+        """Make the calls that can be made, and stand by for the others."""
         if self.waiting and self not in sys.meta_path:
             sys.meta_path.insert(0, self)
-        self.register()
+        self.call()
 
-    def register(self) -> None:
+    def call(self) -> None:
         if self.executing:
             return
         for name in [name for name in self.waiting if name in sys.modules]:
-            # Taken out first: of several threads one registers, and what it imports comes here, too.
-            if register := self.waiting.pop(name, None):
-                register()
+            # Taken out first: of several threads one calls, and what that imports comes here, too.
+            if call := self.waiting.pop(name, None):
+                call()
         if not self.waiting and self in sys.meta_path:
             sys.meta_path.remove(self)
 
@@ -91,14 +92,14 @@ class ImportHook:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """What the finders after this one find, and of a module that is watched with an `exec_module` that says so."""
-        if name.partition(".")[0] not in ("transformers", __package__):
+        if name.partition(".")[0] not in self.packages:
             return None
         others = islice(dropwhile(lambda finder: finder is not self, list(sys.meta_path)), 1, None)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         loader: Any = spec and spec.loader
         if hasattr(loader, "exec_module"):
             # On the loader that there is: a loader of our own would have to offer all that others ask of it.
-            loader.exec_module = partial(self._execute, partial(type(loader).exec_module, loader))
+            loader.exec_module = partial(self._execute, loader.exec_module)
         return spec
 
     def _execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
@@ -108,7 +109,13 @@ class ImportHook:
             execute(module)
         finally:
             self.executing.discard(name)
-        self.register()
+        self.call()
 
 
-hook = ImportHook()
+hook = ImportHook(
+    ("transformers", "coordformer"),
+    {
+        "transformers.models.auto.configuration_auto": register_classes,
+        "transformers.pipelines": register_pipelines,
+    },
+)
