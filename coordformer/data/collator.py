@@ -21,7 +21,7 @@ from ..model.windows import SPECIAL_TOKENS
 PROTOCOLS = ("paper", "masked15")
 
 # Where the random numbers of a row lie in its stream, one for each residue or coordinate from there on.
-CHOOSE, FATE, CROP, DROP, ROTATE, NOISE, SPLIT = np.arange(7, dtype=np.uint64) << np.uint64(40)
+CHOOSE, FATE, CROP, DROP, ROTATE, NOISE, SPLIT, SHARE, WIDTH = np.arange(9, dtype=np.uint64) << np.uint64(40)
 
 
 def splitmix(counters: np.ndarray) -> np.ndarray:
@@ -47,6 +47,12 @@ def normal(keys: np.ndarray, places: np.ndarray) -> np.ndarray:
     return radius * np.cos(2 * np.pi * uniform(keys, places + np.uint64(1)))
 
 
+def _draw(ends: tuple[float, float], keys: np.ndarray, place: np.uint64) -> np.ndarray:
+    """A number between both ends for each key."""
+    low, high = ends
+    return low + (high - low) * uniform(keys, place)
+
+
 def rotations_from_normals(normals: torch.Tensor) -> torch.Tensor:
     """Turn standard normal matrices into rotations that are uniform on SO(n).
 
@@ -67,6 +73,14 @@ def rotations_from_normals(normals: torch.Tensor) -> torch.Tensor:
     return torch.cat((q[..., :1] * flip.unsqueeze(-1), q[..., 1:]), dim=-1)
 
 
+def value_range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
+    """The lowest and the highest of the values that chains draw: `value` is one for all, or these two."""
+    values = [float(each) for each in np.atleast_1d(value)]
+    if len(values) > 2 or values != sorted(values):
+        raise ValueError(f"`{name}` is {value}; give one value, or the lowest and the highest of a range.")
+    return values[0], values[-1]
+
+
 @dataclass
 class CoordformerDataCollator:
     """Masked-LM batches of chains with coordinates.
@@ -83,9 +97,11 @@ class CoordformerDataCollator:
         atoms, dim: the model's `config.coordinate_atoms` and `config.coordinate_dim`.
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
-        mlm_probability: with which a residue is chosen; at least one is, unless this is 0: then nothing is masked.
+        mlm_probability: with which a residue is chosen; at least one is, unless this is 0: then nothing is masked. Of
+            two values each chain draws its own between them.
         rotate: give a random rotation for each chain, by which the model rotates it about its center.
-        noise: standard deviation in Å of Gaussian noise on each coordinate.
+        noise: standard deviation in Å of Gaussian noise on each coordinate. Of two values each chain draws its own
+            between them.
         drop_coords: probability with which a chain is without any coordinates.
         split_chains: probability with which a chain is cut in two at random, which become two chains of a complex: so
             data of single chains teaches where chains end.
@@ -111,14 +127,16 @@ class CoordformerDataCollator:
     atoms: Sequence[str] = ("CA",)
     dim: int = 3
     masking: str = "paper"
-    mlm_probability: float = 0.15
+    mlm_probability: float | Sequence[float] = 0.15
     rotate: bool = True
-    noise: float = 0.0
+    noise: float | Sequence[float] = 0.0
     drop_coords: float = 0.0
     split_chains: float = 0.0
     max_length: int | None = None
     seed: int = 0
     alphabet: Sequence[str] = AMINO_ACIDS
+    _probabilities: tuple[float, float] = field(init=False, repr=False)
+    _deviations: tuple[float, float] = field(init=False, repr=False)
     _special: dict[str, int] = field(init=False, repr=False)
     _vocabulary: dict[str, int] = field(init=False, repr=False)
     _letter_ids: np.ndarray = field(init=False, repr=False)
@@ -129,10 +147,12 @@ class CoordformerDataCollator:
         if self.masking not in PROTOCOLS:
             raise ValueError(f"`masking` is {self.masking!r}; choose 'paper' or 'masked15'.")
         for name in ("mlm_probability", "drop_coords", "split_chains"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not all(0 <= value <= 1 for value in np.atleast_1d(getattr(self, name))):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it is a probability between 0 and 1.")
-        if not 0 <= self.noise < np.inf:
+        if not all(0 <= value < np.inf for value in np.atleast_1d(self.noise)):
             raise ValueError(f"`noise` is {self.noise} Å; it is a standard deviation and cannot be negative.")
+        self._probabilities = value_range("mlm_probability", self.mlm_probability)
+        self._deviations = value_range("noise", self.noise)
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"`max_length` is {self.max_length}; keep at least one residue.")
         if self.seed < 0:
@@ -185,14 +205,16 @@ class CoordformerDataCollator:
         augment = np.array([row.get("augment", True) for row in rows])
 
         streams, residue = keys[row_of], place.astype(np.uint64)
-        chosen = self._choose(uniform(streams, CHOOSE + residue), letters, coords, starts)
+        shares = _draw(self._probabilities, keys, SHARE)
+        chosen = self._choose(uniform(streams, CHOOSE + residue), shares, letters, coords, starts)
         tokens = letters.copy()
         tokens[chosen] = self._replacements(letters[chosen], uniform(streams[chosen], FATE + residue[chosen]))
-        if self.noise:
+        if any(self._deviations):
             numbers = np.arange(coords[0].size, dtype=np.uint64)
             places = NOISE + residue[:, None] * np.uint64(len(numbers)) + numbers
             noise = normal(streams[:, None], places).reshape(coords.shape) * augment[row_of, None, None]
-            coords = coords + (self.noise * noise).astype(np.float32)
+            deviations = _draw(self._deviations, keys, WIDTH)[row_of, None, None]
+            coords = coords + (deviations * noise).astype(np.float32)
         if self.drop_coords:
             coords[(augment & (uniform(keys, DROP) < self.drop_coords))[row_of]] = np.nan
 
@@ -270,16 +292,18 @@ class CoordformerDataCollator:
         seed = splitmix(np.array([self.seed], dtype=np.uint64))
         return splitmix(splitmix(seed + epochs) + names)
 
-    def _choose(self, scores: np.ndarray, letters: np.ndarray, coords: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    def _choose(
+        self, scores: np.ndarray, shares: np.ndarray, letters: np.ndarray, coords: np.ndarray, starts: np.ndarray
+    ) -> np.ndarray:
         """Which of all residues are to be predicted: those that score low, and the lowest of a chain without any."""
         if self.masking == "masked15":
             eligible = np.isin(letters, self._alphabet_ids) & ~np.isnan(coords).any(axis=-1).all(axis=-1)
             scores = np.where(eligible, scores, 1.0)
-        if self.mlm_probability == 0:
+        if not any(self._probabilities):
             return np.empty(0, dtype=np.int64)
-        chosen = scores < self.mlm_probability
-        for start, score in zip(starts, np.minimum.reduceat(scores, starts), strict=True):
-            if self.mlm_probability <= score < 1.0:
+        chosen = scores < np.repeat(shares, np.diff(starts, append=len(scores)))
+        for start, share, score in zip(starts, shares, np.minimum.reduceat(scores, starts), strict=True):
+            if share <= score < 1.0:
                 chosen[start + int(np.argmax(scores[start:] == score))] = True
         return np.flatnonzero(chosen)
 

@@ -169,11 +169,17 @@ def _earlier_stages(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"{summary['steps']:,} updates{by}"
 
 
+def _span(value: float | Sequence[float], scale: float = 1) -> str:
+    """One number, or the two that each chain draws its own between, in words."""
+    return " to ".join(f"{scale * each:g}" for each in ([value] if isinstance(value, int | float) else value))
+
+
 def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings what a reader of the card asks for; a value is empty where there is nothing to say."""
     chains, tokens = training["per_device_train_batch_size"], data["token_budget"]
     batches = training["gradient_accumulation_steps"] * training["world_size"]
     rank = training.get("lora_rank")
+    masks_all = data.get("masking") == "masked15"
     added = "those that were added" + f", and low-rank changes of the others (LoRA, rank {rank})" * bool(rank)
     return {
         "started from": training["init_from"] and Path(training["init_from"]).name,
@@ -183,9 +189,9 @@ def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str,
         "chains": f"{data['chains']:,}",
         "residues in an epoch": f"{data['residues']:,}",
         "longer chains": data["max_length"] and f"cropped at random to {data['max_length']:,} residues",
-        "masked": f"{100 * data['mlm_probability']:g} % of the residues",
+        "masked": f"{_span(data['mlm_probability'], 100)} % of the residues" + ", all by <mask>" * masks_all,
         "frames": "turned at random" if data["rotate"] else "as given",
-        "noise": data["coordinate_noise"] and f"{data['coordinate_noise']:g} Å on coordinates",
+        "noise": data["coordinate_noise"] and f"{_span(data['coordinate_noise'])} Å on coordinates",
         "without coordinates": data["drop_coords"] and f"{100 * data['drop_coords']:g} % of the chains",
         "batch": (f"{tokens:,} tokens" if tokens else f"{chains} chains") + f", times {batches}" * (batches > 1),
         "optimizer": f"{'Muon and AdamW' if training.get('muon') else training['optim']}, "

@@ -54,6 +54,9 @@ class CoordformerConfig(EsmConfig):
             `lm_head` is `"linear"`, `classifier_pooling` `"mean"`; what else is said of attention, positions and
             coordinates does not apply.
         num_decoder_layers: layers of ProteinMPNN's decoder; `num_hidden_layers` are those of its encoder.
+        invariant_quaternions: whether ProteinMPNN's layers on C-alphas read how a neighbor's frame is turned in the
+            residue's own frame, which is invariant to rotations. In the published models it is in the axes of the file;
+            their weights predict alike with both.
         coordinate_embedding: what the coordinates are lifted to before the linear embedding: `"linear"` (x; the
             paper's, section 2), `"quadratic"` (x and |x|^2), `"local_frame"` (those of the neighbors along the chain,
             in the backbone frame of the residue; invariant) or `"none"` (no embedding; without `num_distance_bins` and
@@ -116,6 +119,7 @@ class CoordformerConfig(EsmConfig):
 
     encoder_type: str = "esm"
     num_decoder_layers: int = 3
+    invariant_quaternions: bool = False
     coordinate_embedding: str = "linear"
     coordinate_atoms: tuple[str, ...] | list[str] = ("CA",)
     coordinate_dim: int = 3
@@ -175,6 +179,12 @@ class CoordformerConfig(EsmConfig):
             self._validate_proteinmpnn()
         else:
             self._validate_esm()
+
+        if self.invariant_quaternions and (self.encoder_type, self.coordinate_atoms) != ("proteinmpnn", ("CA",)):
+            raise ValueError(
+                "`invariant_quaternions` is True, but only ProteinMPNN's layers on C-alphas have quaternions: leave it "
+                'out, or set `encoder_type="proteinmpnn"` and `coordinate_atoms=("CA",)`.'
+            )
 
     def _validate_proteinmpnn(self) -> None:
         for name, value in PROTEINMPNN_FIELDS.items():

@@ -14,8 +14,9 @@ Where the package of 2022 differs: Residues that were not observed are no neighb
 is padding, of proteins with fewer observed residues than neighbors. C-alphas that do not exist, before the first
 residue, behind the last and in gaps, are as far away as in a file whose origin is far from the protein; there they lie
 at the origin. The last two residues of a segment have no frame, as there in rows without padding. As there, C-alphas of
-neighboring chains follow upon each other, and quaternions of C-alphas depend on the frame: the model of C-alphas is
-invariant to translations alone, that of backbones to rotations, too.
+neighboring chains follow upon each other, and quaternions of C-alphas depend on the axes of the file: the model of
+C-alphas is invariant to translations alone, that of backbones to rotations, too, and with
+`config.invariant_quaternions` both are.
 """
 
 from collections.abc import Callable, Sequence
@@ -213,6 +214,7 @@ class ProteinMPNNFeatures(nn.Module):
         super().__init__()
         self.num_neighbors = config.num_neighbors
         self.backbone = config.coordinate_atoms == BACKBONE
+        self.invariant_quaternions = config.invariant_quaternions
         features = 25 * self.num_rbf if self.backbone else 9 * self.num_rbf + 3 + 4
         self.geometry = FeatureLinear(features, config.hidden_size)
         self.separation = nn.Embedding(2 * self.max_separation + 2, config.hidden_size)
@@ -274,6 +276,8 @@ class ProteinMPNNFeatures(nn.Module):
             own, others = (each[..., 12:].unflatten(-1, (3, 3)) for each in (receiver, sender))
             # No `matmul`, as in `rotate_coordinates`.
             direction = unit((own * apart.unsqueeze(-2)).sum(dim=-1))
+            if self.invariant_quaternions:  # of O_i O_j^T, where the published models have O_i^T O_j
+                own, others = own.transpose(-1, -2), others.transpose(-1, -2)
             rotation = (own.unsqueeze(-1) * others.unsqueeze(-2)).sum(dim=-3)
             features += [direction, quaternions(rotation)]
         return torch.cat(features, dim=-1)

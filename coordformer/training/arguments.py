@@ -137,6 +137,10 @@ class ModelArguments:
         default=None, metadata={"help": "Atoms of a residue that the model reads (new model: CA)"}
     )
     hidden_dropout_prob: float | None = _option(None, "Dropout after each layer; default: that of --init_from, or 0.")
+    invariant_quaternions: bool = _option(
+        None,
+        "Of ProteinMPNN's layers on C-alphas: read nothing that depends on rotations; --init_from may get it.",
+    )
     attn_implementation: str | None = _option(
         None, "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa."
     )
@@ -166,11 +170,29 @@ class DataArguments:
     streaming: bool = _option(False, "Read a few shards at a time: for a folder that is too large for memory.")
     open_shards: int = _option(16, "Shards that --streaming reads side by side; a multiple of processes x workers.")
     max_length: int | None = _option(None, "Longer chains are cropped at random, in residues.")
-    mlm_probability: float = _option(0.15, "Share of the residues to predict.")
+    # A number, or a list of two.
+    mlm_probability: list[float] = field(
+        default_factory=lambda: [0.15],
+        metadata={"help": "Share of the residues to predict; of two values each chain draws its own between."},
+    )
+    masking: str = _option(
+        "paper", "Of these residues 80 %% are masked and 10 %% replaced (paper), or all are masked (masked15)."
+    )
     rotate: bool = _option(True, "Turn each chain at random, anew in each epoch.")
-    coordinate_noise: float = _option(0.0, "Standard deviation of noise on coordinates, Å.")
+    coordinate_noise: list[float] = field(
+        default_factory=lambda: [0.0],
+        metadata={
+            "help": "Standard deviation of noise on coordinates, Å; of two values each chain draws its own between."
+        },
+    )
     drop_coords: float = _option(0.0, "Share of chains that come without coordinates, for one model with and without.")
     split_chains: float = _option(0.0, "Share of chains that are cut in two at random, as two chains of a complex.")
+
+    def __post_init__(self):
+        for name in ("mlm_probability", "coordinate_noise"):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) == 1:
+                setattr(self, name, value[0])
 
 
 def build_parser() -> HfArgumentParser:

@@ -59,8 +59,9 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from`.
 
     An ESM-2 there may get any of the coordinate fields, a Coordformer with `num_qk_points` and without messages
-    `num_neighbors`, and either another dropout. All else is the checkpoint's, and an argument that says otherwise is
-    refused. In float32, whatever is saved there: updates are smaller than what bfloat16 resolves.
+    `num_neighbors`, one with ProteinMPNN's layers on C-alphas `invariant_quaternions`, and each another dropout. All
+    else is the checkpoint's, and an argument that says otherwise is refused. In float32, whatever is saved there:
+    updates are smaller than what bfloat16 resolves.
 
     Raises:
         ValueError: an argument is unusable, or the checkpoint has other fields than those given.
@@ -89,7 +90,8 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
     if encoder is not None:
         raise ValueError(f"--sequence_encoder is of a new model, but --init_from is {source}; leave one of them out.")
     config = AutoConfig.from_pretrained(source)
-    changed = {name: given[name] for name in ("hidden_dropout_prob",) if name in given}
+    free = {"hidden_dropout_prob", "invariant_quaternions"}  # fields with which the weights still fit
+    changed = {name: value for name, value in given.items() if name in free}
     if config.model_type == "esm":
         changed |= {name: given[name] for name in COORDINATES if name in given}
         model = from_esm(source, tokenizer=esm_tokenizer(source), **changed).float()
@@ -336,9 +338,10 @@ def train(
         model=model,
         args=args,
         data_collator=CoordformerDataCollator(
-            processor.tokenizer, atoms=model.config.coordinate_atoms, mlm_probability=data_args.mlm_probability,
-            rotate=data_args.rotate, noise=data_args.coordinate_noise, drop_coords=data_args.drop_coords,
-            split_chains=data_args.split_chains, max_length=data_args.max_length, seed=args.seed,
+            processor.tokenizer, atoms=model.config.coordinate_atoms, masking=data_args.masking,
+            mlm_probability=data_args.mlm_probability, rotate=data_args.rotate, noise=data_args.coordinate_noise,
+            drop_coords=data_args.drop_coords, split_chains=data_args.split_chains, max_length=data_args.max_length,
+            seed=args.seed,
         ),
         train_dataset=batches,
         eval_dataset=None if valid_rows is None else _EvaluationRows(valid_rows),
@@ -401,7 +404,7 @@ def _check_arguments(model_args: ModelArguments, data_args: DataArguments, args:
         "--muon needs whole matrices, which FSDP does not leave; leave it out, or use DDP.": model_args.muon
         and of_parts,
         "--lora_rank needs whole matrices, which FSDP does not leave; leave it out, or use DDP.": lora_of_parts,
-        f"--mlm_probability is {masked}; it is a share above 0.": not 0 < masked <= 1,
+        f"--mlm_probability is {masked}; it is a share above 0.": not 0 < np.min(masked) <= np.max(masked) <= 1,
         f"--hidden_dropout_prob is {dropout}; it is a share below 1.": not 0 <= (dropout or 0) < 1,
     }
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):

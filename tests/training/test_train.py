@@ -433,14 +433,10 @@ def test_what_happens_to_chains_is_what_the_options_say(preset, tmp_path, monkey
         raise InterruptedError
 
     monkeypatch.setattr("coordformer.training.train.CoordformerDataCollator", stop)
-    options = {
-        "mlm_probability": 0.3,
-        "rotate": False,
-        "coordinate_noise": 0.1,
-        "drop_coords": 0.2,
-        "split_chains": 0.4,
-    }
+    options = {"masking": "masked15", "rotate": False, "drop_coords": 0.2, "split_chains": 0.4}
     words = [f"--{name}={value}" for name, value in (options | {"max_length": 50}).items()]
+    words += ["--mlm_probability", "0.3", "--coordinate_noise", "0", "0.3"]
+    options |= {"mlm_probability": 0.3, "coordinate_noise": [0.0, 0.3]}
     with pytest.raises(InterruptedError):
         train(*parse_arguments([str(preset), "--output_dir", str(tmp_path / "out"), *words]))
     options["noise"] = options.pop("coordinate_noise")
