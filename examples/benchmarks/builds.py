@@ -13,7 +13,7 @@ which other programs on the machine disturb less than the clock; starts of progr
 - training: a step of coordformer-7M-pdb on 4,096 tokens with bfloat16 autocast, AdamW included; its peak memory, less
   what the process held before, in a fresh process;
 - scan: masked marginals of all substitutions of a chain of about 300 residues, by coordformer-1M-pdb;
-- starts: fresh processes that import, read a structure, or embed one.
+- starts: fresh processes that import, read a structure, embed one, train for a step, or import what tests share.
 
 Outputs of both builds are compared: logits, gradients and scores of the first turn.
 """
@@ -40,10 +40,21 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 NOW, BEFORE, MPNN = "this build", "before", "ProteinMPNN"
 STRUCTURE = ROOT / "tests" / "data" / "structures" / "1orc.pdb.gz"
+# Commands of fresh processes: {root} is the checkout, {new} a folder that is not there yet.
+SHIPPED = "{root}/hub_cards/coordformer-1M-pdb"
 STARTS = {
-    "import coordformer": "import coordformer",
-    "import Transformers' classes": "from transformers import EsmForMaskedLM, Trainer",
-    "read a structure": "import sys; from coordformer import read_chains; read_chains(sys.argv[1])",
+    "import coordformer": ["-c", "import coordformer"],
+    "import Transformers' classes": ["-c", "from transformers import EsmForMaskedLM, Trainer"],
+    "read a structure": ["-c", "from coordformer import read_chains; read_chains(r'" + str(STRUCTURE) + "')"],
+    "embed one file": ["-m", "coordformer", "embed", SHIPPED, str(STRUCTURE), "--output", "{new}"],
+    "train --help": ["-m", "coordformer", "train", "--help"],
+    "train one step": [
+        *("-m", "coordformer", "train", "--data", "{root}/examples/data/chains.parquet", "--train_split", "valid"),
+        *("--hidden_size", "64", "--num_hidden_layers", "1", "--num_attention_heads", "4", "--intermediate_size", "64"),
+        *("--max_length", "64", "--token_budget", "256", "--max_steps", "1", "--use_cpu"),
+        *("--report_to", "none", "--output_dir", "{new}"),
+    ],
+    "import what tests share": ["-c", "import sys; sys.path.insert(0, r'{root}/tests'); import conftest"],
 }
 
 
@@ -321,27 +332,17 @@ def main() -> None:
             print(record["memory"], file=sys.stderr, flush=True)
         if "starts" in wanted:
             record["starts"] = {}
-            embed = ["-m", "coordformer", "embed", "MODEL", str(STRUCTURE), "--output"]
-            for title in [*STARTS, "embed one file"]:
-                sides = {}
-                for name, root in roots.items():
-                    command = ["-c", STARTS.get(title, ""), str(STRUCTURE)]
-                    if title not in STARTS:
-                        model, output = root / "hub_cards" / "coordformer-1M-pdb", Path(folder) / f"{root.name}-out"
-                        command = [*(str(model) if word == "MODEL" else word for word in embed), f"{output}-%d"]
-                    sides[name] = _starter(root, command)
+            for title, command in STARTS.items():
+                sides = {name: _starter(root, command, Path(folder)) for name, root in roots.items()}
                 record["starts"][title] = summary(take_turns(sides, options.repeats))
                 write()
                 print(title, record["starts"][title]["median_seconds"], file=sys.stderr, flush=True)
 
 
-def _starter(root: Path, command: list[str]) -> Callable[[], list[float]]:
-    """Each turn writes to a folder of its own where the command has a place for its number."""
-    turns = iter(range(10**6))
-
+def _starter(root: Path, command: list[str], folder: Path) -> Callable[[], list[float]]:
     def turn() -> list[float]:
-        number = next(turns)
-        return start_seconds(root, [word % number if word.endswith("-%d") else word for word in command])
+        with tempfile.TemporaryDirectory(dir=folder) as empty:
+            return start_seconds(root, [word.format(root=root, new=f"{empty}/new") for word in command])
 
     return turn
 

@@ -171,5 +171,5 @@ def test_the_old_keyword_of_packed_rows_is_taken_with_one_warning():
         expected = outputs_of(model, row | {"sequence_id": ids})
         with pytest.warns(FutureWarning, match="`segment_ids` is called `sequence_id` now") as warned:
             assert torch.equal(outputs_of(model, row | {"segment_ids": ids}), expected)
-        assert len(warned) == 1 and Path(warned[0].filename).name == "conftest.py", "where the model is called"
+        assert len(warned) == 1 and Path(warned[0].filename).name == "small_models.py", "where the model is called"
         assert not torch.equal(outputs_of(model, row)[..., :1], expected[..., :1])
