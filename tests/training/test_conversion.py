@@ -57,10 +57,10 @@ def test_equals_esm_at_first(fields, coords, attention):
     expected = esm(**batch, output_hidden_states=True)
     actual = model(**batch, coords=xyz if coords else None, output_hidden_states=True)
     real = batch["attention_mask"].bool()
-    assert (actual.logits - expected.logits)[real].abs().max() < 1e-6
+    assert (actual.logits - expected.logits)[real].abs().max() < 5e-6
     assert len(actual.hidden_states) == len(expected.hidden_states) == 5
     for left, right in zip(actual.hidden_states, expected.hidden_states, strict=True):
-        assert (left - right)[real].abs().max() < 1e-6
+        assert (left - right)[real].abs().max() < 5e-6
 
 
 def test_coordinates_get_a_gradient():
@@ -95,7 +95,7 @@ def test_an_encoder_gets_a_new_head():
     batch = make_esm_batch()
     expected = esm(batch["input_ids"], batch["attention_mask"]).last_hidden_state
     actual = model.coordformer(**batch).last_hidden_state
-    assert (actual - expected)[batch["attention_mask"].bool()].abs().max() < 1e-6
+    assert (actual - expected)[batch["attention_mask"].bool()].abs().max() < 5e-6
 
 
 def test_bad_input_is_named():
@@ -232,7 +232,7 @@ def test_the_esm_in_front_is_the_checkpoint_and_stays_as_it_is(cls, tmp_path):
         front = model.train().coordformer.sequence_encoder
         assert not any(module.training for module in front.modules()) and model.coordformer.esm.training
         states = front(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        assert (states - expected)[real].abs().max() < 1e-6
+        assert (states - expected)[real].abs().max() < 5e-6
         model.zero_grad()
         model(**batch, labels=batch["input_ids"]).loss.backward()
         for name, parameter in model.named_parameters():
