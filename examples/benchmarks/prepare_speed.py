@@ -6,8 +6,8 @@
 Biopython's side reads each file as in read_structures.py and writes one Parquet file with the same columns, but leaves
 B-factors, method and resolution empty. `prepare` fills these, looks for equal sequences (all are kept), writes parts
 and then shards with checksums, a list of what was rejected, and a datasheet. The time is that of the whole call, with
-the start of its worker processes, each of which imports this package, torch and Transformers; that start is measured by
-itself, too. `prepare` hands out files in parts of 64 and starts no process for a single part.
+the start of other processes; that start is measured by itself, too. Of N processes the one that calls is the first. It
+reads while the others start; `prepare` hands out files in parts of 32 and starts no process for a single part.
 
 Without --folder the mmCIF files of tests/data/structures are copied, each some times under other names. Both read from
 and write to the same disk, every run into a fresh folder. The sides take turns; the time of a side is the median over
@@ -32,10 +32,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bars import draw_bars
-from harness import take_turns, write_record
 
 from coordformer.data.inputs import list_sources
-from coordformer.data.prepare import DATA, FILES_PER_PART, part_path, prepare
+from coordformer.data.prepare import DATA, FILES_PER_PART, prepare
+from coordformer.data.reading import hash_part
 from coordformer.data.rows import SCHEMA
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def with_prepare(files: Sequence[Path], output: Path, processes: int) -> None:
 
 
 def with_biopython(files: Sequence[Path], output: Path) -> None:
-    from read_structures import with_biopython as read  # here, as the workers of `prepare` import this file, too
+    from read_structures import with_biopython as read  # here, as the workers import this file
 
     rows = []
     for file in files:
@@ -84,10 +84,10 @@ def with_biopython(files: Sequence[Path], output: Path) -> None:
 
 
 def start_workers(processes: int) -> float:
-    """Seconds until worker processes such as those of `prepare` have imported it, and ended."""
+    """Seconds until the other processes of `prepare` have imported what they run, and ended."""
     start = time.perf_counter()
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        list(pool.map(part_path, [Path()] * processes, range(processes)))
+    with ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn")) as pool:
+        list(pool.map(hash_part, [[]] * (processes - 1)))
     return time.perf_counter() - start
 
 
@@ -125,6 +125,8 @@ def compare(files: Sequence[Path]) -> dict[str, int]:
 
 
 def main() -> None:
+    from harness import take_turns, write_record  # here, as it imports torch, and the workers import this file
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="mmCIF files of your own, read as they are")
     parser.add_argument("--copies", type=int, default=30, help="of the files in tests/data/structures")
