@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CHAINS
@@ -13,8 +15,8 @@ from datasets import concatenate_datasets
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerProcessor
-from coordformer.data.rows import load_rows
+from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerProcessor, read_chains
+from coordformer.data.rows import chain_to_row, load_rows, rows_to_table
 from coordformer.inference.masked import count_chains, summarize_samples
 from coordformer.inference.metrics import COUNT
 from coordformer.model.chain import AMINO_ACIDS
@@ -23,6 +25,8 @@ from coordformer.model.processing_coordformer import letter_ids
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "inverse_folding"))
 import average
 import compare
+import join_backbone
+import noise
 
 
 @pytest.fixture
@@ -116,3 +120,71 @@ def test_models_are_asked_for_the_same_residues_and_counted_once(make_checkpoint
         rows.select(range(3)).to_parquet(tmp_path / "chains.parquet")  # and so are other data
         with pytest.raises(AssertionError, match="counted before"):
             compare.main()
+
+
+def run(module, monkeypatch, **options):
+    """The `main` of a script, with options of one or several words each."""
+    words = [word for name, values in options.items() for word in (f"--{name}", *map(str, np.ravel(values)))]
+    monkeypatch.setattr(sys, "argv", [module.__name__, *words])
+    module.main()
+
+
+def test_backbones_are_joined_to_their_alphas(tmp_path, monkeypatch, capsys):
+    chains = read_chains("tests/data/structures/1orc.pdb.gz", atoms=("N", "CA", "C", "O"))
+    rows = [chain_to_row(chain) for chain in chains]
+    alphas = [chain.coords[:, 1] for chain in chains]
+    other = {"id": "other", "sequence": "AC", "length": 2, "observed": 2, "coords": np.zeros(6), "split": "valid"}
+    alone = {"atoms": ["CA"], "split": "train"}
+    ours = [row | alone | {"coords": ca.ravel()} for row, ca in zip(rows, alphas, strict=True)]
+    pq.write_table(rows_to_table([rows[0] | other | {"atoms": ["CA"]}, *ours]), tmp_path / "chains.parquet")
+    offsets = {"id": [chain.id for chain in chains] + ["unknown"]}
+    for number, atom in {0: "n", 2: "c", 3: "o"}.items():
+        for axis, letter in enumerate("xyz"):
+            apart = [chain.coords[:, number, axis] - ca[:, axis] for chain, ca in zip(chains, alphas, strict=True)]
+            values = [np.nan_to_num(np.round(100 * each), nan=-32768).astype(np.int16) for each in apart]
+            values[0][20] = -32768 if atom == "o" else values[0][20]
+            offsets[f"{atom}_{letter}"] = pa.array([*values, [1]], pa.list_(pa.int16()))
+    pq.write_table(pa.table(offsets), tmp_path / "backbone.parquet")
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("chains", "backbone", "output")}
+    run(join_backbone, monkeypatch, **paths)
+    assert f"{len(chains)} of {len(chains) + 1} chains have a backbone" in capsys.readouterr().out
+    joined = load_rows(paths["output"], "train")
+    assert joined[0]["atoms"] == ["N", "CA", "C", "O"] and joined["id"][:] == [chain.id for chain in chains]
+    coords = np.array(joined[0]["coords"]).reshape(-1, 4, 3)
+    assert np.isfinite(chains[0].coords[20]).all() and np.isnan(coords[20]).sum(axis=1).tolist() == [0, 0, 0, 3]
+    coords[20, 3] = chains[0].coords[20, 3]
+    np.testing.assert_allclose(coords, chains[0].coords, atol=0.0051)
+    np.testing.assert_array_equal(coords[:, 1], chains[0].coords[:, 1])
+    offsets["n_y"] = pa.array([[1]] * len(offsets["id"]), pa.list_(pa.int16()))
+    pq.write_table(pa.table(offsets), tmp_path / "backbone.parquet")
+    with pytest.raises(ValueError, match=r"Chain .*: 1 values in n_y for \d+ residues"):
+        run(join_backbone, monkeypatch, **paths)
+
+
+def test_noise_is_told_apart_by_half_and_relation(make_checkpoint, tmp_path, monkeypatch):
+    """Counts are those of `count_chains`, halves share no cluster, and related predicted chains are apart."""
+    model = ["ours", make_checkpoint("ours", 0)]
+    rows = load_rows(CHAINS, "valid").select(range(8))
+    rows = rows.remove_columns(set(rows.column_names) & {"cluster"}).add_column("cluster", [1, 2, 3, 4] * 2)
+    rows.to_parquet(tmp_path / "chains.parquet")
+    halves = {noise.half_of(cluster) for cluster in (1, 2, 3, 4)}
+    assert halves == {"choose", "test"} and noise.half_of(1) == noise.half_of(np.int64(1))
+    few = rows.select(range(4))
+    few = few.add_column("max_train_identity", [0.0, 0.9, 0.2, 0.3]).add_column("component", [1, 2, 3, 4])
+    few.to_parquet(tmp_path / "predicted.parquet")
+    options = {"data": tmp_path / "chains.parquet", "predicted": tmp_path / "predicted.parquet", "model": model}
+    options |= {"output": tmp_path / "counts", "results": tmp_path / "noise.json", "noise": [0, 2]}
+    run(noise, monkeypatch, **options)
+    found = json.loads((tmp_path / "noise.json").read_text())["parts"]
+    assert sum(found[half]["chains"] for half in ("choose", "test")) == 8
+    assert sum(found[half]["clusters"] for half in ("choose", "test")) == 4
+    assert [found[name]["chains"] for name in found if name.startswith("predicted")] == [2, 2]
+    loaded, tokenizer = AutoModelForMaskedLM.from_pretrained(model[1]).eval(), CoordformerProcessor().tokenizer
+    chosen = rows.select([n for n, each in enumerate(rows["cluster"][:]) if noise.half_of(each) == "choose"])
+    for width in (0, 2):
+        counts = count_chains(loaded, chosen, tokenizer, num_mask_samples=1, noise=width)
+        expected = summarize_samples(counts, letter_ids(tokenizer))["perplexity"]
+        measured = found["choose"]["noise"][str(width)]["ours"]["perplexity"]
+        assert measured == pytest.approx(expected, rel=1e-5)
+    assert found["choose"]["noise"]["0"]["ours"]["perplexity"] != measured
+    assert list(found["predicted"]["noise"]) == ["0"]
