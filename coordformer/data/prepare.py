@@ -119,7 +119,7 @@ def _read_all(
                 # Spawned, not forked: this process may hold threads, and a fork of a threaded process can hang. It
                 # reads on while they start.
                 pool = ProcessPoolExecutor(processes - 1, mp_context=get_context("spawn"))
-                stack.callback(pool.shutdown, cancel_futures=True)
+                stack.callback(pool.shutdown, wait=False)  # they end while the parts are assembled
                 threads = stack.enter_context(ThreadPoolExecutor(processes - 1))
                 others = [threads.submit(read_elsewhere, pool) for _ in range(processes - 1)]
             start = time.monotonic()
