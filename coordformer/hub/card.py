@@ -265,7 +265,7 @@ def make_card(
 def _invariant(config: Any) -> bool:
     """Whether predictions do not depend on how a structure is turned."""
     if config.encoder_type == "proteinmpnn":
-        return config.coordinate_atoms != ("CA",)
+        return config.coordinate_atoms != ("CA",) or config.invariant_quaternions
     return config.coordinate_embedding in ("local_frame", "none")  # whatever else it reads
 
 

@@ -46,6 +46,7 @@ from coordformer_command import main
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 
 TOKENIZER = CoordformerProcessor().tokenizer
+EXAMPLES = CHAINS.parents[1]
 TINY = """\
 hidden_size: 16
 num_hidden_layers: 1
@@ -159,7 +160,10 @@ def test_presets_set_options_and_the_command_line_overrides_them(preset, tmp_pat
         parse_arguments([str(bad)])
 
 
-@pytest.mark.parametrize("path", sorted((CHAINS.parent.parent / "pretraining").glob("*.yaml")), ids=lambda p: p.name)
+PRESETS = [path for each in ("pretraining/*", "inverse_folding/proteinmpnn*") for path in EXAMPLES.glob(f"{each}.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS), ids=lambda p: p.name)
 def test_shipped_presets_are_valid(path):
     parse_arguments([str(path), "--use_cpu", "--bf16", "false", "--report_to", "none"])
 
