@@ -1,35 +1,15 @@
 /* Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
 
    Sums of messages over the edges of a graph, and their gradients: what `MessagePassing` does between its products of
-   matrices, without a number of an edge being written and read again. `message_kernel.py` compiles and calls it.
+   matrices, without a number of an edge being written and read again.
 
    A message from sender j to receiver i is SiLU(received[i] + sent[j] + edge[ij]), and with a gate it is multiplied by
    gate_sent[j] + gate_edge[ij]. Arithmetic is in float32. Each number of a result is a sum in one order, whatever the
    number of threads. */
 
-#include <stdint.h>
-#include <string.h>
+#include "kernels.h"
 
-#define INLINE static inline __attribute__((always_inline)) /* so that `half` and `gated` are constants of the loops */
 #define TILE 256 /* columns that are summed at once, in the first-level cache */
-
-INLINE float get(const void *values, long at, int half) {
-    if (!half) return ((const float *)values)[at];
-    uint32_t bits = (uint32_t)((const uint16_t *)values)[at] << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-INLINE void put(void *values, long at, float value, int half) {
-    if (!half) {
-        ((float *)values)[at] = value;
-        return;
-    }
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    ((uint16_t *)values)[at] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16); /* to nearest, ties to even */
-}
 
 /* 1 / (1 + e^-x) to seven digits; a loop over it becomes vector instructions, one over `expf` does not everywhere. */
 INLINE float sigmoid(float x) {

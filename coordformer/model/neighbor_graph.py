@@ -11,8 +11,8 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import FeatureLinear, Frames, shift_residues
-from .fused import is_plain, linear_at_once
-from .message_kernel import kernel_takes, run_kernel
+from .fused import is_plain, joint_linear
+from .kernels import Messages, kernel_takes, run_kernel
 
 BLOCK = 64  # residues whose edges a thread has in its cache, see `in_blocks`: a megabyte
 
@@ -234,7 +234,8 @@ class MessagePassing(nn.Module):
         """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
         senders = [layer for layer in (self.sender, self.gate_sender) if layer is not None]
         edge_layers: list[Any] = [layer for layer in (self.edge, self.gate_edge) if layer is not None]
-        received, *sent = linear_at_once(hidden_states, [self.receiver, *senders], [self.gain] * (1 + len(senders)))
+        states = joint_linear(hidden_states, [self.receiver, *senders], [self.gain] * (1 + len(senders)))
+        received, *sent = states.chunk(1 + len(senders), dim=-1)
         exist, device = graph.exist, hidden_states.device
         if in_blocks(device):
             plain = all(map(is_plain, edge_layers))
@@ -302,7 +303,7 @@ def _run_kernel(direction: str, block: slice, near, exist, received, sent, edges
     """`run_kernel` for the residues of a block, whose `edges` are given; of all residues the other values."""
     gate = {"gate_sent": sent[1], "gate_edge": edges[1]} if len(sent) > 1 else {}
     run_kernel(
-        direction, received.dtype, received=received, sent=sent[0], edge=edges[0], stride=edges[0].stride(0),
+        direction, Messages, received.dtype, received=received, sent=sent[0], edge=edges[0], stride=edges[0].stride(0),
         near=near[block], exist=exist[block], residues=len(near), first=block.start, count=block.stop - block.start,
         k=near.shape[1], width=received.shape[1], **gate, **others,
     )  # fmt: skip

@@ -9,7 +9,6 @@ attention. Shapes of coordinates and masks are those of `coordinates`.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +19,15 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import CHAIN_OFFSETS, FeatureLinear, Frames
-from .fused import linear_at_once, rotate_positions
+from .fused import (
+    PointSizes,
+    attention_features,
+    attention_inputs,
+    can_fuse_points,
+    joint_linear,
+    rotate_positions,
+)
 from .neighbor_graph import MessagePassing, NeighborGraph
-from .packing import each_segment
 
 # --- Coordinate embedding ---
 
@@ -102,29 +107,29 @@ class SelfAttention(EsmSelfAttention):
         position_embeddings: tuple[Tensor, Tensor] | None = None, *, contacts: Any = None, **kwargs,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As ESM's; `contacts` as of `contact_maps.ContactLogits`."""
-        query, key, value, _ = self.project(hidden_states, position_embeddings)
-        query, key, value = (each.to(value.dtype).transpose(1, 2) for each in (query, key, value))
+        states = self.split_heads(self.project(hidden_states), position_embeddings)
+        query, key, value = (each.to(states[-1].dtype).transpose(1, 2) for each in states)
         if contacts is not None:
             contacts.add(self, query, key, attention_mask)
         output, weights = self.attend(query, key, value, attention_mask, **kwargs)
         return output.flatten(2), weights
 
-    def project(
-        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None, others: Sequence[nn.Module] = ()
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Queries, keys and values (batch, sequence, heads, head), and what `others` make of the states.
+    def project(self, hidden_states: Tensor, *others: nn.Module) -> Tensor:
+        """Queries, divided by the root of the head size as ESM does, keys, values, and what other layers make of the
+        states, side by side: (batch, sequence, widths)."""
+        scales = [self.attention_head_size**-0.5, *[1.0] * (2 + len(others))]
+        return joint_linear(hidden_states, [self.query, self.key, self.value, *others], scales)
 
-        Queries are divided by the root of the head size, as ESM does, and with keys have their positions.
-        """
-        scales = [self.attention_head_size**-0.5, 1.0, 1.0, *[1.0] * len(others)]
-        layers = [self.query, self.key, self.value, *others]
-        query, key, value, *rest = linear_at_once(hidden_states, layers, scales)
-        query, key, value = (
-            each.unflatten(-1, (self.num_attention_heads, self.attention_head_size)) for each in (query, key, value)
-        )
-        if position_embeddings is not None and self.position_embedding_type == "rotary":
-            query, key = (rotate_positions(each, *position_embeddings) for each in (query, key))
-        return query, key, value, rest
+    def split_heads(self, states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None) -> tuple[Tensor, ...]:
+        """Queries and keys, turned by their positions, and values: (batch, sequence, heads, head) each."""
+        shape = (self.num_attention_heads, self.attention_head_size)
+        query, key, value = (each.unflatten(-1, shape) for each in states.chunk(3, dim=-1))
+        if self._rotary(position_embeddings):
+            query, key = (rotate_positions(each, *position_embeddings) for each in (query, key))  # type: ignore[misc]
+        return query, key, value
+
+    def _rotary(self, position_embeddings: Any) -> Any:
+        return position_embeddings if self.position_embedding_type == "rotary" else None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs) -> tuple[Tensor, Any]:
         """The config's attention of (batch, heads, sequence, features): (batch, sequence, heads, features), weights."""
@@ -171,63 +176,63 @@ class InvariantPointAttention(SelfAttention):
         frames: Frames, graph: NeighborGraph | None = None, contacts: Any = None, **kwargs,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SelfAttention`; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
-        layers = self.query_points, self.key_points, self.value_points
-        *states, points = self.project(hidden_states, position_embeddings, layers)
-        states += [torch.cat(points, dim=-1).unflatten(-1, (-1, 3)), *frames]
-        device, bounds = hidden_states.device.type, kwargs.get("cu_seq_lens_q")
-        given: dict[str, Any] = kwargs | {"attention_mask": attention_mask, "contacts": contacts}
-        by_segment = self.config._attn_implementation == "varlen" and bounds is not None and contacts is None
-        weights: Any = None
+        states = self.project(hidden_states, self.query_points, self.key_points, self.value_points)
+        fused = can_fuse_points(states, frames)
         # Squares of coordinates cancel in the product: 16 bits would leave nothing of near distances.
-        with maybe_autocast(device, enabled=False):
-            if by_segment and device == "cpu":
-                output, features = each_segment(lambda *segment: self._attend(*segment)[:2], bounds, *states)
+        with maybe_autocast(hidden_states.device.type, enabled=False):
+            if fused:
+                positions = self._rotary(position_embeddings)
+                inputs = attention_inputs(states, self._strength(), self.missing, positions, frames, self._sizes)
             else:
-                output, features, weights = self._attend(*states, **given)
+                inputs = self._attention_inputs(states, position_embeddings, frames)
+            query, key, value = (each.transpose(1, 2) for each in inputs)
+            if torch.is_tensor(attention_mask) and attention_mask.is_floating_point():
+                attention_mask = attention_mask.float()
+            if contacts is not None:
+                contacts.add(self, query, key, attention_mask)
+            attended, weights = self.attend(query, key, value, attention_mask, **kwargs)
+            if fused:
+                features = attention_features(attended, frames, self._sizes)
+            else:
+                features = self._output_features(attended[..., self.attention_head_size :], frames)
+            output = attended[..., : self.attention_head_size].flatten(2)
         output = output.to(hidden_states.dtype) + self.output_points(features.to(hidden_states.dtype))
         if self.message_passing is not None:
             assert graph is not None
             output = output + self.message_passing(hidden_states, graph)
         return output, weights
 
-    def _attend(
-        self, query, key, value, points, rotations, translations, coords_mask, attention_mask=None, contacts=None,
-        **kwargs,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Mean values (batch, sequence, hidden), what `_output_features` makes of mean points, and attention weights.
+    @property
+    def _sizes(self) -> PointSizes:
+        return PointSizes(self.num_attention_heads, self.attention_head_size, self.num_qk_points, self.num_v_points)
 
-        Of queries, keys and values (batch, sequence, heads, head) and points (batch, sequence, points, 3), each in the
-        frame of its residue: those of all queries, then of keys, then of values.
+    def _strength(self) -> Tensor:
+        """1 / (P sigma^2) of each head, (heads,)."""
+        return (-2 * self.gain * self.log_sigma.float()).exp() / self.num_qk_points
+
+    # As in points.c.
+    def _attention_inputs(self, states, position_embeddings, frames):
+        """Queries, keys and values (batch, sequence, heads, features), followed by features of their points.
+
+        Of the products (batch, sequence, widths) of `project`, whose points are in the frames of their residues.
         """
-        frames = Frames(rotations, translations, coords_mask)
-        query, key, value = self._add_points(query.float(), key.float(), value.float(), points.float(), frames)
-        if torch.is_tensor(attention_mask) and attention_mask.is_floating_point():
-            attention_mask = attention_mask.float()
-        if contacts is not None:
-            contacts.add(self, query, key, attention_mask)
-        output, weights = self.attend(query, key, value, attention_mask, **kwargs)
-        output, points = output[..., : self.attention_head_size], output[..., self.attention_head_size :]
-        return output.flatten(2), self._output_features(points, frames), weights
-
-    def _add_points(self, query, key, value, points, frames):
-        """Queries, keys and values (batch, heads, sequence, features), followed by features of their points."""
         rotations, translations, coords_mask = frames
-        batch, length, heads, _ = query.shape
+        (batch, length), heads = states.shape[:2], self.num_attention_heads
+        query, key, value = self.split_heads(states[..., : 3 * self.all_head_size], position_embeddings)
         observed = coords_mask[:, :, None, None]
+        points = states[..., 3 * self.all_head_size :].float().unflatten(-1, (-1, 3))
         points = (points @ rotations.transpose(-1, -2) + translations.unsqueeze(2)) * observed
         numbers = [heads * number for number in (self.num_qk_points, self.num_qk_points, self.num_v_points)]
         of_query, of_key, of_value = (each.reshape(batch, length, heads, -1) for each in points.split(numbers, dim=2))
-        strength = (-2 * self.gain * self.log_sigma.float()).exp().view(-1, 1) / self.num_qk_points
+        strength = self._strength().view(-1, 1)
         squares = [-0.5 * strength * each.square().sum(dim=-1, keepdim=True) for each in (of_query, of_key)]
         squares[1] = torch.where(observed, squares[1], self.missing.float().view(-1, 1))
-        ones = observed.to(query.dtype).expand_as(squares[0])
-        query = torch.cat((query, strength * of_query, ones, squares[0]), dim=-1)
-        key = torch.cat((key, of_key, squares[1], ones), dim=-1)
-        value = torch.cat((value, of_value, ones), dim=-1)
-        # Kernels take values as wide as keys, and CUDA's that keep no pair a multiple of four.
-        width = 4 * math.ceil(max(query.shape[-1], value.shape[-1]) / 4)
-        padded = (nn.functional.pad(states, (0, width - states.shape[-1])) for states in (query, key, value))
-        return tuple(states.transpose(1, 2) for states in padded)
+        ones = observed.to(squares[0].dtype).expand_as(squares[0])
+        query = torch.cat((query.float(), strength * of_query, ones, squares[0]), dim=-1)
+        key = torch.cat((key.float(), of_key, squares[1], ones), dim=-1)
+        value = torch.cat((value.float(), of_value, ones), dim=-1)
+        wide = self._sizes.wide
+        return tuple(nn.functional.pad(each, (0, wide - each.shape[-1])) for each in (query, key, value))
 
     def _output_features(self, points, frames):
         """Mean value points (batch, sequence, heads, features) in the residue's frame, with norms and their share."""

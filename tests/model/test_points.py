@@ -12,7 +12,7 @@ from transformers import EsmConfig, EsmForMaskedLM
 
 from coordformer import CoordformerProcessor, from_esm, read_chains
 from coordformer.data.collator import rotations_from_normals
-from coordformer.model import message_kernel, neighbor_graph
+from coordformer.model import fused, kernels, neighbor_graph
 from coordformer.model.coordinates import CHAIN_OFFSETS, backbone_frames, local_frame_coordinates
 from coordformer.model.neighbor_graph import (
     BLOCK,
@@ -267,12 +267,17 @@ class AnotherLinear(torch.nn.Linear):
     """Not the layer that the blocks know: its messages get the gradients of autograd."""
 
 
+def without_kernels(monkeypatch):
+    for module in (neighbor_graph, fused):
+        monkeypatch.setattr(module, "kernel_takes", lambda *tensors: False)
+
+
 @pytest.fixture(params=["C", "PyTorch"])
 def kernel(request, monkeypatch):
-    """Messages summed in C, where there is a compiler, and by PyTorch."""
+    """Messages and points in C, where there is a compiler, and by PyTorch."""
     if request.param == "PyTorch":
-        monkeypatch.setattr(neighbor_graph, "kernel_takes", lambda *tensors: False)
-    elif message_kernel.load_kernel() is None:
+        without_kernels(monkeypatch)
+    elif kernels.load_kernel() is None:
         pytest.skip("no C compiler")
 
 
@@ -320,6 +325,39 @@ def test_gradients_of_blocks_are_those_of_autograd(kernel, gating, bfloat16, thr
         assert errors(blocks).max() < 2e-5
 
 
+@pytest.mark.skipif(kernels.load_kernel() is None, reason="no C compiler")
+@pytest.mark.parametrize("positions", ["rotary", "none"])
+@pytest.mark.parametrize("way", ["points", "both", "gated messages", "more value points", "fewer value points"])
+def test_points_in_c_are_those_of_the_formulas(way, positions, monkeypatch):
+    """Outputs and all gradients, padded, packed, and of rows that share a structure."""
+    if way == "both" and positions == "none":
+        pytest.skip("neighbors along the chain need positions")
+    model = make_model(**WAYS[way], position_embedding_type=positions)
+    for name, weight in model.named_parameters():
+        if name.endswith(("missing", "log_sigma")):
+            torch.nn.init.normal_(weight, std=0.3)
+    chains = [random_chain(30), random_chain(17, missing=9)]
+    padded, packed = pad_rows(chains), pack_rows(chains, padding=3)
+    model.set_attn_implementation("varlen")
+    found = []
+    for without in (False, True):
+        if without:
+            without_kernels(monkeypatch)
+        model.zero_grad()
+        outputs = [outputs_of(model, batch) for batch in (padded, packed)]
+        sum(each.square().sum() for each in outputs).backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        with torch.no_grad():
+            structure = model.base_model.encode_structure(chains[0]["coords"], chains[0]["input_ids"])
+            letters = torch.randint(4, 24, (3, 32)).fill_(9)
+            letters[1, 3:9], letters[2, 7] = 5, 6
+            letters[:, 0], letters[:, -1] = 0, 2
+            outputs.append(model(input_ids=letters, structure=structure).logits)
+        found.append([*gradients, *(each.detach() for each in outputs)])
+    for fast, formula in zip(*found, strict=True):
+        assert (fast - formula).norm() < 2e-5 * formula.norm() + 1e-5 * formula.numel() ** 0.5
+
+
 def test_kernel_sums_messages_without_gradients_too(kernel):
     """Of rows that share a graph, and those of layers that are no plain `nn.Linear`."""
     model = make_model(coordinate_embedding="none", num_qk_points=1, num_neighbors=6, message_gating=True)
@@ -338,7 +376,7 @@ def test_kernel_sums_messages_without_gradients_too(kernel):
 
 def test_kernel_can_be_turned_off_and_compiles_into_the_folder_of_assets(tmp_path):
     code = (
-        "import sys, coordformer.model.message_kernel as kernel\n"
+        "import sys, coordformer.model.kernels as kernel\n"
         "print(kernel.load_kernel() is None, [p.name for p in __import__('pathlib').Path(sys.argv[1]).rglob('*.so')])"
     )
     environment = os.environ | {"HF_ASSETS_CACHE": str(tmp_path / "assets")}
@@ -350,8 +388,8 @@ def test_kernel_can_be_turned_off_and_compiles_into_the_folder_of_assets(tmp_pat
     assert run(COORDFORMER_KERNEL="0") == "True []\n"
     assert run(CC="no-such-compiler") == "True []\n"
     assert run(CC="false") == "True []\n"  # one that fails is none
-    if message_kernel.load_kernel() is not None:
-        assert run() == run() == "False ['messages.so']\n"
+    if kernels.load_kernel() is not None:
+        assert run() == run() == "False ['kernels.so']\n"
 
 
 @pytest.mark.parametrize("gating", [False, True])
