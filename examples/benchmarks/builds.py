@@ -235,7 +235,8 @@ def mpnn_turn(rows: list[dict[str, Any]], threads: int) -> Callable[[], list[flo
 def start_seconds(root: Path, command: list[str]) -> list[float]:
     """Seconds of the processor and of the clock that a fresh process takes."""
     before, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, *command], env=environment(root), check=True, capture_output=True)
+    # Python looks into the working directory before it looks into PYTHONPATH.
+    subprocess.run([sys.executable, *command], env=environment(root), cwd=root, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return [used, time.perf_counter() - clock]
