@@ -355,7 +355,8 @@ def test_points_in_c_are_those_of_the_formulas(way, positions, monkeypatch):
             outputs.append(model(input_ids=letters, structure=structure).logits)
         found.append([*gradients, *(each.detach() for each in outputs)])
     for fast, formula in zip(*found, strict=True):
-        assert (fast - formula).norm() < 2e-5 * formula.norm() + 1e-5 * formula.numel() ** 0.5
+        # Of sigma large terms cancel.
+        assert (fast - formula).norm() < 2e-4 * formula.norm() + 1e-5 * formula.numel() ** 0.5
 
 
 def test_kernel_sums_messages_without_gradients_too(kernel):
