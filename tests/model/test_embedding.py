@@ -72,7 +72,7 @@ def assert_same(found, expected) -> None:
     assert list(found) == list(expected)
     for name, vectors in expected.items():
         assert found[name].dtype == np.float32 and found[name].shape == vectors.shape
-        np.testing.assert_allclose(found[name], vectors, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found[name], vectors, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("reading", [{}, {"as_complex": True}, {"without_coords": True}], ids=str)
@@ -121,13 +121,13 @@ def test_a_protein_may_come_in_several_ways(model, pooling):
     groups += [("gapped", "gapped row", "gapped dictionary"), (chain.sequence, "sequence")]
     for first, *others in groups:
         for name in others:
-            np.testing.assert_allclose(found[name], found[first], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(found[name], found[first], rtol=0, atol=5e-6)
     for name in ("1ORC_A", "1HVR"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=5e-6)
     apart = [found[names[0]] for names in groups if names[0] != "1HVR"]
     assert all(np.abs(one - other).max() > 0.01 for one, other in zip(apart, apart[1:] + apart[:1], strict=True))
     without = model.embed_dataset(chain, without_coords=True, **options)
-    np.testing.assert_allclose(without["1ORC_A"], found[chain.sequence], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(without["1ORC_A"], found[chain.sequence], rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("token_budget", [1, 300, 100_000])
