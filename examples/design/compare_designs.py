@@ -5,8 +5,8 @@
         --model hub_cards/coordformer-7M-pdb \
         --chains CHAINS.parquet --predicted PREDICTED.parquet --complexes COMPLEXES.parquet
 
-CHAINS.parquet has a split `valid`. Every protein is designed whole as deposited, some of each file also with noise on
-the coordinates, drawn by the protein's id. Residues without coordinates are X to all models, so that nobody reads what
+CHAINS.parquet has a split `valid`. Every protein is designed whole, as deposited and with noise on the coordinates, drawn
+by the protein's id. Of some of each file there are two designs, also with less noise, and scores of all models. Residues without coordinates are X to all models, so that nobody reads what
 another does not. Run it again after a stop: what was designed stays in --output. --results gets compare.json.
 """
 
@@ -33,11 +33,10 @@ from coordformer.inference.runner import Inputs
 from coordformer.model.chain import AMINO_ACIDS
 from coordformer.model.proteins import as_chain, cluster_of
 
-NOISE = (0.0, 0.1, 0.2)  # Å
-SCORED = (0.0, 0.2)  # of these, designs are scored by every model
+NOISE = (0.0, 0.2)  # Å
+NOISE_OF_SAMPLE = (0.0, 0.1, 0.2)
+SAMPLE = {"chains": 64, "predicted": 20, "complexes": 8}  # proteins of each file that are drawn for more
 TEMPERATURE = 0.1
-NOISY = {"chains": 120, "predicted": 40, "complexes": 15}  # proteins of each file that are drawn for noise
-NOISY_FIRST = 90  # of these, shuffled, the first so many are designed with noise as well, for want of time
 NATIVE = "native"
 RELATED = 0.3  # identity from which a protein counts as a relative of training data
 
@@ -120,8 +119,9 @@ def _total(log_probabilities: np.ndarray, sequence: str, designed: np.ndarray) -
     return float(-log_probabilities[known, letters[known]].sum())
 
 
-def measure(models: dict[str, Any], proteins: list[Chain], noise: tuple[float, ...], num_samples: int) -> list[list]:
-    """Designs of some proteins, a row for each noise; every model scores the first design of every model."""
+def measure(models: dict[str, Any], proteins: list[Chain], sampled: bool) -> list[list]:
+    """Designs of some proteins, a row for each noise. Of those in the sample every model scores those of every model."""
+    noise, num_samples = (NOISE_OF_SAMPLE, 2) if sampled else (NOISE, 1)
     moved = [[with_noise(protein, each) for each in noise] for protein in proteins]
     found, seconds = {}, {}
     for name, model in models.items():
@@ -135,7 +135,7 @@ def measure(models: dict[str, Any], proteins: list[Chain], noise: tuple[float, .
         for number, each in enumerate(noise):
             designs = {name: parts[place][number][0] for name, parts in found.items()}
             row: dict[str, Any] = {"noise": each, "designs": designs}
-            if len(noise) > 1 and each in SCORED:
+            if sampled and each in NOISE:
                 scored = {NATIVE: protein.sequence} | {name: drawn[0] for name, drawn in designs.items()}
                 row["nats"] = {
                     name: dict(zip(scored, parts[place][number][1](list(scored.values())), strict=True))
@@ -147,13 +147,13 @@ def measure(models: dict[str, Any], proteins: list[Chain], noise: tuple[float, .
     return tables
 
 
-def proteins_of(path: str, kind: str, noisy: int) -> list[tuple[Chain, dict[str, Any], bool]]:
-    """The proteins of a file, what is known of each, and whether it is designed with noise, too; these come first."""
+def proteins_of(path: str, kind: str) -> list[tuple[Chain, dict[str, Any], bool]]:
+    """The proteins of a file, what is known of each, and whether it is in the sample."""
     records = list(Inputs(path, split="valid" if kind == "chains" else None).read_all())
-    chosen = set(np.random.default_rng(0).choice(len(records), min(noisy, len(records)), replace=False).tolist())
-    order = sorted(range(len(records)), key=lambda number: number not in chosen)
+    number = min(SAMPLE[kind], len(records))
+    chosen = set(np.random.default_rng(0).choice(len(records), number, replace=False).tolist())
     about = [{"kind": kind, "cluster": cluster_of(record)} for record in records]
-    return [(hide_unobserved(as_chain(records[n])), about[n], n in chosen) for n in order]
+    return [(hide_unobserved(as_chain(each)), about[n], n in chosen) for n, each in enumerate(records)]
 
 
 def run(options: argparse.Namespace, files: dict[str, str]) -> None:
@@ -172,17 +172,12 @@ def run(options: argparse.Namespace, files: dict[str, str]) -> None:
     whole = [line for line in lines if line.endswith("\n")]  # the last may be cut off
     path.write_text("".join([head, *whole]), encoding="utf-8")
     done = {(row["kind"], row["id"]) for row in map(json.loads, whole)}
-    work = [
-        (protein, about, noisy)
-        for kind, each in files.items()
-        for protein, about, noisy in proteins_of(each, kind, NOISY[kind])
-    ]
+    work = [each for kind, path in files.items() for each in proteins_of(path, kind)]
     groups = [[each for each in group if (each[1]["kind"], each[0].id) not in done] for group in _groups(work)]
     groups = [group for group in groups if group]
     with open(path, "a", encoding="utf-8") as file:
         for group in tqdm(groups, mininterval=10):
-            proteins, noisy = [protein for protein, *_ in group], group[0][2]
-            tables = measure(models, proteins, NOISE if noisy else (0.0,), 2 if noisy else 1)
+            tables = measure(models, [protein for protein, *_ in group], group[0][2])
             for (protein, about, _), rows in zip(group, tables, strict=True):
                 lengths = getattr(protein, "chain_lengths", None)
                 about |= {"id": protein.id, "native": protein.sequence, "lengths": lengths, "rows": rows}
@@ -191,18 +186,15 @@ def run(options: argparse.Namespace, files: dict[str, str]) -> None:
 
 
 def _groups(work: list[tuple[Chain, dict[str, Any], bool]]) -> list[list]:
-    """One by one those that get noise, then all others, 8 of like lengths at once; in random order."""
-    noisy = [each for each in work if each[2]]
-    random.Random(0).shuffle(noisy)
-    others = [each for each in work if not each[2]] + [(*each[:2], False) for each in noisy[NOISY_FIRST:]]
+    """One by one those in the sample, then all others, 8 of like lengths at once; in random order."""
     groups: list[list] = []
-    for kind in NOISY:
-        rest = sorted((each for each in others if each[1]["kind"] == kind), key=lambda each: len(each[0]))
+    for kind in SAMPLE:
+        rest = sorted((each for each in work if each[1]["kind"] == kind and not each[2]), key=lambda each: len(each[0]))
         short = [each for each in rest if len(each[0]) < 100]  # may have fewer residues than one has neighbors
         groups += [[each] for each in short]
         groups += [rest[at : at + 8] for at in range(len(short), len(rest), 8)]
     random.Random(0).shuffle(groups)
-    return [[each] for each in noisy[:NOISY_FIRST]] + groups
+    return [[each] for each in work if each[2]] + groups
 
 
 def related(path: str) -> dict[str, float]:
@@ -292,16 +284,16 @@ def report(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any]
     for kind, path in files.items():
         identity = related(path)
         of_kind = [each for each in proteins if each["kind"] == kind]
-        noisy = [each for each in of_kind if len(each["rows"]) > 1]
+        sample = [each for each in of_kind if len(each["rows"]) == len(NOISE_OF_SAMPLE)]
         groups = {kind: of_kind}
         if identity:
             groups[f"{kind} with relatives"] = [each for each in of_kind if identity[each["id"]] >= RELATED]
             groups[f"{kind} without relatives"] = [each for each in of_kind if identity[each["id"]] < RELATED]
         for name, group in groups.items():
-            if group:
-                found["tables"][f"{name}, noise 0.0"] = summarize(group, 0.0)
-        for noise in NOISE if noisy else ():
-            found["tables"][f"{kind} with noise, noise {noise}"] = summarize(noisy, noise)
+            for noise in NOISE if group else ():
+                found["tables"][f"{name}, noise {noise}"] = summarize(group, noise)
+        for noise in NOISE_OF_SAMPLE if sample else ():
+            found["tables"][f"{kind} of the sample, noise {noise}"] = summarize(sample, noise)
         found["proteins"][kind] = [_line(each, row, identity) for each in of_kind for row in each["rows"]]
     return found
 
@@ -356,7 +348,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Using torch.cross", category=UserWarning)
-    files = {kind: path for kind in NOISY if (path := getattr(options, kind))}
+    files = {kind: path for kind in SAMPLE if (path := getattr(options, kind))}
     if not options.only_report:
         run(options, files)
     found = report(options, files)
