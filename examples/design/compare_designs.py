@@ -5,9 +5,10 @@
         --model hub_cards/coordformer-7M-pdb \
         --chains CHAINS.parquet --predicted PREDICTED.parquet --complexes COMPLEXES.parquet
 
-CHAINS.parquet has a split `valid`. Every protein is designed whole, as deposited and with noise on the coordinates, drawn
-by the protein's id. Of some of each file there are two designs, also with less noise, and scores of all models. Residues without coordinates are X to all models, so that nobody reads what
-another does not. Run it again after a stop: what was designed stays in --output. --results gets compare.json.
+CHAINS.parquet has a split `valid`. Every protein is designed whole, as deposited and with noise on the coordinates,
+drawn by the protein's id. Of some of each file there are two designs, also with less noise, and scores of all models.
+Residues without coordinates are X to all models, so that nobody reads what another does not. Run it again after a stop:
+what was designed stays in --output. --results gets compare.json.
 """
 
 import argparse
@@ -120,7 +121,7 @@ def _total(log_probabilities: np.ndarray, sequence: str, designed: np.ndarray) -
 
 
 def measure(models: dict[str, Any], proteins: list[Chain], sampled: bool) -> list[list]:
-    """Designs of some proteins, a row for each noise. Of those in the sample every model scores those of every model."""
+    """Designs of some proteins, a row for each noise; in the sample every model scores those of every model."""
     noise, num_samples = (NOISE_OF_SAMPLE, 2) if sampled else (NOISE, 1)
     moved = [[with_noise(protein, each) for each in noise] for protein in proteins]
     found, seconds = {}, {}
