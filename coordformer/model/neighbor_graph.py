@@ -62,10 +62,16 @@ def k_nearest_neighbors(
     return torch.cat(places, dim=1), torch.cat(exist, dim=1)
 
 
-def radial_basis_functions(distances: Tensor, num_rbf: int, max_distance: float) -> Tensor:
-    """Gaussians whose centers spread evenly from 0 to `max_distance`, as wide as apart: (...) Å -> (..., num_rbf)."""
-    centers = torch.arange(num_rbf, device=distances.device) * (max_distance / (num_rbf - 1))
-    exponents = -((distances.unsqueeze(-1) - centers) * ((num_rbf - 1) / max_distance)).square()
+def radial_basis_functions(
+    distances: Tensor, num_rbf: int, max_distance: float, min_distance: float = 0.0, width: float | None = None
+) -> Tensor:
+    """Gaussians whose centers spread evenly from `min_distance` to `max_distance`: (...) Å -> (..., num_rbf).
+
+    exp(-((distance - center) / width)^2); the default width, Å, is that from center to center.
+    """
+    apart = (max_distance - min_distance) / (num_rbf - 1)
+    centers = torch.arange(num_rbf, device=distances.device) * apart + min_distance
+    exponents = -((distances.unsqueeze(-1) - centers) * (1 / (width or apart))).square()
     # A CPU takes thirty times as long where a result, or its product with a gradient, is too small for a normal float.
     return exponents.clamp(min=-40.0).exp()
 
@@ -127,8 +133,9 @@ def block_size() -> int:
     return BLOCK * torch.get_num_threads()
 
 
-def blocks_of(residues: int) -> list[slice]:
-    return [slice(start, min(start + block_size(), residues)) for start in range(0, residues, block_size())]
+def blocks_of(residues: int, size: int | None = None) -> list[slice]:
+    size = size or block_size()
+    return [slice(start, min(start + size, residues)) for start in range(0, residues, size)]
 
 
 class EdgeFeatures(nn.Module):

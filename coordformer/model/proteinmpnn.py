@@ -31,7 +31,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import BACKBONE, CoordformerConfig
 from .coordinates import FeatureLinear
-from .neighbor_graph import NeighborGraph, in_blocks, k_nearest_neighbors
+from .neighbor_graph import NeighborGraph, blocks_of, in_blocks, k_nearest_neighbors, radial_basis_functions
 from .structure_layers import Structure
 
 FAR = 1e4  # Å, in all directions: a C-alpha that does not exist
@@ -61,8 +61,7 @@ def blockwise(
     tensors = [*([] if sent is None else [sent]), *along]
     if not in_blocks(places.device):
         return function(slice(None), *_parts(slice(None), places, tensors, sent is not None))
-    size = max(1, BLOCK * torch.get_num_threads() // rows)
-    blocks = [slice(start, start + size) for start in range(0, len(places), size)]
+    blocks = blocks_of(len(places), max(1, BLOCK * torch.get_num_threads() // rows))
     if torch.is_grad_enabled():
         parameters = [each for layer in layers for each in layer.parameters()]
         options = function, places, blocks, len(tensors), sent is not None
@@ -270,7 +269,9 @@ class ProteinMPNNFeatures(nn.Module):
         own, others = (each[..., : 3 * atoms].unflatten(-1, (atoms, 3)) for each in (receiver, sender))
         apart = own.unsqueeze(-2) - others.unsqueeze(-3)
         distances = (apart.square().sum(dim=-1) + 1e-6).sqrt()
-        features = [self.radial_basis_functions(distances).flatten(-3)]
+        first, last = self.min_distance, self.max_distance
+        rbf = radial_basis_functions(distances, self.num_rbf, last, first, width=(last - first) / self.num_rbf)
+        features = [rbf.flatten(-3)]
         if not self.backbone:
             apart = sender[..., 9:12] - receiver[..., 9:12]
             own, others = (each[..., 12:].unflatten(-1, (3, 3)) for each in (receiver, sender))
@@ -281,14 +282,6 @@ class ProteinMPNNFeatures(nn.Module):
             rotation = (own.unsqueeze(-1) * others.unsqueeze(-2)).sum(dim=-3)
             features += [direction, quaternions(rotation)]
         return torch.cat(features, dim=-1)
-
-    def radial_basis_functions(self, distances: Tensor) -> Tensor:
-        """Gaussians (..., num_rbf) of distances (...), Å."""
-        centers = torch.linspace(self.min_distance, self.max_distance, self.num_rbf, device=distances.device)
-        width = (self.max_distance - self.min_distance) / self.num_rbf
-        # A CPU takes up to hundreds of times as long where the result, or its product with a gradient, is too small for
-        # a normal float.
-        return (-((distances.unsqueeze(-1) - centers) / width).square()).clamp(min=-40.0).exp()
 
 
 # --- Layers ---
