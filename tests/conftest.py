@@ -20,7 +20,7 @@ CHAINS = Path(__file__).parent.parent / "examples" / "data" / "chains.parquet"
 # What takes torch and Transformers to make: the tests of files do not wait for these.
 OF_MODELS = (
     *("HEADS", "VARIANTS", "ESM_2", "make_config", "make_model", "make_esm", "make_esm_batch", "make_labels"),
-    *("random_chain", "pad_rows", "pack_rows", "outputs_of", "old_checkpoints"),
+    *("random_chain", "pad_rows", "pack_rows", "outputs_of", "old_checkpoints", "train_adapter"),
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import STRUCTURES, make_esm, make_model, outputs_of, random_chain
+from conftest import STRUCTURES, make_esm, make_model, outputs_of, random_chain, train_adapter
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -30,13 +30,10 @@ def save_base(folder: Path, **fields) -> None:
     CoordformerProcessor().save_pretrained(folder)
 
 
-def train_adapter(model, config, folder: Path):
+def save_adapter(model, config, folder: Path):
     """An adapter as if it had been trained, and saved; the model with it."""
     adapted = get_peft_model(model, config).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name or "modules_to_save" in name:
-                parameter.normal_(std=0.1)
+    train_adapter(adapted)
     adapted.save_pretrained(folder)
     return adapted
 
@@ -46,7 +43,7 @@ def adapter(tmp_path):
     """Of a masked language model: its folder, and what it computes."""
     save_base(tmp_path / "base")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "base")
-    return tmp_path / "adapter", train_adapter(model, LoraConfig(**LORA), tmp_path / "adapter")
+    return tmp_path / "adapter", save_adapter(model, LoraConfig(**LORA), tmp_path / "adapter")
 
 
 def test_an_adapter_is_exported_as_a_whole_model(adapter, tmp_path):
@@ -86,7 +83,7 @@ def test_a_classifier_that_was_trained_with_an_adapter_comes_with_its_classes(tm
     """Its base is a masked language model: only the adapter tells how many classes there are."""
     save_base(tmp_path / "base")
     model = CoordformerForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
-    adapted = train_adapter(model, LoraConfig(task_type="SEQ_CLS", **LORA), tmp_path / "adapter")
+    adapted = save_adapter(model, LoraConfig(task_type="SEQ_CLS", **LORA), tmp_path / "adapter")
     summary = export(tmp_path / "adapter", tmp_path / "out", dtype="bfloat16", progress=False)
     assert summary["model"] == "CoordformerForSequenceClassification" and summary["dtype"] == "bfloat16"
     assert summary["checked"] == list(reload_check.AUTO_MODELS)
@@ -107,7 +104,7 @@ def test_the_dtype_is_that_of_the_base_and_changes_are_merged_before_they_are_ro
     AutoModelForMaskedLM.from_pretrained(tmp_path / "exact").bfloat16().save_pretrained(tmp_path / "base")
     CoordformerProcessor().save_pretrained(tmp_path / "base")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
-    adapted = train_adapter(model, LoraConfig(**LORA), tmp_path / "adapter")
+    adapted = save_adapter(model, LoraConfig(**LORA), tmp_path / "adapter")
     merged = load_checkpoint(tmp_path / "adapter", "auto")[0]
     expected = adapted.merge_and_unload().bfloat16()
     assert merged.dtype == torch.bfloat16 and digest_weights(merged) == digest_weights(expected)
@@ -132,7 +129,7 @@ def test_what_cannot_be_merged_is_named(adapter, tmp_path):
         return copy
 
     unnamed = tmp_path / "unnamed"
-    train_adapter(from_esm(make_esm()), LoraConfig(**LORA), unnamed)
+    save_adapter(from_esm(make_esm()), LoraConfig(**LORA), unnamed)
     elsewhere = spoil("elsewhere", base_model_name_or_path=str(tmp_path / "none"))
     part = spoil("part")
     weights = load_file(part / "adapter_model.safetensors")
@@ -145,7 +142,7 @@ def test_what_cannot_be_merged_is_named(adapter, tmp_path):
     # Low-rank changes of a head that was random, and is in no file.
     random_head = tmp_path / "random_head"
     classifier = CoordformerForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
-    train_adapter(classifier, LoraConfig(r=4, target_modules=["query", "out_proj"]), random_head)
+    save_adapter(classifier, LoraConfig(r=4, target_modules=["query", "out_proj"]), random_head)
     for given, message in (
         (unnamed, "adapter_config.json has no `base_model_name_or_path`; write the folder or Hub name of the model"),
         (elsewhere, "elsewhere cannot be merged .*none"),
