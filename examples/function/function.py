@@ -5,12 +5,13 @@
         --checkpoint demo_output/with_coordinates --baseline demo_output/without_coordinates --tune full frozen lora
 
 Each way of tuning predicts all terms of a chain at once: `full` changes every weight, `lora` (pip install
-"coordformer[lora]") a few beside those of the attention, `frozen` only an MLP on the mean of a chain's embeddings. Of
-the epochs the one with the best micro AUPR on the validation chains is kept. Run it again after a stop: it goes on
-where it was.
+"coordformer[lora]") a few beside those of the attention, `head` only ESM's classification head on the mean of a chain's
+embeddings, `frozen` an MLP on it. `full` and `lora` go on with the head of a CHECKPOINT that `head` left. Of the epochs
+the one with the best micro AUPR on the validation chains is kept. Run it again after a stop: it goes on where it was.
 
 OUTPUT gets a folder per run, with its predictions for the test chains and, but for `frozen`, the classifier that
-`coordformer annotate` reads; --results gets report.md, results.csv, results.json and terms.csv.
+`coordformer annotate` reads; --results gets report.md, results.csv, results.json and terms.csv. Of a run's folder
+examples/ship.py makes one as hub_cards/coordformer-1M-ec is.
 """
 
 import argparse
@@ -35,20 +36,20 @@ from term_metrics import micro_aupr, micro_fmax, protein_centric_fmax, score_ter
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from coordformer import CoordformerForSequenceClassification, CoordformerProcessor
+from coordformer import CoordformerConfig, CoordformerForSequenceClassification, CoordformerProcessor
 from coordformer.data.batching import ChainBatches, fetch_rows, read_lengths
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.files import write_atomically, write_json, write_text
 from coordformer.data.function import FunctionCollator, label_matrix, log_odds
-from coordformer.data.records import package_version
+from coordformer.data.records import current_commit, hash_data, package_version
 from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import predict_terms
 from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.metrics import interval
 from coordformer.model.embedding import embed_chains
-from coordformer.training.train import last_whole_checkpoint
+from coordformer.training.train import SETTINGS, earlier_training, last_whole_checkpoint, write_log
 
-LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3}  # of the first two the paper's
+LEARNING_RATES = {"full": 3e-5, "frozen": 1e-3, "lora": 1e-3, "head": 1e-3}  # of the first two the paper's
 HEAD_LEARNING_RATE = 1e-3  # of a new head on a pretrained encoder, which the rate of the head would spoil
 QUICK_CHAINS, QUICK_LENGTH, QUICK_EPOCHS = 1000, 200, 3  # to train on at most; residues
 MAX_LENGTH = 1024  # residues to which longer chains are cropped in training
@@ -71,6 +72,7 @@ class Task:
     numbers of listed chains that the data do not have, or that have no term; `embeddings` keeps what `embed_task` made.
     """
 
+    data: Path
     terms: list[str]
     names: list[str]
     rows: dict[str, Any]
@@ -85,7 +87,7 @@ def load_task(data: Path, annotations: Path, splits: Sequence[Path], ontology: s
     terms, names, terms_of = read_annotations(annotations, ontology)
     rows = load_rows(data)
     lengths = read_lengths(rows)
-    task = Task(terms, names, {}, {}, {}, {})
+    task = Task(data, terms, names, {}, {}, {}, {})
     taken: set[int] = set()
     for split, path in reversed(list(zip(SPLITS, splits, strict=True))):
         listed = read_split(path)
@@ -137,9 +139,33 @@ class PooledClassifier(nn.Module):
         return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
 
 
+class HeadOnEmbeddings(nn.Module):
+    """The head of a classifier that reads the mean, on means that were made before: `embedding` (chains, width)."""
+
+    def __init__(self, classifier: nn.Module):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, embedding: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.classifier(embedding[:, None])  # ESM's head takes the first token
+        return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
+
+
 def new_classifier(checkpoint: Path, task: Task, pooling: str = "cls") -> CoordformerForSequenceClassification:
-    """The encoder of a checkpoint with a new head, on the first token of a chain (paper, section 4b) or on the mean."""
+    """The encoder of a checkpoint with a new head, on the first token of a chain (paper, section 4b) or on the mean.
+
+    A checkpoint that is a classifier of the same terms brings its head.
+
+    Raises:
+        ValueError: that one reads a chain in another way.
+    """
     labels = [f"{term} {name}".strip() for term, name in zip(task.terms, task.names, strict=True)]
+    before = CoordformerConfig.from_pretrained(checkpoint)
+    has_head = CoordformerForSequenceClassification.__name__ in (before.architectures or ())
+    has_head = has_head and list(before.id2label.values()) == labels
+    if has_head and before.classifier_pooling != pooling:
+        way = before.classifier_pooling
+        raise ValueError(f"The head of {checkpoint} was trained with --pooling {way}, not {pooling}; give the same.")
     model = CoordformerForSequenceClassification.from_pretrained(
         checkpoint,
         dtype=torch.float32,  # whatever is saved: updates are smaller than what bfloat16 tells apart
@@ -148,8 +174,9 @@ def new_classifier(checkpoint: Path, task: Task, pooling: str = "cls") -> Coordf
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
     )
-    with torch.no_grad():
-        model.classifier.out_proj.bias.copy_(log_odds(task.labels["train"]))
+    if not has_head:
+        with torch.no_grad():
+            model.classifier.out_proj.bias.copy_(log_odds(task.labels["train"]))
     return model
 
 
@@ -188,7 +215,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train, or go on after a stop, and leave the model as it was after the epoch with the best micro AUPR on `valid`.
 
-    Returns `trained_parameters`, `best_epoch` and `valid_micro_aupr` of each epoch.
+    Leaves `log.csv` in the folder. Returns `trained_parameters`, `best_epoch`, `updates` until then,
+    `valid_micro_aupr` of each epoch, and `training`, the settings of `coordformer train`.
     """
     arguments = TrainingArguments(
         str(folder),
@@ -197,7 +225,7 @@ def fit(
         lr_scheduler_type="constant",
         eval_strategy="epoch",
         save_strategy="epoch",
-        logging_strategy="no",
+        logging_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="micro_aupr",
@@ -219,11 +247,14 @@ def fit(
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder))
+    write_log(trainer.state.log_history, folder / "log.csv")
     scores = {each["epoch"]: each["eval_micro_aupr"] for each in trainer.state.log_history if "eval_micro_aupr" in each}
     return {
         "trained_parameters": trainer.get_num_trainable_parameters(),
         "best_epoch": max(scores, key=lambda epoch: scores[epoch]),
+        "updates": trainer.state.best_global_step,
         "valid_micro_aupr": list(scores.values()),
+        "training": {name: getattr(arguments, name) for name in SETTINGS},
     }
 
 
@@ -263,11 +294,17 @@ def tune_classifier(
     if tune == "lora":
         model.save_pretrained(folder / "adapter")
         model = model.merge_and_unload()
+    return _save_and_predict(task, model, processor, folder, without_coords), record
+
+
+def _save_and_predict(
+    task: Task, model: Any, processor: CoordformerProcessor, folder: Path, without_coords: bool
+) -> np.ndarray:
+    """Leave the classifier for `coordformer annotate`; returns probabilities of the test chains."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     rows = task.rows["test"]
-    chosen = fetch_rows(rows, range(len(rows)))
-    return predict_terms(model, chosen, processor.tokenizer, without_coords=without_coords), record
+    return predict_terms(model, fetch_rows(rows, range(len(rows))), processor.tokenizer, without_coords=without_coords)
 
 
 def embed_task(task: Task, checkpoint: Path, without_coords: bool) -> dict[str, list[np.ndarray]]:
@@ -284,18 +321,38 @@ def embed_task(task: Task, checkpoint: Path, without_coords: bool) -> dict[str, 
     return task.embeddings[key]
 
 
+def _embedded_items(task: Task, checkpoint: Path, without_coords: bool) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """`embedding` and `labels` of all chains, by split."""
+    items = {}
+    for split, embeddings in embed_task(task, checkpoint, without_coords).items():
+        pairs = zip(map(torch.from_numpy, embeddings), torch.from_numpy(task.labels[split]), strict=True)
+        items[split] = [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
+    return items
+
+
+def tune_head(
+    task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, **options: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Train the head of a classifier on the embeddings of all chains, and save the classifier in `folder`.
+
+    Returns what `tune_classifier` does.
+    """
+    items = _embedded_items(task, checkpoint, without_coords)
+    model: Any = new_classifier(checkpoint, task, "mean")
+    head = HeadOnEmbeddings(model.classifier)
+    record = fit(head, items["train"], items["valid"], None, folder, batch_size=32, **options)
+    processor = CoordformerProcessor.from_pretrained(checkpoint)
+    return _save_and_predict(task, model.eval(), processor, folder, without_coords), record
+
+
 def tune_frozen(
     task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Train an MLP on the embeddings of all chains; returns what `tune_classifier` does."""
-    embedded = embed_task(task, checkpoint, without_coords)
-    model = PooledClassifier(len(embedded["train"][0]), len(task.terms))
+    items = _embedded_items(task, checkpoint, without_coords)
+    model = PooledClassifier(len(items["train"][0]["embedding"]), len(task.terms))
     with torch.no_grad():
         model.out[-1].bias.copy_(log_odds(task.labels["train"]))
-    items = {}
-    for split, embeddings in embedded.items():
-        pairs = zip(map(torch.from_numpy, embeddings), torch.from_numpy(task.labels[split]), strict=True)
-        items[split] = [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
     record = fit(model, items["train"], items["valid"], None, folder, batch_size=32, **options)
     model.cpu().eval()
     with torch.no_grad():
@@ -303,8 +360,15 @@ def tune_frozen(
     return logits.sigmoid().numpy(), record
 
 
+EMBEDDED = {"frozen": tune_frozen, "head": tune_head}  # what is trained on embeddings that were made once
+
+
 def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) -> None:
-    """Tune and predict the test chains, unless it was done before: `predictions.npz` and `run.json`."""
+    """Tune and predict the test chains, unless it was done before: `predictions.npz`, `run.json` and `train.json`.
+
+    Of a classifier that is saved, and was tuned with coordinates, `predictions.npz` also has `not_given`: what it
+    predicts without.
+    """
     path = folder / "run.json"
     before = json.loads(path.read_text())["settings"] if path.exists() else settings
     if changed := [name for name in settings if before.get(name) != settings[name]]:
@@ -314,24 +378,58 @@ def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"settings": settings})
     start = time.monotonic()
-    names = ("num_train_epochs", "learning_rate", "head_learning_rate", "seed", "without_coords")
+    names = ("num_train_epochs", "learning_rate", "head_learning_rate", "seed", "without_coords", "bf16")
     options = {name: settings[name] for name in names}
     transformers.set_seed(options["seed"])
-    if settings["tune"] == "frozen":
-        probabilities, record = tune_frozen(task, checkpoint, folder, **options)
+    # Of the code that is running: at the end another may lie there.
+    source = {"command": _command(), "commit": current_commit(), "data_sha256": hash_data(task.data)}
+    if settings["tune"] in EMBEDDED:
+        probabilities, record = EMBEDDED[settings["tune"]](task, checkpoint, folder, **options)
     else:
         probabilities, record = tune_classifier(
             task, checkpoint, settings["tune"], folder, settings["token_budget"], settings["pooling"], **options
         )
+    training = record.pop("training")
     record = {"settings": settings, **record, "seconds": round(time.monotonic() - start)}
-    write_json(path, record)
-    write_atomically(folder / "predictions.npz", lambda temporary: _save(temporary, probabilities, task))
+    write_json(path, record | training_settings(task, checkpoint, settings, training))
+    write_json(
+        folder / "train.json",
+        {"steps": record["updates"], **source, "started_from": earlier_training(checkpoint)},
+    )
+    predictions = {"probabilities": probabilities}
+    if (folder / "config.json").exists() and not settings["without_coords"]:
+        model, processor = load_checkpoint(folder, any_head=True)
+        rows = task.rows["test"]
+        chains = fetch_rows(rows, range(len(rows)))
+        predictions["not_given"] = predict_terms(model, chains, processor.tokenizer, without_coords=True)
+    write_atomically(folder / "predictions.npz", lambda temporary: _save(temporary, predictions, task))
     print(f"{folder.name}: {record['seconds']} s", flush=True)
 
 
-def _save(path: Path, probabilities: np.ndarray, task: Task) -> None:
+def training_settings(
+    task: Task, checkpoint: Path, settings: Mapping[str, Any], training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `run.json` of `coordformer train` has of a training, of which `coordformer export` makes a card."""
+    rows, embedded = task.rows["train"], settings["tune"] in EMBEDDED
+    data = {
+        "data": task.data.name,
+        "train_split": "DeepFRI's train",
+        "chains": len(rows),
+        "residues": int(read_lengths(rows).sum()),
+        "token_budget": None if embedded else settings["token_budget"],
+        "max_length": None if embedded else MAX_LENGTH,
+        "mlm_probability": 0,
+        "rotate": False,
+        "coordinate_noise": 0.0,
+        "drop_coords": float(settings["without_coords"]),
+    }
+    started = {"init_from": checkpoint.name, "sequence_encoder": None, "muon": False, "freeze": embedded}
+    return {"data": data, "training": {**training, **started, "lora_rank": 8 if settings["tune"] == "lora" else None}}
+
+
+def _save(path: Path, predictions: Mapping[str, np.ndarray], task: Task) -> None:
     with open(path, "wb") as file:  # numpy would add .npz to a name
-        np.savez_compressed(file, probabilities=probabilities, ids=np.array(task.rows["test"]["id"][:]))
+        np.savez_compressed(file, **predictions, ids=np.array(task.rows["test"]["id"][:]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -353,6 +451,50 @@ def difference_interval(
         means = [np.mean([measure(seed[drawn], labels[drawn]) for seed in model]) for model in (first, second)]
         differences.append(means[1] - means[0])
     return interval(np.array(differences))
+
+
+def score_intervals(probabilities: np.ndarray, labels: np.ndarray, samples: int = 500) -> dict[str, list[float]]:
+    """95 % intervals of the scores of probabilities (chains, terms), by measure: a bootstrap over chains."""
+    rng = np.random.default_rng(0)
+    drawn = (rng.integers(len(labels), size=len(labels)) for _ in range(samples))
+    scores = [score_terms(probabilities[chains], labels[chains]) for chains in drawn]
+    return {measure: interval(np.array([each[measure] for each in scores])) for measure in scores[0]}
+
+
+def evaluate_folder(task: Task, folder: Path, seen: np.ndarray | None) -> dict[str, Any]:
+    """Scores of a saved classifier on the test chains, with intervals, for its card: also its `evaluation.json`.
+
+    `results` has a row for each set of chains and each model: term frequencies, and the classifier with coordinates
+    given and not given.
+    """
+    labels, frequencies = task.labels["test"], task.labels["train"].mean(axis=0)
+    predictions = np.load(folder / "predictions.npz")
+    models = {FREQUENCIES: np.tile(frequencies, (len(labels), 1)), "coordinates given": predictions["probabilities"]}
+    models["coordinates not given"] = predictions["not_given"]
+    sets = {"all": np.ones(len(labels), dtype=bool)} | ({} if seen is None else {"not seen in pretraining": ~seen})
+    results = []
+    for name, chosen in sets.items():
+        for model, probabilities in models.items() if labels[chosen].any() else ():
+            row: dict[str, Any] = {"test_chains": name, "chains": int(chosen.sum()), "model": model}
+            scores = score_terms(probabilities[chosen], labels[chosen])
+            intervals = score_intervals(probabilities[chosen], labels[chosen])
+            for measure, value in scores.items():
+                row |= {measure: value, f"{measure}_interval": intervals[measure]}
+            results.append(row)
+    report = {"data": task.data.name, "split": "DeepFRI's test", "terms": len(task.terms), "results": results}
+    lines = [
+        f"| chains of {task.data.name} | model | {' | '.join(MEASURES)} |", "| --- " * (2 + len(MEASURES)) + "|"
+    ]  # fmt: skip
+    for row in results:
+        values = (f"{row[each]:.3f} ({{:.3f}} to {{:.3f}})".format(*row[f"{each}_interval"]) for each in scores)
+        lines.append(f"| {row['test_chains']} ({row['chains']}) | {row['model']} | {' | '.join(values)} |")
+    words = (
+        "DeepFRI's test chains; in parentheses 95 % intervals of a bootstrap over chains. `term frequencies` guesses"
+    )
+    lines += ["", f"{words}", "each term by its share of the training chains. The numbers are in `evaluation.json`."]
+    write_json(folder / "evaluation.json", report)
+    write_text(folder / "evaluation.md", "\n".join(lines) + "\n")
+    return report
 
 
 def score_runs(
@@ -438,6 +580,16 @@ def _without_folder(option: str) -> str:
     return Path(option).name if option.startswith(("/", "..")) else option
 
 
+def _says_both(folder: Path) -> bool:
+    """Whether a run predicted with coordinates and without."""
+    with np.load(folder / "predictions.npz") as predictions:
+        return "not_given" in predictions
+
+
+def _command() -> str:
+    return " ".join(["python examples/function/function.py", *map(_without_folder, sys.argv[1:])])
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -455,6 +607,7 @@ def write_results(task: Task, arguments: argparse.Namespace, folders: Mapping[tu
         predictions[key] = np.stack([file["probabilities"] for file in files])
         records |= {folder.name: json.loads((folder / "run.json").read_text()) for folder in seeds}
     sets = {"all": np.ones(len(ids), dtype=bool)}
+    seen = None
     if arguments.pretrained_on is not None:
         seen = seen_in(arguments.pretrained_on, task.rows["test"])
         sets |= {"seen in pretraining": seen, "not seen": ~seen}
@@ -467,9 +620,7 @@ def write_results(task: Task, arguments: argparse.Namespace, folders: Mapping[tu
     )
     never = ~task.labels["train"].any(axis=0)
     about = {
-        "command": " ".join(
-            ["python examples/function/function.py", *(_without_folder(each) for each in sys.argv[1:])]
-        ),
+        "command": _command(),
         "tune": arguments.tune,
         "seeds": arguments.seeds,
         "chains": {split: len(rows) for split, rows in task.rows.items()},
@@ -488,7 +639,9 @@ def write_results(task: Task, arguments: argparse.Namespace, folders: Mapping[tu
     positives = {split: task.labels[split].sum(axis=0).astype(int).tolist() for split in SPLITS}
     columns = zip(task.terms, task.names, *positives.values(), strict=True)
     write_csv(results / "terms.csv", [dict(zip(("term", "name", *SPLITS), row, strict=True)) for row in columns])
-    summary = {**about, "differences": differences, "runs": records}
+    saved = {folder.name: folder for seeds in folders.values() for folder in seeds if _says_both(folder)}
+    evaluations = {name: evaluate_folder(task, folder, seen) for name, folder in saved.items()}
+    summary = {**about, "differences": differences, "runs": records, "evaluations": evaluations}
     write_json(results / "results.json", summary)
     report = describe(scores, differences, about)
     write_text(results / "report.md", report)
@@ -514,8 +667,9 @@ def main() -> None:
     parser.add_argument(
         "--pooling", choices=("cls", "mean"), default="cls", help="what full and lora read of a chain (default: cls)"
     )
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16; weights stay in float32")
     parser.add_argument("--epochs", type=int, help="default: 20, with --quick 3")
-    parser.add_argument("--learning_rate", type=float, help="default: 3e-5 for full, 1e-3 for frozen and lora")
+    parser.add_argument("--learning_rate", type=float, help="default: 3e-5 for full, else 1e-3")
     parser.add_argument(
         "--head_learning_rate", type=float, default=HEAD_LEARNING_RATE, help="of full and lora (default: %(default)s)"
     )
@@ -547,7 +701,8 @@ def main() -> None:
                     "learning_rate": arguments.learning_rate or LEARNING_RATES[tune],
                     "head_learning_rate": arguments.head_learning_rate,
                     "token_budget": arguments.token_budget,
-                    "pooling": "mean" if tune == "frozen" else arguments.pooling,
+                    "pooling": "mean" if tune in EMBEDDED else arguments.pooling,
+                    "bf16": arguments.bf16,
                     "seed": seed,
                     "without_coords": arguments.without_coords and model == "without coordinates",
                     "chains": {split: len(rows) for split, rows in task.rows.items()},
