@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from ..inference.checkpoints import load_checkpoint
+from ..data.training_sequences import FILE
+from ..inference.checkpoints import load_checkpoint, training_sequences_of
 from ..model import pipeline_coordformer
 from ..model.chain import AMINO_ACIDS
 from ..model.processing_coordformer import CoordformerProcessor
@@ -84,7 +85,7 @@ def export(
             merged into the model that it was trained on.
         output: the folder to make; it appears when it is whole and checked.
         evaluations: reports of `coordformer evaluate` on the checkpoint, the card's numbers; the folder gets copies,
-            and one of the training's log.
+            and one of the training's log and of the record of its sequences (`data.training_sequences`).
         name: of the model on its card, which the code there loads: the repository's; default: the folder's.
         license, datasets, base_model: see `make_card`; default of the last one: what is recorded of the checkpoint.
         dtype: `"float32"` or `"bfloat16"`; default: the checkpoint's. What is computed in float32 stays in it. The
@@ -112,6 +113,7 @@ def export(
     log = Path(checkpoint) / TRAINING_LOG
     if log.exists():
         records[str(log)] = TRAINING_LOG
+    training = training_sequences_of(checkpoint)
     model, processor = load_checkpoint(checkpoint, dtype or _saved_dtype(checkpoint), any_head=True)
     model.cpu().eval()
     card = make_card(
@@ -142,6 +144,8 @@ def export(
         files = {path: Path(path).name for path in (code, *get_relative_import_files(code))} | records
         for source, file in files.items():
             shutil.copy(source, temporary / file)
+        if training is not None:
+            training.write(temporary / FILE)
         if check and progress:
             print("Loading the folder in a fresh process without the package ...", file=sys.stderr)
         if check:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 
-from ..data.records import hash_data
+from ..data.records import counted
+from ..data.training_sequences import NEW, SAME, SIMILAR, TrainingSequences, read_training_sequences
 from ..model import modeling_coordformer
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.processing_coordformer import CoordformerProcessor
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # of PEFT
 # Names of an adapter's weights that have a row for each class.
@@ -174,29 +179,86 @@ def coordinates_given(model: PreTrainedModel, coords: np.ndarray, without_coords
     return "unknown" if np.isnan(coords).all() else "not given" if without_coords else "given"
 
 
-def trained_on(checkpoint: str | Path, inputs: Sequence[str | Path], split: str | None) -> list[str]:
-    """Names of the data sets among `inputs` that `coordformer train` recorded a checkpoint was trained on.
+def training_sequences_of(checkpoint: str | Path) -> TrainingSequences | None:
+    """What is recorded of the sequences that a checkpoint was trained on, if anything is.
 
-    Data sets are told by their contents (`hash_data`), and count unless `split` is another one than that of the
-    training. So the same chains in another file are not recognized.
+    Of an adapter without a record it is that of its base, and the adapter is named as not known.
 
     Raises:
-        ValueError: what is recorded cannot be read.
+        ValueError: the record is broken.
     """
-    folder = Path(checkpoint).resolve()
-    folder = folder.parent if folder.name.startswith("checkpoint-") else folder
-    known: dict[str | None, str | None] = {}
-    try:
-        paths = (folder / name for name in ("run.json", "train.json"))
-        run, stage = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in paths)
-        data = run.get("data") or {}
-        own = data.get("train_split")
-        known = {data.get("sha256"): own, stage.get("data_sha256"): own}
-        while stage := stage.get("started_from") or {}:  # of these nobody noted the split
-            known.setdefault(stage.get("data_sha256"), "train")
-    except (ValueError, AttributeError) as error:
-        what = f"run.json or train.json in {folder} cannot be read ({error})"
-        raise ValueError(f"{what}; move it away to evaluate without what it says.") from error
-    known = {digest: own for digest, own in known.items() if digest and (None in (split, own) or split == own)}
-    # Large data sets are read only where there is something to compare with.
-    return [Path(each).name for each in inputs if hash_data(each) in known] if known else []
+    record, settings = read_training_sequences(checkpoint), adapter_settings(checkpoint)
+    if record is not None or settings is None:
+        return record
+    base = read_training_sequences(settings["base_model_name_or_path"])
+    return None if base is None else base | TrainingSequences.of((), [Path(checkpoint).resolve().name])
+
+
+def trained_on(record: TrainingSequences | None, proteins: Sequence[Sequence[str]]) -> list[str | None]:
+    """Whether a checkpoint was trained on proteins.
+
+    Args:
+        record: as of `training_sequences_of`.
+        proteins: the sequences of the chains of each.
+
+    Returns:
+        Of each protein `same` where a chain is a training sequence, `similar` where one is about 90 % identical to one,
+        `no`, or None where nobody knows: nothing is recorded, or not all.
+    """
+    if record is None:
+        return [None] * len(proteins)
+    distinct = list(dict.fromkeys(sequence for chains in proteins for sequence in chains))
+    kinds = dict(zip(distinct, record.find(distinct).tolist(), strict=True))
+    words = {SAME: "same", SIMILAR: "similar", NEW: None if record.unknown else "no"}
+    return [words[max((kinds[sequence] for sequence in chains), default=NEW)] for chains in proteins]
+
+
+def count_trained_on(answers: Iterable[str | None]) -> dict[str, int]:
+    """How many of the answers of `trained_on` are `same` and `similar`, and of how many it is `unknown`."""
+    counts = Counter(answers)
+    return {"same": counts["same"], "similar": counts["similar"], "unknown": counts[None]}
+
+
+def describe_trained_on(
+    checkpoint: str, counts: Mapping[str, int], number: int, noun: str, what: str, names: Sequence[str] = ()
+) -> str | None:
+    """In a line which proteins a checkpoint was trained on; None where it is not known of any.
+
+    Args:
+        checkpoint: its name.
+        counts: as of `count_trained_on`.
+        number, noun: how many there are of what.
+        what: says how well they are known.
+        names: of those that were trained on, or that are similar to such.
+    """
+    same, similar = counts["same"], counts["similar"]
+    trained, alike = f"among the training sequences of {checkpoint}", "about 90 % identical to"
+    one_of_them = f"a training sequence of {checkpoint}"
+    if number == 1 and names:
+        text = f"was {trained}" if same else f"is {alike} {one_of_them}"
+        return f"{names[0]} {text}: {what} how well it is known"
+    parts = []
+    if same:
+        parts.append(f"{same:,} of {counted(number, noun)} {'was' if same == 1 else 'were'} {trained}")
+    if similar:
+        of, other = ("more", "one") if same else (f"of {counted(number, noun)}", one_of_them)
+        parts.append(f"{similar:,} {of} {'is' if similar == 1 else 'are'} {alike} {other}")
+    listed = f" ({', '.join([*names[:3], *['...'] * (len(names) > 3)])})" if names else ""
+    return f"{' and '.join(parts)}{listed}: {what} how well they are known" if parts else None
+
+
+def warn_of_training(
+    checkpoint: str, reports: Sequence[Mapping[str, Any]], name: str, what: str = "scores say"
+) -> dict[str, int]:
+    """Say which proteins a checkpoint was trained on, by their reports, and count them.
+
+    Args:
+        checkpoint, what: as of `describe_trained_on`.
+        reports: of each protein `trained_on`, which a part that an older version wrote does not have, and its id.
+        name: what the id is called there.
+    """
+    seen = count_trained_on(report.get("trained_on") for report in reports)
+    names = [report[name] for report in reports if report.get("trained_on") in ("same", "similar")]
+    if text := describe_trained_on(checkpoint, seen, len(reports), "protein", what, names):
+        logger.warning("%s", text)
+    return seen

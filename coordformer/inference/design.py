@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 from ..data.files import write_atomically, write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, current_commit, first_lines, hash_file
+from ..data.training_sequences import chain_sequences
 from ..model.chain import AMINO_ACIDS, Chain, split_by_chain
 from ..model.design import Designs, check_drawing, design, plan_design
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
 from ..model.structure import read_proteins
-from .checkpoints import digest_weights, load_checkpoint
+from .checkpoints import digest_weights, load_checkpoint, trained_on, training_sequences_of, warn_of_training
 from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
 
@@ -67,7 +68,8 @@ def design_files(
 
     Returns:
         What is also in `design.json`: the settings, counts, and `proteins`, of each `id`, `residues`, `designed`,
-        `sequences`, `native_score` and the means of `score` and `seq_recovery`.
+        `sequences`, `native_score`, the means of `score` and `seq_recovery`, and `trained_on` (see
+        `checkpoints.trained_on`), which `trained_on_sequences` counts.
 
     Raises:
         ValueError: an argument or input is unusable.
@@ -92,6 +94,7 @@ def design_files(
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
     drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
     drawing |= {"rounds": rounds, "rescore": rescore}
+    training = training_sequences_of(checkpoint)
     note = {"model": Path(checkpoint).name, "seed": seed, "commit": current_commit()[:12] or "installed"}
 
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
@@ -121,7 +124,8 @@ def design_files(
                 _write_probabilities(stem, designs, residues)
             if structures:
                 write_structure(Path(f"{stem}.cif"), protein, designs)
-            reports.append(_report(designs))
+            (trained,) = trained_on(training, [chain_sequences(protein)])
+            reports.append(_report(designs) | {"trained_on": trained})
         write_text(output / PARTS / f"{part}.csv", text.getvalue())
         counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
         return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
@@ -139,7 +143,10 @@ def design_files(
     with parts_in(output, given):
         outcome = run_parts(given, output, settings | guarded, work, progress)
         summary: dict[str, Any] = settings | outcome.counts()
-        summary["proteins"] = [report for record in outcome.records for report in record.get("reports", ())]
+        reports = [report for record in outcome.records for report in record.get("reports", ())]
+        what = "recoveries and scores say"
+        summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "id", what)
+        summary["proteins"] = reports
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)
             join_tables([output / each["file"] for each in outcome.records if "file" in each], output / "designs.csv")

@@ -11,9 +11,18 @@ from tqdm.auto import tqdm
 from ..data.collator import PROTOCOLS
 from ..data.files import write_json
 from ..data.records import counted
+from ..data.training_sequences import chain_sequences
 from ..model.processing_coordformer import letter_ids
 from ..model.proteins import Record, cluster_of
-from .checkpoints import coordinates_of, digest_weights, load_checkpoint, trained_on
+from .checkpoints import (
+    coordinates_of,
+    count_trained_on,
+    describe_trained_on,
+    digest_weights,
+    load_checkpoint,
+    trained_on,
+    training_sequences_of,
+)
 from .figures import plot_recovery
 from .masked import count_chains, summarize_samples
 from .runner import Inputs, check_file, parts_beside, run_parts, write_arrays
@@ -40,8 +49,9 @@ def evaluate(
     Returns:
         `checkpoint`, `weights` (see `digest_weights`), `data`, `split`, `coordinates`, `dtype`, `num_rotations`,
         `num_mask_samples`, `chains`, `residues`, `rejected`, `clusters` (what intervals are over: their number, or
-        None, then chains), `trained_on` (names of the data sets that the checkpoint was trained on, where there are
-        some), and for each protocol what `summarize_samples` returns; of a job of several only counts.
+        None, then chains), `trained_on_sequences` (of so many chains the checkpoint was trained on the `same` sequence
+        or a `similar` one, and of so many that is `unknown`; see `checkpoints.trained_on`), and for each protocol what
+        `summarize_samples` returns; of a job of several only counts.
     """
     check_file(output, ".json")
     model, processor = load_checkpoint(checkpoint, dtype)
@@ -49,9 +59,7 @@ def evaluate(
     measured: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "weights": digest_weights(model)}
     measured |= {"data": ", ".join(given.names), "split": given.settings["split"]}
     measured |= {"coordinates": "not given" if without_coords else coordinates_of(model), "dtype": dtype}
-    if seen := trained_on(checkpoint, [inputs] if isinstance(inputs, str | Path) else inputs, measured["split"]):
-        text = "%s was trained on chains of %s: this is how well it knows them, not how well it predicts others"
-        logger.warning(text, measured["checkpoint"], ", ".join(seen))
+    known_sequences = training_sequences_of(checkpoint)
     samples: dict[str, Any] = {"num_rotations": num_rotations, "num_mask_samples": num_mask_samples}
     measured |= samples
     options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}
@@ -65,7 +73,8 @@ def evaluate(
                 for protocol in protocols
             }
             write_arrays(folder / f"counts-{part}.npz", **counts)
-            return {"file": f"counts-{part}.npz", "clusters": list(map(cluster_of, chains))}
+            seen = count_trained_on(trained_on(known_sequences, list(map(chain_sequences, chains))))
+            return {"file": f"counts-{part}.npz", "clusters": list(map(cluster_of, chains)), "trained_on": seen}
 
         settings = {"verb": "evaluate", **measured, "protocols": list(protocols), "window": window}
         outcome = run_parts(given, folder, settings, work, progress)
@@ -76,8 +85,10 @@ def evaluate(
         clusters = [each for record in records for each in record["clusters"]]
         known = None not in clusters
         report["clusters"] = len(set(clusters)) if known else None
-        if seen:
-            report["trained_on"] = seen
+        counts_of = [record.get("trained_on", {"unknown": record["chains"]}) for record in records]  # not of 0.1.0
+        seen = {name: sum(each.get(name, 0) for each in counts_of) for name in ("same", "similar", "unknown")}
+        report["trained_on_sequences"] = seen
+        _warn_of_training(measured["checkpoint"], seen, report["chains"])
         for protocol in protocols:
             counts = np.concatenate([np.load(folder / record["file"])[protocol] for record in records], axis=1)
             report[protocol] = summarize_samples(counts, letter_ids(processor.tokenizer), clusters if known else None)
@@ -87,6 +98,14 @@ def evaluate(
             recoveries = {protocol: report[protocol]["recovery_by_residue"] for protocol in protocols}
             plot_recovery(recoveries, Path(output).with_suffix(".png"))
     return report
+
+
+def _warn_of_training(checkpoint: str, seen: Mapping[str, int], chains: int) -> None:
+    """Say that numbers are of chains that a checkpoint was trained on, or that nobody knows whether they are."""
+    if text := describe_trained_on(checkpoint, seen, chains, "chain", "perplexity and recovery say"):
+        logger.warning("%s, not how well others are predicted", text)
+    elif seen["unknown"]:
+        logger.warning("whether %s was trained on these chains is not recorded", checkpoint)
 
 
 def describe(report: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,20 @@ from tqdm.auto import tqdm
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, first_lines, hash_file, hash_json
+from ..data.training_sequences import chain_sequences
 from ..model.chain import AMINO_ACIDS, Chain, Complex, split_by_chain
 from ..model.design import score_sequences
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
 from ..model.substitutions import parse_mutant
-from .checkpoints import coordinates_given, digest_weights, load_checkpoint
+from .checkpoints import (
+    coordinates_given,
+    digest_weights,
+    load_checkpoint,
+    trained_on,
+    training_sequences_of,
+    warn_of_training,
+)
 from .design import fit_sequence, read_sequences
 from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
@@ -59,9 +68,9 @@ def score(
     Returns:
         What is also in `score.json`: the settings, counts, and `chains`, of each `chain` (its id), `residues`,
         `observed`, `numbering` (`"sequence"` where the file has no numbers, whatever was asked for), `coordinates` (see
-        `coordinates_given`), of a complex `chains` (residues by name), and of given mutants their number, `mutants`,
-        and where they were measured `spearman`, None where it is not defined. Of a single chain these stand at the top,
-        too, but for `chains`.
+        `coordinates_given`), `trained_on` (see `checkpoints.trained_on`; `trained_on_sequences` counts them), of a
+        complex `chains` (residues by name), and of given mutants their number, `mutants`, and where they were measured
+        `spearman`, None where it is not defined. Of a single chain these stand at the top, too, but for `chains`.
 
     Raises:
         ValueError: an input is unusable, or mutants without `id` are of several chains.
@@ -87,6 +96,7 @@ def score(
     given = Inputs(inputs, atoms=processor.coordinate_atoms, entries_per_part=entries_per_part, **reading)
     options: dict[str, Any] = {"without_coords": without_coords, "window": window, "token_budget": token_budget}
     timed = mutants is not None or not progress
+    training = training_sequences_of(checkpoint)
 
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
         nonlocal timed
@@ -121,10 +131,13 @@ def score(
         reports: list[dict[str, Any]] = []
         lines: list[list[str]] = []
         stems = file_stems(output, part, [chain for chain, _ in asked])
-        for (chain, these), residues, mine, scores, stem in zip(asked, named, places, scored, stems, strict=True):
+        seen = trained_on(training, [chain_sequences(chain) for chain, _ in asked])
+        each = zip(asked, named, places, scored, stems, seen, strict=True)
+        for (chain, these), residues, mine, scores, stem, trained in each:
             report: dict[str, Any] = {"chain": chain.id, "residues": len(chain)}
             report |= {"observed": int(chain.observed.any(axis=1).sum()), "numbering": residues.numbering}
             report["coordinates"] = coordinates_given(model, chain.coords, without_coords)
+            report["trained_on"] = trained
             if isinstance(chain, Complex):
                 report["chains"] = dict(zip(chain.chain_names, chain.chain_lengths, strict=True))
             if mutants is None:
@@ -150,7 +163,7 @@ def score(
         residues = sum(report["residues"] for report in reports)
         return {"reports": reports, "chains": len(reports), "residues": residues, "file": f"{PARTS}/{part}.csv"}
 
-    settings = {
+    settings: dict[str, Any] = {
         "checkpoint": Path(checkpoint).name,
         "method": method,
         "numbering": asked_numbering,
@@ -169,7 +182,9 @@ def score(
             reason = "it has mutants, but the inputs have no such chain"
             outcome.rejects += [("", chain, reason) for chain in mutants_of if chain not in known]
             outcome.list_rejects(output / REJECTS)
-        summary: dict[str, Any] = settings | outcome.counts() | {"chains": reports}
+        summary: dict[str, Any] = settings | outcome.counts()
+        summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "chain")
+        summary["chains"] = reports
         if outcome.complete:
             if len(reports) == 1:
                 summary |= {name: value for name, value in reports[0].items() if name != "chains"}
@@ -209,7 +224,8 @@ def score_given_sequences(
 
     Returns:
         What is also in `score.json`: the settings, counts, and `proteins`, of each its `id`, `residues`, the number of
-        `sequences`, `best` (the id of the likeliest), and `pseudo_score` and `global_score` of that.
+        `sequences`, `best` (the id of the likeliest), `pseudo_score` and `global_score` of that, and `trained_on` (see
+        `checkpoints.trained_on`: its own chains, or the closest sequence).
 
     Raises:
         ValueError: an input is unusable. A sequence that does not fit its structure costs the structure.
@@ -219,6 +235,7 @@ def score_given_sequences(
     files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     reading |= {"as_complex": files}
     given = Inputs(inputs, atoms=processor.coordinate_atoms, entries_per_part=entries_per_part, **reading)
+    training = training_sequences_of(checkpoint)
 
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
         texts = [io.StringIO(), io.StringIO()]
@@ -260,18 +277,23 @@ def score_given_sequences(
                     by_residue.writerow([name, mine[number].id, *place, *map(_cell, values)])
             report = {"id": name, "residues": len(protein), "sequences": len(mine), "best": mine[order[0]].id}
             best = dict(zip(("global_score", "pseudo_score"), map(float, scores[order[0]]), strict=True))
-            reports.append(report | {"coordinates": coordinates} | best)
+            # What is known may be the structure or, on a backbone of other letters, a sequence.
+            sequences_here = [split_by_chain(each, residues.chain_lengths) for each in (protein.sequence, *letters)]
+            (trained,) = trained_on(training, [list(itertools.chain(*sequences_here))])
+            reports.append(report | {"coordinates": coordinates, "trained_on": trained} | best)
         for suffix, text in zip(("", "_residues"), texts, strict=True):
             write_text(output / PARTS / f"{part}{suffix}.csv", text.getvalue())
         counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
         return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
 
-    settings = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "without_coords": without_coords}
+    settings: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "without_coords": without_coords}
     guarded = {"verb": "score", "weights": digest_weights(model), "sequences": hash_file(sequences)}
     with parts_in(output, given):
         outcome = run_parts(given, output, settings | guarded, work, progress)
         reports = [report for record in outcome.records for report in record.get("reports", ())]
-        summary: dict[str, Any] = settings | outcome.counts() | {"proteins": reports}
+        summary: dict[str, Any] = settings | outcome.counts()
+        summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "id")
+        summary["proteins"] = reports
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)
             tables = [output / record["file"] for record in outcome.records if "file" in record]

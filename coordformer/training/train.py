@@ -31,6 +31,7 @@ from ..data.collator import CoordformerDataCollator
 from ..data.files import write_json, write_text
 from ..data.pack import open_chains
 from ..data.records import begin_run, counted, current_commit, describe_command, hash_data, lock_folder
+from ..data.training_sequences import FILE, record_training
 from ..inference.figures import plot_losses
 from ..inference.metrics import count_predictions, summarize
 from ..model.chain import VOCABULARY, chain_arrays
@@ -284,8 +285,9 @@ def train(
 ) -> dict[str, Any]:
     """Train, or go on with a training that was stopped; leave a checkpoint, its log and its loss curve.
 
-    `args.output_dir` gets the model and processor, `log.csv`, `loss.png`, `run.json` (the settings) and the
-    `checkpoint-*` folders. If it holds a whole checkpoint of the same run already, training goes on from there.
+    `args.output_dir` gets the model and processor, `log.csv`, `loss.png`, `run.json` (the settings),
+    `training_sequences.safetensors` (see `data.training_sequences`) and the `checkpoint-*` folders. If it holds a whole
+    checkpoint of the same run already, training goes on from there.
     `options` are those of the command line, for the record.
 
     Returns:
@@ -325,6 +327,9 @@ def train(
         named = ("init_from", "sequence_encoder", "freeze", "lora_rank", "muon")
         training |= {name: getattr(model_args, name) for name in named}
         _begin_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
+        # Now, and not at the end: it is for the checkpoints of a training that is stopped, too.
+        starts = [each for each in (model_args.init_from, model_args.sequence_encoder) if each is not None]
+        record_training([batches if rows is None else rows], starts).write(output / FILE)
 
     # An item of the data set is a whole batch already, in an order of its own.
     args.per_device_train_batch_size, args.train_sampling_strategy = 1, "sequential"

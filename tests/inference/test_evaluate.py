@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chain
 from coordformer.data.batching import fetch_rows
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.pack import write_pack
-from coordformer.data.records import hash_data
 from coordformer.data.rows import load_rows
+from coordformer.data.training_sequences import FILE, TrainingSequences
 from coordformer.hub.card import make_card
 from coordformer.inference.evaluate import describe, evaluate
 from coordformer.inference.masked import average_frames, count_chains, draw_rotations, predict_masked, summarize_samples
@@ -294,7 +293,7 @@ def test_bad_arguments_are_named(checkpoint, options, message):
 
 
 def test_chains_that_were_trained_on_are_marked(tmp_path, caplog):
-    """In the report, in words and on the card: by contents, and unless they are of another split."""
+    """In the report, in words and on the card: by their sequences, in whatever file they are."""
     run = tmp_path / "run"
     model = make_model()
     model.save_pretrained(run)
@@ -302,27 +301,31 @@ def test_chains_that_were_trained_on_are_marked(tmp_path, caplog):
     rows = load_rows(CHAINS)
     few = [rows["split"][:].index(name) + shift for name in ("train", "valid") for shift in range(3)]
     rows.select(few).to_parquet(tmp_path / "chains.parquet")
-    shutil.copy(tmp_path / "chains.parquet", tmp_path / "renamed.parquet")
-    rows.select(few[1:]).to_parquet(tmp_path / "others.parquet")
-    data, digest = tmp_path / "chains.parquet", hash_data(tmp_path / "chains.parquet")
+    sequences = rows.select(few)["sequence"][:]
+    relative = sequences[1][:-9] + "W" * 9
     options = {"protocols": ("masked15",), "num_mask_samples": 1, "progress": False}
-    for split, record, asked, path, expected in (
-        (None, {"data_sha256": digest}, None, data, ["chains.parquet"]),
-        ("train", {"data_sha256": digest}, None, data, ["chains.parquet"]),
-        ("train", {"data_sha256": digest}, "train", tmp_path / "renamed.parquet", ["renamed.parquet"]),
-        ("train", {"data_sha256": digest}, "valid", data, None),
-        (None, {"data_sha256": "other", "started_from": {"steps": 1, "data_sha256": digest}}, None, data, [data.name]),
-        (None, {"data_sha256": digest}, None, tmp_path / "others.parquet", None),
-        (None, {"data_sha256": ""}, None, STRUCTURES / "1orc.pdb.gz", None),
-    ):
+    for known, unknown, split, seen, text in (
+        (sequences[:3], [], None, (3, 0, 0), "3 of 6 chains were among the training sequences of run: "),
+        (sequences[:3], [], "valid", (0, 0, 0), ""),
+        ([sequences[0], relative], [], "train", (1, 1, 0), "1 of 5 chains was among the training sequences of run and 1"
+         " more is about 90 % identical to one: "),
+        ([relative], [], None, (0, 1, 0), "1 of 6 chains is about 90 % identical to a training sequence of run: "),
+        (sequences[:2], ["a start"], None, (2, 0, 4), "2 of 6 chains were among the training sequences of run: "),
+        ([], ["a start"], None, (0, 0, 6), "whether run was trained on these chains is not recorded"),
+        (None, [], None, (0, 0, 6), "whether run was trained on these chains is not recorded"),
+    ):  # fmt: skip
         caplog.clear()
-        (run / "run.json").write_text(json.dumps({"data": {"train_split": split}}))
-        (run / "train.json").write_text(json.dumps({"steps": 1, **record}))
-        report = evaluate(run, path, split=asked, **options)
-        assert report.get("trained_on") == expected
-        assert ("was trained on chains of" in caplog.text) == bool(expected)
+        (run / FILE).unlink(missing_ok=True)
+        if known is not None:
+            TrainingSequences.of(known, unknown).write(run / FILE)
+        report = evaluate(run, tmp_path / "chains.parquet", split=split, **options)
+        assert report["trained_on_sequences"] == dict(zip(("same", "similar", "unknown"), seen, strict=True))
+        said = [record.getMessage() for record in caplog.records if "train" in record.getMessage()]
+        assert len(said) == bool(text) and "".join(said).startswith(text)
         card = str(make_card(model, "name", evaluations=[report]))
-        assert ("(**trained on**)" in card) == ("how well it knows them" in card) == bool(expected)
-    (run / "train.json").write_text("{")
-    with pytest.raises(ValueError, match="run.json or train.json in .* cannot be read .*; move it away to evaluate"):
-        evaluate(run, data, **options)
+        found = sum(seen[:2])
+        assert (f"(**{found} trained on**)" in card) == ("how well it knows them" in card) == bool(found)
+        assert (f"Of {seen[2]} chains it is not recorded" in card) == bool(seen[2])
+    (run / FILE).write_text("{")
+    with pytest.raises(ValueError, match=f"{FILE} cannot be read .*; copy it again"):
+        evaluate(run, tmp_path / "chains.parquet", **options)
