@@ -380,7 +380,7 @@ VERBS = {
         | option("--evaluation", "reports of `evaluate --output`", (), dest="evaluations", nargs="+", type=InputPath)
         | option("--name", "on the card: where it will be pushed to (default: FOLDER's)", metavar="USER/NAME")
         | option("--dtype", "of the weights (default: the checkpoint's)", choices=("float32", "bfloat16"))
-        | option("--license", "of the weights", "apache-2.0")
+        | option("--license", "of the weights (default: apache-2.0, of ProteinMPNN's layers mit)")
         | option("--datasets", "that it was trained on", (), nargs="+", metavar="NAME")
         | option("--base_model", "that it was trained from", metavar="NAME")
         | switch("--no_check", "do not load the folder without the package", "store_false", dest="check"),

@@ -209,7 +209,7 @@ def make_card(
     evaluations: Sequence[Mapping[str, Any]] = (),
     training: Mapping[str, str] | None = None,
     log: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     datasets: Sequence[str] = (),
     base_model: str | None = None,
 ) -> ModelCard:
@@ -221,11 +221,12 @@ def make_card(
         evaluations: see `read_evaluation`.
         training: see `training_facts`.
         log: name of the file with the training's losses.
-        license, datasets, base_model: the Hub's names of the weights' license, of the data sets that the model was
-            trained on, and of the model that it was made of.
+        license, datasets, base_model: the Hub's names of the weights' license (default: of `default_license`), of the
+            data sets that the model was trained on, and of the model that it was made of.
     """
     architecture = type(model).__name__
     task = PIPELINE_TAGS.get(architecture, "feature-extraction")
+    license = license or default_license(model.config)
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -260,6 +261,14 @@ def make_card(
         license=license,
         version=package_version(),
     )
+
+
+def default_license(config: Any) -> str:
+    """The Hub's name of the license of a model's weights where nobody says another.
+
+    ProteinMPNN's layers are taken to start from its published weights, whose license stays with them.
+    """
+    return "mit" if config.encoder_type == "proteinmpnn" else "apache-2.0"
 
 
 def _invariant(config: Any) -> bool:

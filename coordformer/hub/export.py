@@ -28,6 +28,8 @@ from ..inference.checkpoints import load_checkpoint, training_sequences_of
 from ..model import pipeline_coordformer
 from ..model.chain import AMINO_ACIDS
 from ..model.processing_coordformer import CoordformerProcessor
+from ..training.from_proteinmpnn import LICENSE as PROTEINMPNN_LICENSE
+from ..training.from_proteinmpnn import LICENSE_FILE
 from . import reload_check
 from .card import AUTO_CLASSES, check_card, make_card, read_evaluation, recorded_base, training_facts
 
@@ -71,7 +73,7 @@ def export(
     *,
     evaluations: Sequence[str | Path] = (),
     name: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     datasets: Sequence[str] = (),
     base_model: str | None = None,
     dtype: str | None = None,
@@ -103,7 +105,7 @@ def export(
     output = Path(output)
     if output.exists():
         raise ValueError(f"{output} exists already; delete it or give the name of a new folder.")
-    if not license:
+    if license == "":
         raise ValueError("`license` is empty; give the Hub's name of one, such as apache-2.0, or other.")
     if dtype not in (None, *DTYPES):
         raise ValueError(f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}, or leave it out.")
@@ -137,6 +139,8 @@ def export(
         config["custom_pipelines"] = pipeline_coordformer.CUSTOM_PIPELINES
         texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": f"{card}\n"}
         texts |= {"LICENSE": read_license(), "requirements.txt": requirements()}
+        if model.config.encoder_type == "proteinmpnn":
+            texts[LICENSE_FILE] = PROTEINMPNN_LICENSE
         for file, text in texts.items():
             (temporary / file).write_text(text, encoding="utf-8")
         check_card(temporary / "README.md")

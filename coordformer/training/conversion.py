@@ -27,7 +27,7 @@ from ..model.esm_encoder import sinusoidal_positions
 from ..model.modeling_coordformer import CoordformerForMaskedLM
 from ..model.processing_coordformer import VOCABULARY, CoordformerProcessor, build_tokenizer
 from ..model.structure_layers import InvariantPointAttention
-from .from_proteinmpnn import CARD, from_proteinmpnn
+from .from_proteinmpnn import CARD, LICENSE, from_proteinmpnn
 from .point_clouds import PointCloudAttention
 from .weights import NO_LOGIT, check_fields, read_state_dict
 
@@ -593,7 +593,7 @@ def convert(
     if kind != "simulated":
         CoordformerProcessor(tokenizer, model.config.coordinate_atoms).save_pretrained(output)
     if kind == "proteinmpnn":
-        (output / "README.md").write_text(CARD.format(file=Path(source).name), encoding="utf-8")
+        (output / "README.md").write_text(CARD.format(file=Path(source).name, license=LICENSE), encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {"output": str(output), "model": type(model).__name__, "parameters": parameters}
 

@@ -48,7 +48,27 @@ REMADE = ("features.edge_embedding.weight", "features.embeddings.linear.weight",
 # Weights of the published files that no output depends on.
 IDLE = ("W_v.", "features.node_embedding.", "features.norm_nodes.")
 
-# README.md of a converted folder. The license asks for its text to go with the weights.
+# It asks for its text to go with the weights.
+LICENSE = """MIT License
+
+Copyright (c) 2022 Justas Dauparas
+
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+persons to whom the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""
+LICENSE_FILE = "ProteinMPNN-LICENSE"  # of a model trained from these weights
+
+# README.md of a converted folder.
 CARD = """---
 library_name: transformers
 license: mit
@@ -70,23 +90,7 @@ J. Dauparas et al., Robust deep learning-based protein sequence design using Pro
 The weights, also where they were trained further, are under the MIT License; the code of coordformer is under the
 Apache License, Version 2.0.
 
-MIT License
-
-Copyright (c) 2022 Justas Dauparas
-
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
+{license}"""
 
 
 def from_proteinmpnn(path_or_state_dict: str | Path | Mapping[str, Any], **overrides: Any) -> CoordformerForMaskedLM:

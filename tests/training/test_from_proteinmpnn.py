@@ -10,9 +10,11 @@ from proteinmpnn_reference import ATOMS, WIDTH, random_weights
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer import from_proteinmpnn
+from coordformer.hub.export import export
+from coordformer.hub.push import check_folder
 from coordformer.model.processing_coordformer import VOCABULARY
 from coordformer.training.conversion import convert
-from coordformer.training.from_proteinmpnn import ALPHABET
+from coordformer.training.from_proteinmpnn import ALPHABET, LICENSE_FILE
 from coordformer.training.weights import NO_LOGIT
 
 
@@ -66,6 +68,20 @@ def test_a_converted_folder(tmp_path):
         convert(tmp_path / "v_48_020.pt", tmp_path / "folder", kind="proteinmpnn")
     with pytest.raises(ValueError, match="`without_coords`"):
         convert(tmp_path / "v_48_020.pt", tmp_path / "other", kind="proteinmpnn", without_coords=True)
+
+
+def test_an_exported_folder_keeps_the_license(tmp_path):
+    """The text of the weights' own, beside that of the code."""
+    torch.save(random_weights("ca"), tmp_path / "v.pt")
+    convert(tmp_path / "v.pt", tmp_path / "folder", kind="proteinmpnn")
+    summary = export(tmp_path / "folder", tmp_path / "exported", check=False, progress=False)
+    assert LICENSE_FILE in summary["files"]
+    texts = [(tmp_path / "exported" / name).read_text() for name in (LICENSE_FILE, "LICENSE")]
+    assert "Copyright (c) 2022 Justas Dauparas" in texts[0] and texts[0].startswith("MIT License")
+    assert "Apache License" in texts[1]
+    assert ModelCard.load(tmp_path / "exported" / "README.md").data.license == "mit"
+    assert f"({LICENSE_FILE})" in (tmp_path / "exported" / "README.md").read_text()
+    check_folder(tmp_path / "exported")  # so it is pushed
 
 
 class Code:
