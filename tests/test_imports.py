@@ -21,7 +21,8 @@ LIGHT = [
     *("model.chain", "model.residues", "model.proteins", "model.structure", "model.structure_parsing"),
     *("model.structure_text", "model.substitutions", "model.windows"),
     *("data.arrow", "data.batching", "data.cluster", "data.fetch", "data.files", "data.inputs", "data.pack"),
-    *("data.prepare", "data.reading", "data.records", "data.rows", "inference.runner"),
+    *("data.prepare", "data.reading", "data.records", "data.rows", "data.training_sequences"),
+    "inference.runner",
 ]
 
 

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoProcessor
 
 from coordformer import CoordformerForContactPrediction, CoordformerProcessor, read_chains
 from coordformer.data.rows import load_rows
+from coordformer.data.training_sequences import FILE, TrainingSequences
 from coordformer.hub import reload_check
 from coordformer.hub.card import check_card, find_template, read_evaluation
 from coordformer.hub.export import check_reload, export, requirements
@@ -53,7 +54,8 @@ FILES = CODE | PIPELINES | {
     "LICENSE", "README.md", "config.json", "model.safetensors", "processor_config.json", "requirements.txt",
     "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
-RECORDS = {"evaluation.json", "evaluation_1.json", "log.csv"}  # that the card was made from
+# That the card was made from, and what it was trained on.
+RECORDS = {"evaluation.json", "evaluation_1.json", "log.csv", "training_sequences.safetensors"}
 TINY = """\
 hidden_size: 32
 num_hidden_layers: 2
@@ -133,6 +135,8 @@ def test_the_folder_holds_what_is_needed_and_nothing_else(exported, trained):
     assert (trained / "tiny" / "training_args.bin").exists()
     assert {path.name for path in exported.iterdir()} == FILES | RECORDS
     assert (exported / "evaluation.json").read_bytes() == (trained / "both.json").read_bytes()
+    record = (exported / FILE).read_bytes()
+    assert record == (trained / "tiny" / FILE).read_bytes() and len(TrainingSequences.read(exported / FILE)) == 30
     assert (exported / "evaluation_1.json").read_bytes() == (trained / "without.json").read_bytes()
     assert (exported / "log.csv").read_bytes() == (trained / "tiny" / "log.csv").read_bytes()
     assert not list(trained.glob("*.tmp"))
