@@ -22,6 +22,8 @@ from .batching import ChainBatches, EpochBatches, check_budget, packed_slots, to
 if TYPE_CHECKING:
     from datasets import Dataset  # else where it is used: what writes rows does not wait for it
 
+COMPACT_ATOMS = ("N", "CA", "C", "O")  # that `read_compact` may find, in this order
+
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -126,10 +128,10 @@ def read_footer(file: Path) -> pq.FileMetaData:
 
 
 def read_compact(path: str | Path) -> pa.Table:
-    """Read the compact layout: one C-alpha per residue in whole hundredths of an Å.
+    """Read the compact layout: atoms in whole hundredths of an Å, the C-alphas, and perhaps others of the backbone.
 
-    The columns `ca_x`, `ca_y` and `ca_z` are lists of int16, -32768 where not observed; `id` and `sequence` are
-    required, `source`, `method`, `resolution`, `cluster30`, `split` and `alias_ids` are taken where present. Of
+    The columns `ca_x`, `ca_y` and `ca_z` are lists of int16, -32768 where not observed; N, C and O, in the same frame,
+    may have such columns, too. `id` and `sequence` are required, `source`, `method`, `resolution`, `cluster30`, `split` and `alias_ids` are taken where present. Of
     complexes also `lengths` and `chain_ids`, of their chains, between which `sequence` has `/`; their cluster is
     `component`.
 
@@ -142,7 +144,9 @@ def read_compact(path: str | Path) -> pa.Table:
     import pyarrow.compute as pc  # the processes of `prepare`, which import this module, do without
 
     table = _read_table(Path(path))
-    if missing := {"id", "sequence", "ca_x", "ca_y", "ca_z"} - set(table.column_names):
+    atoms = [atom for atom in COMPACT_ATOMS if atom == "CA" or f"{atom.lower()}_x" in table.column_names]
+    axes = [f"{atom.lower()}_{axis}" for atom in atoms for axis in "xyz"]
+    if missing := {"id", "sequence", *axes} - set(table.column_names):
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))} of the compact layout.")
     if table["sequence"].null_count:
         raise ValueError(f"{path} has {table['sequence'].null_count} rows without a sequence; remove them.")
@@ -156,22 +160,25 @@ def read_compact(path: str | Path) -> pa.Table:
         table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
     lengths = np.asarray(pc.utf8_length(sequences))
     planes = []
-    for name in ("ca_x", "ca_y", "ca_z"):
+    for name in axes:
         column = table[name].combine_chunks()
         counts = np.asarray(column.value_lengths())
         if (wrong := np.flatnonzero(counts != lengths)).size:
             chain, count, residues = table["id"][int(wrong[0])], counts[wrong[0]], lengths[wrong[0]]
             raise ValueError(f"{path}, chain {chain}: {count} values in {name} for {residues} residues.")
         planes.append(column.flatten().to_numpy())
-    raw = np.stack(planes, axis=1)
-    coords = np.where(raw == -32768, np.float32("nan"), raw.astype(np.float32) / np.float32(100))
+    raw = np.stack(planes, axis=1).reshape(-1, len(atoms), 3)
+    absent = (raw == -32768).any(axis=-1, keepdims=True)
+    coords = np.where(absent, np.float32("nan"), raw.astype(np.float32) / np.float32(100))
     offsets = np.append(0, lengths.cumsum())
-    seen = np.append(0, np.isfinite(coords).all(axis=1).cumsum())
+    seen = np.append(0, (~absent).any(axis=(1, 2)).cumsum())
     made = {
         "length": pa.array(lengths, pa.int32()),
         "observed": pa.array(np.diff(seen[offsets]), pa.int32()),
-        "atoms": pa.array([["CA"]] * len(table), SCHEMA.field("atoms").type),
-        "coords": pa.ListArray.from_arrays(pa.array(3 * offsets, pa.int32()), pa.array(coords.reshape(-1))),
+        "atoms": pa.array([atoms] * len(table), SCHEMA.field("atoms").type),
+        "coords": pa.ListArray.from_arrays(
+            pa.array(3 * len(atoms) * offsets, pa.int32()), pa.array(coords.reshape(-1))
+        ),
         "b_factor": pa.nulls(len(table), SCHEMA.field("b_factor").type),
     }
     if complexes:

@@ -17,13 +17,14 @@ from coordformer.model.chain import Chain, chain_arrays, join_chains
 
 
 def write_compact(path, **columns):
+    """Two chains of C-alphas, and of whatever atoms `columns` has."""
     base = {"id": ["1ABC_A", "2XYZ_B"], "sequence": ["MKV", "GA"]}
     planes = {
         "ca_x": [[100, -250, -32768], [5, 6]],
         "ca_y": [[0, 1, -32768], [7, 8]],
         "ca_z": [[2, 3, -32768], [9, 10]],
     }
-    kinds = {name: pa.list_(pa.int16()) for name in planes}
+    kinds = {name: pa.list_(pa.int16()) for name in (*planes, *columns) if name[-2:] in ("_x", "_y", "_z")}
     table = {name: pa.array(values, kinds.get(name)) for name, values in (base | planes | columns).items()}
     pq.write_table(pa.table(table), path)
     return path
@@ -56,6 +57,28 @@ def test_compact_rows_equal_prepared_rows(tmp_path):
     np.testing.assert_allclose(compact.pop("coords"), prepared.pop("coords"), atol=0.0051)
     for name in ("id", "sequence", "length", "observed", "atoms"):
         assert compact[name] == prepared[name]
+
+
+def test_compact_layout_with_a_backbone(tmp_path):
+    """Atoms in the order of the backbone, each observed or not; a model of C-alphas reads the same as without them."""
+    chain = read_chains(STRUCTURES / "1A8O.cif.gz", atoms=("N", "CA", "C", "O"))[0]
+    chain.coords[2, 3] = chain.coords[4] = np.nan  # no O, nothing
+    chain.coords[6, 1] = np.nan  # an N, but no CA
+    raw = np.where(np.isnan(chain.coords), -32768, np.round(chain.coords * 100)).astype(int)
+    names = [(atom, axis) for atom in range(4) for axis in range(3)]
+    planes = {f"{'n ca c o'.split()[atom]}_{'xyz'[axis]}": [raw[:, atom, axis]] for atom, axis in names}
+    path = write_compact(tmp_path / "chains.parquet", id=[chain.id], sequence=[chain.sequence], **planes)
+    (row,) = fetch_rows(load_rows(path), [0])
+    assert row["atoms"] == ("N", "CA", "C", "O")
+    np.testing.assert_allclose(chain_arrays(row, row["atoms"])[1], chain.coords, atol=0.0051)
+    assert load_rows(path)[0]["observed"] == np.isfinite(chain.coords).any(axis=(1, 2)).sum()
+    alphas = {name: values for name, values in planes.items() if name.startswith("ca")}
+    alone = write_compact(tmp_path / "alphas.parquet", id=[chain.id], sequence=[chain.sequence], **alphas)
+    (of_alphas,) = fetch_rows(load_rows(alone), [0])
+    np.testing.assert_array_equal(chain_arrays(row, ("CA",))[1], chain_arrays(of_alphas, ("CA",))[1])
+    del planes["o_z"]
+    with pytest.raises(ValueError, match="halves.parquet lacks the columns o_z of the compact layout"):
+        read_compact(write_compact(tmp_path / "halves.parquet", id=[chain.id], sequence=[chain.sequence], **planes))
 
 
 def test_rows_keep_chains(tmp_path):
