@@ -260,7 +260,7 @@ def fit(
 
 def tune_classifier(
     task: Task, checkpoint: Path, tune: str, folder: Path, token_budget: int, pooling: str = "cls",
-    without_coords: bool = False, **options: Any,
+    without_coords: bool = False, both: bool = False, **options: Any,
 ) -> tuple[np.ndarray, dict[str, Any]]:  # fmt: skip
     """Tune a whole model, or by LoRA, and save it in `folder`; the adapter of LoRA alone in `folder/adapter`.
 
@@ -272,7 +272,7 @@ def tune_classifier(
         processor.tokenizer,
         atoms=model.config.coordinate_atoms,
         mlm_probability=0,
-        drop_coords=float(without_coords),
+        drop_coords=_drop_coords(without_coords, both),
         max_length=MAX_LENGTH,
         seed=options["seed"],
     )
@@ -321,23 +321,31 @@ def embed_task(task: Task, checkpoint: Path, without_coords: bool) -> dict[str, 
     return task.embeddings[key]
 
 
-def _embedded_items(task: Task, checkpoint: Path, without_coords: bool) -> dict[str, list[dict[str, torch.Tensor]]]:
-    """`embedding` and `labels` of all chains, by split."""
-    items = {}
-    for split, embeddings in embed_task(task, checkpoint, without_coords).items():
-        pairs = zip(map(torch.from_numpy, embeddings), torch.from_numpy(task.labels[split]), strict=True)
-        items[split] = [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
+def _embedded_items(
+    task: Task, checkpoint: Path, without_coords: bool, both: bool
+) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """`embedding` and `labels` of all chains, by split; with `both` those without coordinates come after the others."""
+    items: dict[str, list[dict[str, torch.Tensor]]] = {split: [] for split in SPLITS}
+    for not_given in (False, True) if both else (without_coords,):
+        for split, embeddings in embed_task(task, checkpoint, not_given).items():
+            pairs = zip(map(torch.from_numpy, embeddings), torch.from_numpy(task.labels[split]), strict=True)
+            items[split] += [{"embedding": embedding, "labels": labels} for embedding, labels in pairs]
     return items
 
 
+def _drop_coords(without_coords: bool, both: bool) -> float:
+    """Of how many of the chains the coordinates are not given in tuning."""
+    return 1.0 if without_coords else 0.5 * both
+
+
 def tune_head(
-    task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, **options: Any
+    task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, both: bool = False, **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Train the head of a classifier on the embeddings of all chains, and save the classifier in `folder`.
 
     Returns what `tune_classifier` does.
     """
-    items = _embedded_items(task, checkpoint, without_coords)
+    items = _embedded_items(task, checkpoint, without_coords, both)
     model: Any = new_classifier(checkpoint, task, "mean")
     head = HeadOnEmbeddings(model.classifier)
     record = fit(head, items["train"], items["valid"], None, folder, batch_size=32, **options)
@@ -346,17 +354,18 @@ def tune_head(
 
 
 def tune_frozen(
-    task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, **options: Any
+    task: Task, checkpoint: Path, folder: Path, without_coords: bool = False, both: bool = False, **options: Any
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Train an MLP on the embeddings of all chains; returns what `tune_classifier` does."""
-    items = _embedded_items(task, checkpoint, without_coords)
+    items = _embedded_items(task, checkpoint, without_coords, both)
     model = PooledClassifier(len(items["train"][0]["embedding"]), len(task.terms))
     with torch.no_grad():
         model.out[-1].bias.copy_(log_odds(task.labels["train"]))
     record = fit(model, items["train"], items["valid"], None, folder, batch_size=32, **options)
     model.cpu().eval()
     with torch.no_grad():
-        logits = model(torch.stack([item["embedding"] for item in items["test"]]))["logits"]
+        tested = items["test"][: len(task.rows["test"])]  # not those without coordinates, where there are both
+        logits = model(torch.stack([item["embedding"] for item in tested]))["logits"]
     return logits.sigmoid().numpy(), record
 
 
@@ -378,7 +387,7 @@ def run(task: Task, checkpoint: Path, folder: Path, settings: dict[str, Any]) ->
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, {"settings": settings})
     start = time.monotonic()
-    names = ("num_train_epochs", "learning_rate", "head_learning_rate", "seed", "without_coords", "bf16")
+    names = ("num_train_epochs", "learning_rate", "head_learning_rate", "seed", "without_coords", "both", "bf16")
     options = {name: settings[name] for name in names}
     transformers.set_seed(options["seed"])
     # Of the code that is running: at the end another may lie there.
@@ -421,7 +430,7 @@ def training_settings(
         "mlm_probability": 0,
         "rotate": False,
         "coordinate_noise": 0.0,
-        "drop_coords": float(settings["without_coords"]),
+        "drop_coords": _drop_coords(settings["without_coords"], settings["both"]),
     }
     started = {"init_from": checkpoint.name, "sequence_encoder": None, "muon": False, "freeze": embedded}
     return {"data": data, "training": {**training, **started, "lora_rank": 8 if settings["tune"] == "lora" else None}}
@@ -482,6 +491,11 @@ def evaluate_folder(task: Task, folder: Path, seen: np.ndarray | None) -> dict[s
                 row |= {measure: value, f"{measure}_interval": intervals[measure]}
             results.append(row)
     report = {"data": task.data.name, "split": "DeepFRI's test", "terms": len(task.terms), "results": results}
+    given, ids = predictions["probabilities"], predictions["ids"].tolist()
+    tops = [
+        (task.terms[best], round(float(row[best]), 4)) for row, best in zip(given, given.argmax(axis=1), strict=True)
+    ]
+    report["most_probable"] = dict(zip(ids, tops, strict=True))  # so that anybody can compare
     lines = [
         f"| chains of {task.data.name} | model | {' | '.join(MEASURES)} |", "| --- " * (2 + len(MEASURES)) + "|"
     ]  # fmt: skip
@@ -667,6 +681,7 @@ def main() -> None:
     parser.add_argument(
         "--pooling", choices=("cls", "mean"), default="cls", help="what full and lora read of a chain (default: cls)"
     )
+    parser.add_argument("--both", action="store_true", help="tune on chains of which half are given no coordinates")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16; weights stay in float32")
     parser.add_argument("--epochs", type=int, help="default: 20, with --quick 3")
     parser.add_argument("--learning_rate", type=float, help="default: 3e-5 for full, else 1e-3")
@@ -704,6 +719,7 @@ def main() -> None:
                     "pooling": "mean" if tune in EMBEDDED else arguments.pooling,
                     "bf16": arguments.bf16,
                     "seed": seed,
+                    "both": arguments.both,
                     "without_coords": arguments.without_coords and model == "without coordinates",
                     "chains": {split: len(rows) for split, rows in task.rows.items()},
                     "terms": len(task.terms),

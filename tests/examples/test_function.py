@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import CHAINS, STRUCTURES, make_model, make_rows
+from safetensors.torch import load_file
 
 from coordformer import CoordformerProcessor
 from coordformer.data.batching import ChainBatches, fetch_rows
@@ -19,9 +20,11 @@ from coordformer.data.rows import load_rows
 from coordformer.inference.annotate import annotate, predict_terms
 from coordformer.inference.checkpoints import load_checkpoint
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "function"))
 import function as example
 from deepfri import match_chains, read_annotations, read_split
+from ship import ship
 from term_metrics import micro_aupr
 
 PROCESSOR = CoordformerProcessor()
@@ -260,6 +263,39 @@ def test_without_coordinates_in_tuning_and_in_the_test(files, tmp_path, monkeypa
         missing = np.load(tmp_path / f"{tune}-unknown" / name[1] / "predictions.npz")
         np.testing.assert_allclose(not_given["probabilities"], missing["probabilities"], atol=1e-6)
         assert np.abs(not_given["probabilities"] - given["probabilities"]).max() > 1e-5
+
+
+def test_a_head_for_both_is_tuned_further_and_shipped(files, tmp_path, monkeypatch):
+    """On embeddings, with coordinates and without; the next training keeps it; and what is shipped has the numbers."""
+    options = ["--data", files / "chains.parquet", "--annotations", files / "annot.tsv", "--seeds", "1", "--both"]
+    options += ["--splits", *(files / f"{split}.txt" for split in example.SPLITS)]
+    command = [*options, "--checkpoint", files / "linear", "--tune", "head", "--epochs", "3", "--output", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["function.py", *map(str, command)])
+    example.main()
+    run = tmp_path / "head_with_coordinates_0"
+    head, start = load_file(run / "model.safetensors"), load_file(files / "linear" / "model.safetensors")
+    assert all(torch.equal(head[name], tensor) for name, tensor in start.items() if name.startswith("coordformer."))
+
+    task = example.load_task(
+        files / "chains.parquet", files / "annot.tsv", [files / f"{split}.txt" for split in example.SPLITS], ""
+    )
+    model = example.new_classifier(run, task, "mean")
+    assert all(torch.equal(tensor, head[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="head_with_coordinates_0 was trained with --pooling mean, not cls"):
+        example.new_classifier(run, task)
+
+    ship(run, tmp_path / "shipped")
+    card = (tmp_path / "shipped" / "README.md").read_text()
+    assert "| without coordinates | 50 % of the chains |" in card and "Not measured.\n" not in card
+    rows = json.loads((tmp_path / "shipped" / "evaluation.json").read_text())["results"]
+    assert [row["model"] for row in rows] == ["term frequencies", "coordinates given", "coordinates not given"]
+    chains = fetch_rows(task.rows["test"], range(len(task.rows["test"])))
+    for row in rows[1:]:
+        without_coords = row["model"] == "coordinates not given"
+        probabilities = predict_terms(model.eval(), chains, PROCESSOR.tokenizer, without_coords=without_coords)
+        assert row["micro_aupr"] == pytest.approx(micro_aupr(probabilities, task.labels["test"]))
+        assert f"| {row['micro_aupr']:.3f} (" in card
+    assert annotate(tmp_path / "shipped", STRUCTURES / "1orc.pdb.gz", progress=False)
 
 
 @pytest.mark.slow
