@@ -20,6 +20,8 @@ from .runner import Inputs, check_file, parts_beside, run_parts
 
 logger = logging.getLogger(__name__)
 
+SHIPPED = "hub_cards/coordformer-1M-ec"  # a classifier of several labels at once
+
 
 def predict_terms(
     model: PreTrainedModel, chains: Sequence[Record], tokenizer: PreTrainedTokenizerBase, *,
@@ -78,11 +80,12 @@ def annotate(
     config: Any = model.config
     classifies = isinstance(model, CoordformerForSequenceClassification)
     if not classifies or config.problem_type != "multi_label_classification":
-        what = "it gives a chain one label, and not several" if classifies else "it is no classifier"
-        fix = (
-            f"`examples/function/function.py --checkpoint {checkpoint}` trains one, and writes a folder to give instead"
+        what = "gives a chain one label, and not several" if classifies else "has no classifier of chains"
+        train = (
+            f"`python examples/function/function.py --checkpoint {checkpoint}`, which writes a folder to give instead"
         )
-        raise ValueError(f"{checkpoint} was not trained to predict terms: {what}; {fix}.")
+        fix = f"use {SHIPPED} of the repository (EC numbers), or train one: {train}"
+        raise ValueError(f"{checkpoint} {what}, so it cannot predict terms; {fix}.")
     given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
     labels = [config.id2label[number].partition(" ") for number in range(config.num_labels)]
 

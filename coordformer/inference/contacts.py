@@ -27,6 +27,7 @@ from .figures import plot_contacts
 from .metrics import CUTS, RANGES, describe_precision, precision_at
 from .runner import REJECTS, Inputs, file_stems, parts_in, run_parts, write_arrays
 
+SHIPPED = "hub_cards/coordformer-1M-contacts"  # a model with a contact head
 LISTED = 5  # pairs for each residue that a TSV file has
 
 
@@ -111,8 +112,9 @@ def contacts(
     output = Path(output)
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
     if not model.config.contact_head:
-        fix = f"`python examples/contacts/contacts.py {checkpoint}` trains one, and writes a folder to give instead"
-        raise ValueError(f"{checkpoint} was not trained to predict contacts: it has no contact head; {fix}.")
+        train = f"`python examples/contacts/contacts.py {checkpoint}`, which writes a folder to give instead"
+        fix = f"use {SHIPPED} of the repository, or train one: {train}"
+        raise ValueError(f"{checkpoint} has no contact head, so it cannot predict contacts; {fix}.")
     atoms = tuple(dict.fromkeys((*processor.coordinate_atoms, "CA")))
     given = Inputs(inputs, atoms=atoms, entries_per_part=entries_per_part, **reading)
 

@@ -150,10 +150,12 @@ def test_bad_options_of_annotate(classifier, capsys, options, message):
 
 
 @pytest.mark.parametrize(
-    ("head", "what"), [("masked_lm", "it is no classifier"), ("single_label", "gives a chain one")]
+    ("head", "what"), [("masked_lm", "has no classifier"), ("single_label", "gives a chain one label")]
 )
 def test_annotate_needs_a_classifier_of_several_labels(head, what, tmp_path):
     make_model(head).save_pretrained(tmp_path)
     PROCESSOR.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"not trained to predict terms: .*{what}.*; `examples/function/"):
+    with pytest.raises(
+        ValueError, match=f"{what}.*; use hub_cards/coordformer-1M-ec .*, or train one: `python examples/f"
+    ):
         quietly(tmp_path, STRUCTURE)

@@ -343,7 +343,7 @@ def test_bad_input_is_named(checkpoint, tmp_path):
             headless,
             "out",
             {},
-            "headless was not trained to predict contacts: it has no contact head; `python examples/contacts",
+            "headless has no contact head.*; use hub_cards/coordformer-1M-contacts .*, or train one: `python exam",
         ),
         (checkpoint, "file", {}, "file, which is a file; give a folder"),
         (checkpoint, "out", {"window": 1}, "`window` is 1; it must be at least 2"),
