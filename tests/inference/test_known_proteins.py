@@ -57,7 +57,8 @@ def test_a_protein_that_was_trained_on_is_named(checkpoint, sequences, tmp_path,
             (
                 relative_of(sequences[0]),
                 "similar",
-                "1ORC_A is about 90 % identical to a training sequence of small: scores say how well it is known",
+                "1ORC_A is nearly identical (about 90 % or more) to a training sequence of small: "
+                "scores say how well it is known",
             ),
             (sequences[1], "no", ""),
         )
@@ -84,7 +85,8 @@ def test_a_protein_that_was_trained_on_is_named(checkpoint, sequences, tmp_path,
 
 def test_several_proteins_are_one_line_however_many_parts_there_are(checkpoint, sequences, tmp_path, lines):
     TrainingSequences.of([sequences[0], relative_of(sequences[1])]).write(checkpoint / FILE)
-    text = "1 of 2 proteins was among the training sequences of small and 1 more is about 90 % identical to one"
+    text = "1 of 2 proteins was among the training sequences of small and 1 more is nearly identical (about 90 %"
+    text += " or more) to one"
     for again in range(2):  # the second time nothing is computed
         summary = score(
             checkpoint, [CRO, PEPTIDE], tmp_path / "scores", entries_per_part=1, method="wild_type_marginal",
@@ -130,13 +132,12 @@ def test_the_line_counts_and_names_the_first():
     def line(same: int, similar: int, number: int, names: str = "") -> str | None:
         return describe_trained_on("m", {"same": same, "similar": similar}, number, "chain", "so", names.split())
 
+    known, alike = "so how well they are known", "nearly identical (about 90 % or more) to"
     assert line(0, 0, 5) is None
-    assert line(2, 0, 5) == "2 of 5 chains were among the training sequences of m: so how well they are known"
-    assert (
-        line(0, 1, 5) == "1 of 5 chains is about 90 % identical to a training sequence of m: so how well they are known"
-    )
-    text = "1,200 of 5,000 chains were among the training sequences of m and 3 more are about 90 % identical to one"
-    assert line(1200, 3, 5000, "a b c d") == f"{text} (a, b, c, ...): so how well they are known"
+    assert line(2, 0, 5) == f"2 of 5 chains were among the training sequences of m: {known}"
+    assert line(0, 1, 5) == f"1 of 5 chains is {alike} a training sequence of m: {known}"
+    text = f"1,200 of 5,000 chains were among the training sequences of m and 3 more are {alike} one"
+    assert line(1200, 3, 5000, "a b c d") == f"{text} (a, b, c, ...): {known}"
 
 
 def test_an_adapter_knows_what_its_base_does(checkpoint, sequences, tmp_path):
