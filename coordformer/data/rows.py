@@ -131,9 +131,9 @@ def read_compact(path: str | Path) -> pa.Table:
     """Read the compact layout: atoms in whole hundredths of an Å, the C-alphas, and perhaps others of the backbone.
 
     The columns `ca_x`, `ca_y` and `ca_z` are lists of int16, -32768 where not observed; N, C and O, in the same frame,
-    may have such columns, too. `id` and `sequence` are required, `source`, `method`, `resolution`, `cluster30`, `split` and `alias_ids` are taken where present. Of
-    complexes also `lengths` and `chain_ids`, of their chains, between which `sequence` has `/`; their cluster is
-    `component`.
+    may have such columns, too. `id` and `sequence` are required, `source`, `method`, `resolution`, `cluster30`, `split`
+    and `alias_ids` are taken where present. Of complexes also `lengths` and `chain_ids`, of their chains, between which
+    `sequence` has `/`; their cluster is `component`.
 
     Returns:
         A table with the columns of `SCHEMA`, null where the layout has none, such as `b_factor`.

@@ -65,8 +65,8 @@ def test_compact_layout_with_a_backbone(tmp_path):
     chain.coords[2, 3] = chain.coords[4] = np.nan  # no O, nothing
     chain.coords[6, 1] = np.nan  # an N, but no CA
     raw = np.where(np.isnan(chain.coords), -32768, np.round(chain.coords * 100)).astype(int)
-    names = [(atom, axis) for atom in range(4) for axis in range(3)]
-    planes = {f"{'n ca c o'.split()[atom]}_{'xyz'[axis]}": [raw[:, atom, axis]] for atom, axis in names}
+    names = [f"{atom}_{axis}" for atom in ("n", "ca", "c", "o") for axis in "xyz"]
+    planes = {name: [values] for name, values in zip(names, raw.reshape(-1, 12).T, strict=True)}
     path = write_compact(tmp_path / "chains.parquet", id=[chain.id], sequence=[chain.sequence], **planes)
     (row,) = fetch_rows(load_rows(path), [0])
     assert row["atoms"] == ("N", "CA", "C", "O")
