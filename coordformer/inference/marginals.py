@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..model.chain import AMINO_ACIDS, Chain
-from ..model.predict import Row, longest_first, model_processor, predict
+from ..model.predict import Row, longest_first, model_processor, predict, share_structure
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
 from ..model.residues import ResidueNumbers
 from ..model.substitutions import parse_mutant
@@ -34,8 +34,8 @@ def log_probabilities(
     Args:
         model, processor: a masked-LM Coordformer, and its processor.
         asked: chains, and of each the indices of residues, from 0 on.
-        masked: each residue is masked, alone, and costs a row of a batch; otherwise one row serves all residues whose
-            window is the same, which in a chain that fits in `window` is every residue.
+        masked: each residue is masked, alone, and costs a row of a batch, unless the model `masks_each`; otherwise one
+            row serves all residues whose window is the same, which in a chain that fits in `window` is every residue.
         without_coords: give the model no coordinates.
         window: of longer chains this many residues are read, those around the residue that is asked for. A window is a
             chain to the model, with its own `<cls>`, `<eos>` and center.
@@ -49,6 +49,7 @@ def log_probabilities(
     tokenizer: Any = processor.tokenizer
     own = model_processor(model, tokenizer)
     tables = [np.empty((len(indices), len(AMINO_ACIDS))) for _, indices in asked]
+    at_once = masked and model.masks_each
 
     def rows() -> Iterator[Row]:
         for number in longest_first([chain for chain, _ in asked]):
@@ -58,12 +59,12 @@ def log_probabilities(
             starts = window_around(indices, len(chain), inside)
             # Of each row that the model reads the residues that are asked for.
             groups = [np.array([place]) for place in range(len(indices))]
-            if not masked:
+            if not masked or at_once:
                 groups = [np.flatnonzero(starts == start) for start in np.unique(starts)]
             for group in groups:
                 start = int(starts[group[0]])
                 inputs, places = cut_window(arrays, start, inside, model.config), indices[group] - start + 1
-                if masked:
+                if masked and not at_once:
                     inputs["input_ids"][places] = tokenizer.mask_token_id
                 yield Row(number, start, inputs, places, group, structure=(number, start))
 
@@ -73,9 +74,22 @@ def log_probabilities(
         return model(**batch).logits[..., letters].float().log_softmax(dim=-1)
 
     with tqdm(unit="row", disable=not progress, leave=False) as bar:
+        if at_once:
+            for row in rows():
+                tables[row.chain][row.tag] = _each_masked(model.eval(), row)[:, letters].log_softmax(dim=-1)
+                bar.update(len(row.tag))
+            return tables
         for row, logits in predict(model, rows(), forward, token_budget=token_budget, bar=bar, by_row=True):
             tables[row.chain][row.tag] = logits
     return tables
+
+
+def _each_masked(model: Any, row: Row) -> torch.Tensor:
+    """Logits (places, vocabulary), float32, of a row's places, each masked alone."""
+    batch = share_structure(model, [row], {})
+    assert batch is not None and row.places is not None
+    places = torch.from_numpy(row.places).to(model.device)
+    return model.predict_each_masked(batch["input_ids"], places, batch["structure"]).float().cpu()
 
 
 def score_mutants(

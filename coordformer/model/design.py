@@ -431,6 +431,13 @@ class _Passes:
     def pseudo_likelihoods(self, letters: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Log-likelihoods (places,), nats, of letters (L,), -1 for X, each masked alone."""
         tokens = np.where(letters >= 0, self.letters[letters], self.tokens)
+        if self.model.masks_each:
+            row = torch.from_numpy(tokens)[None].to(self.ends[0].device)
+            asked = torch.from_numpy(places + 1).to(row.device)
+            input_ids = torch.cat((self.ends[0], row, self.ends[1]), dim=1)
+            logits = self.model.predict_each_masked(input_ids, asked, self.structure)
+            each = logits[:, torch.from_numpy(self.letters)].double().cpu().numpy()
+            return _normalized(each)[np.arange(len(places)), letters[places]]
         found, size = np.empty(len(places)), max(1, self.budget // (len(tokens) + 2))
         for start in range(0, len(places), size):
             inside = places[start : start + size]

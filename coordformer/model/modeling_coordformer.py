@@ -650,6 +650,29 @@ class CoordformerForMaskedLM(CoordformerModelWithHead):
     def compute_logits(self, hidden_states, input_ids, attention_mask, sequence_id) -> Tensor:
         return self.lm_head(hidden_states)
 
+    @property
+    def masks_each(self) -> bool:
+        """Whether there is `predict_each_masked`: with ProteinMPNN's layers, in which letters do not get far."""
+        return self.coordformer.proteinmpnn is not None
+
+    @torch.no_grad()
+    def predict_each_masked(self, input_ids: Tensor, places: Tensor, structure: Structure) -> Tensor:
+        """Logits (n, vocabulary) of tokens, each masked alone.
+
+        Equal to n rows with a `<mask>` each, in a time that grows with n and not with n times the length. Without
+        gradients, and only where `masks_each`.
+
+        Args:
+            input_ids: (1, sequence).
+            places: (n,), of the tokens.
+            structure: of `encode_structure`.
+        """
+        mpnn = self.coordformer.proteinmpnn
+        if mpnn is None:
+            raise ValueError('`predict_each_masked` needs `encoder_type="proteinmpnn"`; give a row for each residue.')
+        visible: Any = input_ids != self.config.mask_token_id
+        return self.lm_head(mpnn.hide_each(self.get_input_embeddings()(input_ids), visible, structure, places))
+
 
 class CoordformerForSequenceClassification(CoordformerModelWithHead):
     """One prediction per chain, from its first token or the mean of its residues (`config.classifier_pooling`).

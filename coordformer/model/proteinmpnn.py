@@ -36,6 +36,7 @@ from .structure_layers import Structure
 
 FAR = 1e4  # Å, in all directions: a C-alpha that does not exist
 BLOCK = 32  # residues whose edges a thread has in its cache, see `in_blocks`
+PAIRS_AT_ONCE = 512  # of a hidden residue and one that is computed for it, whose edges are in memory
 
 # --- Edges, a block of residues at a time ---
 
@@ -388,12 +389,19 @@ class ProteinMPNNDecoderLayer(ProteinMPNNLayer):
         than to others.
         """
         hidden = self.message.sender(encoded)
-        sent = torch.where(visible, self.message.sender(states) + self.letter(letters), hidden)
+        sent = self.send(states, letters, visible, hidden)
         sent = torch.cat((sent, hidden.expand_as(sent)), dim=1)
-        exist, edges = graph.exist.flatten(0, 1), graph.edges.flatten(0, 1)
-        if graph.keeps:
-            edges = graph.project(self.message.edge, sent.dtype).view_as(edges)
-        return self.update(states, sent, edges, places, exist, projected=graph.keeps)
+        edges = self.edges_of(graph, sent.dtype)
+        return self.update(states, sent, edges, places, graph.exist.flatten(0, 1), projected=graph.keeps)
+
+    def send(self, states: Tensor, letters: Tensor, visible: Tensor, hidden: Tensor) -> Tensor:
+        """What neighbors get of a residue: its state and letter, or where that is not visible `hidden`."""
+        return torch.where(visible, self.message.sender(states) + self.letter(letters), hidden)
+
+    def edges_of(self, graph: NeighborGraph, dtype: torch.dtype) -> Tensor:
+        """(residues, k, hidden); where the graph keeps what layers make of edges, what `message.edge` gives of them."""
+        edges = graph.edges.flatten(0, 1)
+        return graph.project(self.message.edge, dtype).view_as(edges) if graph.keeps else edges
 
 
 class ProteinMPNN(nn.Module):
@@ -441,3 +449,61 @@ class ProteinMPNN(nn.Module):
         for layer in self.decoder:
             states.append(layer(states[-1], letters, visible, encoded, places, graph))
         return tuple(each.reshape(shape) for each in states)
+
+    @torch.no_grad()
+    def hide_each(self, letters: Tensor, visible: Tensor, structure: Structure, hidden: Tensor) -> Tensor:
+        """The last states (n, hidden) of the residues `hidden` (n,), of each where it alone is hidden from the others.
+
+        They are what `forward` gives of n rows, with one more residue hidden in each. But what a letter changes travels
+        along one edge a layer, and of the last layer the state of one residue is wanted, so that few residues are
+        computed in each layer, whatever the length: with three layers about twice as many as a residue has neighbors.
+
+        Args:
+            letters, visible: (1, sequence, hidden) and (1, sequence), as of `forward`, of what is there otherwise.
+            structure: of one row.
+            hidden: indices of tokens.
+        """
+        encoded, graph = structure.embedding, structure.graph
+        assert encoded is not None and graph is not None
+        before = [each[0] for each in self(letters, visible, structure)]
+        encoded, letters, visible = encoded[0], letters[0], visible[0].unsqueeze(-1)
+        residues, device = len(encoded), encoded.device
+        near, exist = graph.places.view(residues, -1), graph.exist.flatten(0, 1)
+        own = torch.arange(residues, device=device)
+        owners = torch.arange(len(hidden), device=device)
+        reads = torch.zeros(residues, residues, device=device)  # 1 where a row's residue sees a column's, not itself
+        reads.scatter_reduce_(1, near[:, 1:], exist[:, 1:].to(reads.dtype), "amax")
+
+        # By layer, (n, residues): whose states differ from those before, and whose are needed for what is asked.
+        changed = [reads[:, hidden].T > 0]
+        needed = [torch.zeros(len(hidden), residues, dtype=torch.bool, device=device)]
+        needed[0][owners, hidden] = True
+        for _ in self.decoder[1:]:
+            changed.append(changed[0] | changed[-1] | (changed[-1].to(reads.dtype) @ reads.T > 0))
+            needed.insert(0, needed[0] | (needed[0].to(reads.dtype) @ reads > 0))
+        changed[-1] = needed[-1]
+
+        # Pairs of who is hidden and whose state is computed for it, and where in `states` and `sent` a state is.
+        pair_owner, pair_residue = owners[:0], own[:0]
+        states = before[0][:0]
+        layer: Any
+        for layer, old, differ, wanted in zip(self.decoder, before, changed, needed, strict=False):
+            unseen = layer.message.sender(encoded)
+            found = layer.send(states, letters[pair_residue], visible[pair_residue], unseen[pair_residue])
+            sent = torch.cat((layer.send(old, letters, visible, unseen), unseen, found)).unsqueeze(0)
+            source = own.expand(len(hidden), -1).clone()
+            source[pair_owner, pair_residue] = 2 * residues + torch.arange(len(pair_owner), device=device)
+            receiver = torch.where(source < residues, source, source - residues)
+            source[owners, hidden] = residues + hidden
+            received = torch.cat((old, states))
+            edges = layer.edges_of(graph, sent.dtype)
+            pair_owner, pair_residue = (differ & wanted).nonzero(as_tuple=True)
+            parts = []
+            for owner, residue in zip(pair_owner.split(PAIRS_AT_ONCE), pair_residue.split(PAIRS_AT_ONCE), strict=True):
+                places = source[owner.unsqueeze(-1), near[residue]]
+                places[:, 0] = residues + residue
+                given = received[receiver[owner, residue]].unsqueeze(0)
+                new = layer.update(given, sent, edges[residue], places, exist[residue], projected=graph.keeps)
+                parts.append(new[0])
+            states = torch.cat(parts)
+        return states

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -43,7 +44,9 @@ from coordformer import (
     read_complex,
 )
 from coordformer.hub.export import export
+from coordformer.inference.marginals import log_probabilities as log_probabilities_of
 from coordformer.model import proteinmpnn
+from coordformer.model.design import score_sequences
 from coordformer.model.processing_coordformer import VOCABULARY
 from coordformer_command import main
 
@@ -233,6 +236,72 @@ def test_one_structure_for_all_rows(kind):
         assert not calls, "the encoder reads the structure alone"
     with pytest.raises(ValueError, match="in place of `coords`"):
         model(input_ids=tokens, structure=structure, coords=row["coords"])
+
+
+@kinds
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("length, neighbors", [(60, 6), (12, 9)], ids=["far", "near"])
+def test_each_residue_masked_alone(kind, layers, length, neighbors, monkeypatch):
+    """In one go as in a row for each, with residues that were not observed, or are masked anyway; in any order."""
+    monkeypatch.setattr(proteinmpnn, "PAIRS_AT_ONCE", 17)
+    model = make_model(**FIELDS[kind] | {"num_decoder_layers": layers, "num_neighbors": neighbors})
+    row = random_row(kind, length)
+    row["coords"][0, 8] = torch.nan
+    places = torch.cat((torch.randperm(length) + 1, torch.tensor([2])))
+    structure = model.coordformer.encode_structure(row["coords"], row["input_ids"])
+    tokens = row["input_ids"].repeat(len(places), 1)
+    each = torch.arange(len(places))
+    tokens[each, places] = MASK
+    with torch.no_grad():
+        expected = model(input_ids=tokens, structure=structure).logits[each, places]
+        visible = model(input_ids=row["input_ids"], structure=structure).logits[0, places]
+    found = model.predict_each_masked(row["input_ids"], places, structure)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert layers == 1 or (found - visible).abs().max() > 0.01
+
+
+def test_each_masked_alone_computes_few_residues(monkeypatch):
+    """Whatever the length; a row for each would be a thousand."""
+    computed = []
+    update = proteinmpnn.ProteinMPNNDecoderLayer.update
+    monkeypatch.setattr(
+        proteinmpnn.ProteinMPNNDecoderLayer, "update",
+        lambda self, states, *rest, **options: (
+            computed.append(states.shape[1]) or update(self, states, *rest, **options)
+        ),
+    )  # fmt: skip
+    model = make_model(**FIELDS["ca"] | {"num_decoder_layers": 3, "num_neighbors": 10})
+    row = random_chain(1000)
+    structure = model.coordformer.encode_structure(row["coords"], row["input_ids"])
+    model.predict_each_masked(row["input_ids"], torch.tensor([500, 600]), structure)
+    assert computed[:3] == [1002] * 3, "once as it is"
+    assert sum(computed[3:]) < 2 * 3 * 10
+
+
+def test_other_layers_do_not_predict_each_masked():
+    model = make_model()
+    assert not model.masks_each
+    with pytest.raises(ValueError, match="give a row for each residue"):
+        model.predict_each_masked(torch.tensor([[0, 5, 2]]), torch.tensor([1]), None)
+
+
+@kinds
+def test_marginals_and_pseudo_likelihoods_are_those_of_a_row_for_each(kind, monkeypatch):
+    """Of a complex with gaps, of a chain in windows, and in the order that was asked for."""
+    model, processor = of_random_weights(kind), CoordformerProcessor(coordinate_atoms=ATOMS[kind])
+    protein = read_complex(STRUCTURES / "1hvr.pdb.gz", atoms=ATOMS[kind])
+    asked = [(protein, [5, 3, 120, 100])]
+
+    def measured():
+        tables = [log_probabilities_of(model, processor, asked, masked=True, window=window)[0] for window in (1024, 50)]
+        (scores,) = score_sequences(model, protein, [protein.sequence[::-1]], processor=processor)
+        return [*tables, scores]
+
+    found = measured()
+    monkeypatch.setattr(CoordformerForMaskedLM, "masks_each", False)
+    for at_once, expected in zip(found, measured(), strict=True):
+        np.testing.assert_allclose(at_once, expected, rtol=0, atol=2e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3, "windows see less"
 
 
 # --- Training ---
