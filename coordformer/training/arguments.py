@@ -145,6 +145,11 @@ class ModelArguments:
         None, "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa."
     )
     compile_layers: bool = _option(False, "torch.compile each layer; packed rows are filled up to the token budget.")
+    teachers: list[str] | None = field(
+        default=None, metadata={"help": "Hub names or folders of models whose probabilities it also learns from"}
+    )
+    distillation_weight: float = _option(0.5, "Share of the loss that is the divergence to the --teachers.")
+    teacher_temperature: float = _option(1.0, "Divides the logits of the --teachers.")
     muon: bool = _option(False, "Muon for the hidden matrices, AdamW for all else, with one learning rate.")
     max_shard_size: str | None = _option(None, "Largest file of the final weights, such as 15MB; default: one file.")
 

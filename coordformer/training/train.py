@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from ..model.neighbor_graph import MessagePassing
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
 from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
 from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank
+from .distillation import DistillingTrainer, load_teachers
 from .muon import MuonAdamW, parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -326,6 +328,9 @@ def train(
         training = {name: getattr(args, name) for name in SETTINGS}
         named = ("init_from", "sequence_encoder", "freeze", "lora_rank", "muon")
         training |= {name: getattr(model_args, name) for name in named}
+        if model_args.teachers:
+            of_teachers = ("teachers", "distillation_weight", "teacher_temperature")
+            training |= {name: getattr(model_args, name) for name in of_teachers}
         _begin_run(output, {"model": model.config.to_dict(), "data": data, "training": training})
         # Now, and not at the end: it is for the checkpoints of a training that is stopped, too.
         starts = [each for each in (model_args.init_from, model_args.sequence_encoder) if each is not None]
@@ -339,7 +344,13 @@ def train(
     if model_args.muon:
         options_of_adam: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
         optimizer = MuonAdamW(parameter_groups(model, args.weight_decay), args.learning_rate, **options_of_adam)
-    trainer = Trainer(
+    make: Any = Trainer
+    if model_args.teachers:
+        make = partial(
+            DistillingTrainer, teachers=load_teachers(model_args.teachers, model),
+            weight=model_args.distillation_weight, temperature=model_args.teacher_temperature,
+        )  # fmt: skip
+    trainer = make(
         model=model,
         args=args,
         data_collator=CoordformerDataCollator(
@@ -399,6 +410,7 @@ def train(
 def _check_arguments(model_args: ModelArguments, data_args: DataArguments, args: TrainingArguments) -> None:
     """Refuse what would fail later, or silently."""
     size, dropout, masked = model_args.max_shard_size, model_args.hidden_dropout_prob, data_args.mlm_probability
+    weight = model_args.distillation_weight
     of_parts = bool(args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"))
     lora_of_parts = model_args.lora_rank is not None and of_parts
     refused = {
@@ -411,6 +423,11 @@ def _check_arguments(model_args: ModelArguments, data_args: DataArguments, args:
         "--lora_rank needs whole matrices, which FSDP does not leave; leave it out, or use DDP.": lora_of_parts,
         f"--mlm_probability is {masked}; it is a share above 0.": not 0 < np.min(masked) <= np.max(masked) <= 1,
         f"--hidden_dropout_prob is {dropout}; it is a share below 1.": not 0 <= (dropout or 0) < 1,
+        f"--distillation_weight is {weight}; it is a share.": not 0 <= weight <= 1,
+        f"--teacher_temperature is {model_args.teacher_temperature}; it is above 0.": not model_args.teacher_temperature
+        > 0,
+        "--teachers predict residues that are all masked; give --masking masked15, too.": bool(model_args.teachers)
+        and data_args.masking != "masked15",
     }
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         refused[f"--{name} is {getattr(args, name)}; it is at least 1."] = getattr(args, name) < 1
