@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..data.training_sequences import FILE, TrainingSequences
 from ..model.chain import AMINO_ACIDS
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.esm_encoder import sinusoidal_positions
@@ -555,6 +556,9 @@ def _fair_esm_weights(
     return weights | {f"{ours}rotary_embeddings.inv_freq": frequencies}
 
 
+TITLES = {"proteinmpnn": "ProteinMPNN ", "esm": "ESM-2 "}  # of weights whose file says less
+
+
 def convert(
     source: str | Path, output: str | Path, *, kind: str, without_coords: bool = False, progress: bool = True
 ) -> dict[str, Any]:
@@ -592,6 +596,9 @@ def convert(
     model.save_pretrained(output)
     if kind != "simulated":
         CoordformerProcessor(tokenizer, model.config.coordinate_atoms).save_pretrained(output)
+        # What it was trained on is not known; whatever starts from it says so by the name of the weights.
+        name = Path(source).name if Path(source).exists() else str(source)
+        TrainingSequences.of((), [f"{TITLES.get(kind, '')}{name}"]).write(output / FILE)
     if kind == "proteinmpnn":
         (output / "README.md").write_text(CARD.format(file=Path(source).name, license=LICENSE), encoding="utf-8")
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -10,6 +10,7 @@ from proteinmpnn_reference import ATOMS, WIDTH, random_weights
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer import from_proteinmpnn
+from coordformer.data.training_sequences import read_training_sequences
 from coordformer.hub.export import export
 from coordformer.hub.push import check_folder
 from coordformer.model.processing_coordformer import VOCABULARY
@@ -60,6 +61,8 @@ def test_a_converted_folder(tmp_path):
     assert summary["model"] == "CoordformerForMaskedLM"
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "folder").config.num_neighbors == 7
     assert AutoProcessor.from_pretrained(tmp_path / "folder").coordinate_atoms == ATOMS["backbone"]
+    known = read_training_sequences(tmp_path / "folder")
+    assert (len(known), known.unknown) == (0, ("ProteinMPNN v_48_020.pt",))
     card = ModelCard.load(tmp_path / "folder" / "README.md")
     assert card.data.license == "mit"
     for words in ("v_48_020.pt", "https://github.com/dauparas/ProteinMPNN", "Copyright (c) 2022 Justas Dauparas"):
