@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from ..data.collator import PROTOCOLS
 from ..data.records import package_version
+from ..data.training_sequences import read_training_sequences
 from ..inference.checkpoints import coordinates_of, digest_weights, load_checkpoint
 from ..model.configuration_coordformer import AUTO_MAP
 from .adapter import base_of_adapter, describe_adapter
@@ -116,6 +117,8 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError) as error:
         what = f"{run}, {result.name} or {state.name} cannot be read ({type(error).__name__}: {error})"
         raise ValueError(f"{what}; move them away to export without what they say.") from error
+    if (known := read_training_sequences(checkpoint)) is not None and known.unknown:
+        facts["not recorded"] = f"what {' and '.join(known.unknown)} had been trained on"
     return {name: value for name, value in facts.items() if value}
 
 
@@ -174,6 +177,13 @@ def _span(value: float | Sequence[float], scale: float = 1) -> str:
     return " to ".join(f"{scale * each:g}" for each in ([value] if isinstance(value, int | float) else value))
 
 
+def _teachers(training: Mapping[str, Any]) -> str:
+    """Names of the models that a model learned from, and how."""
+    names = ", ".join(Path(each).name for each in training["teachers"])
+    share, temperature = training["distillation_weight"], training["teacher_temperature"]
+    return f"{names}: {100 * share:g} % of the loss is the divergence to them, temperature {temperature:g}"
+
+
 def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run's settings what a reader of the card asks for; a value is empty where there is nothing to say."""
     chains, tokens = training["per_device_train_batch_size"], data["token_budget"]
@@ -184,6 +194,7 @@ def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str,
     return {
         "started from": training["init_from"] and Path(training["init_from"]).name,
         "behind a frozen": training["sequence_encoder"] and Path(training["sequence_encoder"]).name,
+        "teachers": training.get("teachers") and _teachers(training),
         "trained layers": (rank or training.get("freeze")) and added,
         "data": f"{Path(data['data']).name}, split {data['train_split'] or 'all'}",
         "chains": f"{data['chains']:,}",

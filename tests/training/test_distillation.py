@@ -7,6 +7,7 @@ import torch
 from conftest import CHAINS, make_model, pack_rows, pad_rows, random_chain
 from transformers import AutoModelForMaskedLM, TrainingArguments
 
+from coordformer.hub.card import training_facts
 from coordformer.training.distillation import DistillingTrainer, chain_numbers, load_teachers, mean_of_teachers
 from coordformer_command import main
 
@@ -92,6 +93,9 @@ def test_the_command_gets_near_to_a_teacher(tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["training"]["teachers"] == [
         str(tmp_path / "teacher")
     ]
+    facts = training_facts(tmp_path / "run")
+    assert facts["teachers"] == "teacher: 100 % of the loss is the divergence to them, temperature 1"
+    assert facts["not recorded"] == "what student had been trained on"
     after, before = (AutoModelForMaskedLM.from_pretrained(tmp_path / name).state_dict() for name in ("run", "teacher"))
     taught = load_teachers([str(tmp_path / "teacher")], make_model(**SMALL))[0].state_dict()
     assert all(torch.equal(values, taught[name]) for name, values in before.items())
