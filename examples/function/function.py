@@ -57,6 +57,7 @@ SPLITS = ("train", "valid", "test")
 MEASURES = {"micro AUPR": micro_aupr, "protein-centric Fmax": protein_centric_fmax, "micro Fmax": micro_fmax}
 MODELS = ("without coordinates", "with coordinates")
 FREQUENCIES = "term frequencies"
+WEAK = 0.5  # Fmax below which a card warns
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -506,6 +507,15 @@ def evaluate_folder(task: Task, folder: Path, seen: np.ndarray | None) -> dict[s
         "DeepFRI's test chains; in parentheses 95 % intervals of a bootstrap over chains. `term frequencies` guesses"
     )
     lines += ["", f"{words}", "each term by its share of the training chains. The numbers are in `evaluation.json`."]
+    if seen is not None:
+        lines += ["Of the chains that pretraining has seen it had no labels."]
+    best = next(row for row in results if row["model"] == "coordinates given")["protein_centric_fmax"]
+    if best < WEAK:
+        lines += [
+            "",
+            f"**This classifier is weak.** Even with coordinates, at the best threshold, its protein-centric F1 is {best:.2f}:",
+            "most of what it says of a chain is wrong or missing. Take it as a hint of where to look, not as an annotation.",
+        ]
     write_json(folder / "evaluation.json", report)
     write_text(folder / "evaluation.md", "\n".join(lines) + "\n")
     return report
