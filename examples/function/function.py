@@ -513,8 +513,10 @@ def evaluate_folder(task: Task, folder: Path, seen: np.ndarray | None) -> dict[s
     if best < WEAK:
         lines += [
             "",
-            f"**This classifier is weak.** Even with coordinates, at the best threshold, its protein-centric F1 is {best:.2f}:",
-            "most of what it says of a chain is wrong or missing. Take it as a hint of where to look, not as an annotation.",
+            "**This classifier is weak.** Even with coordinates, at the best threshold, its protein-centric F1 is "
+            f"{best:.2f}:",
+            "most of what it says of a chain is wrong or missing. Take it as a hint of where to look, not as an "
+            "annotation.",
         ]
     write_json(folder / "evaluation.json", report)
     write_text(folder / "evaluation.md", "\n".join(lines) + "\n")
