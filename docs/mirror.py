@@ -11,7 +11,8 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
-CARDS = ("hub_cards/coordformer-1M-pdb", "hub_cards/coordformer-7M-pdb", "hub_cards/masked_residues")
+MODELS = ("coordformer-1M-contacts", "coordformer-1M-ec", "coordformer-1M-pdb", "coordformer-7M-pdb")
+CARDS = (*(f"hub_cards/{name}" for name in MODELS), "hub_cards/masked_residues")
 FOLDERS = ("coordformer", "docs", "examples", *CARDS, "tests/data")
 SUFFIXES = {".csv", ".ipynb", ".json", ".md", ".png", ".py", ".svg", ".yaml"}
 
