@@ -17,6 +17,7 @@ from coordformer.data.batching import ChainBatches, fetch_rows
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.data.contacts import ContactCollator
 from coordformer.data.rows import load_rows
+from coordformer.hub.card import training_facts
 from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.contacts import predict_contacts
 
@@ -100,6 +101,26 @@ def test_two_steps_of_the_example(tmp_path, monkeypatch):
         for name in ("output/head_given", "with_coordinates")
     )
     assert not torch.equal(given.coordinate_embedding.weight, start.coordinate_embedding.weight)
+
+
+def test_one_head_for_both_is_not_trained_again(tmp_path, monkeypatch):
+    options = ("--heads", "both", "--steps", "2", "--chains", "3")
+    report = run_example(tmp_path, monkeypatch, *options)
+    head = tmp_path / "output" / "head_both"
+    before = (head / "model.safetensors").stat().st_mtime_ns
+    assert "| one head, coordinates given | one head, coordinates not given |" in report
+    assert run_example(tmp_path, monkeypatch, *options).splitlines()[4:] == report.splitlines()[4:]
+    assert (head / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="head_both holds another head; choose another --output"):
+        run_example(tmp_path, monkeypatch, *options[:2], "--steps", "3")
+    facts = training_facts(head)  # as `coordformer export` reads them
+    assert (facts["updates"], facts["without coordinates"]) == ("2", "50 % of the chains")
+    assert facts["command"].startswith("`python examples/contacts/contacts.py with_coordinates --output")
+    rows = json.loads((head / "evaluation.json").read_text())["results"]
+    assert {row["run"] for row in rows} == {
+        "nearest in sequence", "best possible", "coordinates given", "coordinates not given"
+    }  # fmt: skip
+    assert "read off, not predicted" in (head / "evaluation.md").read_text()
 
 
 @pytest.mark.slow
