@@ -509,6 +509,11 @@ def evaluate_folder(task: Task, folder: Path, seen: np.ndarray | None) -> dict[s
     lines += ["", f"{words}", "each term by its share of the training chains. The numbers are in `evaluation.json`."]
     if seen is not None:
         lines += ["Of the chains that pretraining has seen it had no labels."]
+    lines += [
+        "",
+        "**All chains that it was trained and tested on have a term.** It gives terms to others, too: it does not tell",
+        "whether a protein has one, such as whether it is an enzyme.",
+    ]
     best = next(row for row in results if row["model"] == "coordinates given")["protein_centric_fmax"]
     if best < WEAK:
         lines += [
