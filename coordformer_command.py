@@ -208,12 +208,12 @@ VERBS = {
     ),
     "annotate": Verb(
         "inference.annotate:annotate",
-        "what proteins do: GO terms or EC numbers by a fine-tuned checkpoint",
+        "what proteins do: GO terms, EC numbers or your own labels, by a fine-tuned checkpoint",
         "Terms of chains, the most probable first, as tab-separated text, by a classifier such as examples/function "
-        "trains.",
+        "trains; or the one class, or the value, of a head for your own labels.",
         CHECKPOINT_AND_INPUTS
         | option("--top", "terms of a chain at most", 10)
-        | option("--threshold", "least probability", 0.1)
+        | option("--threshold", "least probability; of one class for each chain the likeliest is always there", 0.1)
         | PREDICTION
         | window("longest chain predicted in one piece")
         | parts()

@@ -1,11 +1,13 @@
-"""What proteins do, by a fine-tuned classifier: `coordformer annotate`."""
+"""What proteins do, or are, by a fine-tuned classifier: `coordformer annotate`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,16 +23,38 @@ from .runner import Inputs, check_file, parts_beside, run_parts
 logger = logging.getLogger(__name__)
 
 SHIPPED = "hub_cards/coordformer-1M-ec"  # a classifier of several labels at once
+# What a head was trained for, as in Transformers, to what its logits become.
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "multi_label_classification": torch.sigmoid,
+    "single_label_classification": partial(torch.softmax, dim=-1),
+    "regression": torch.Tensor.float,
+}
+
+
+def problem_type_of(config: Any) -> str:
+    """What a classifier predicts, a key of `ACTIVATIONS`.
+
+    A config that does not say is of numbers where it has one label, else of one class for each chain.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    found = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
+    if found not in ACTIVATIONS:
+        raise ValueError(f"`config.problem_type` is {found!r}; choose one of {', '.join(ACTIVATIONS)}.")
+    return found
 
 
 def predict_terms(
     model: PreTrainedModel, chains: Sequence[Record], tokenizer: PreTrainedTokenizerBase, *,
     without_coords: bool = False, token_budget: int = 8192, window: int = 1024, bar: tqdm | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Probability of each term for each chain, (chains, terms), float32; of a long chain the mean over its windows.
+    """Probability of each label for each chain, (chains, labels), float32; of a long chain the mean over its windows.
 
     Args:
-        model: a `CoordformerForSequenceClassification` with several labels at once.
+        model: a `CoordformerForSequenceClassification`. With several labels at once each has its own probability, with
+            one label for each chain they sum to 1, and of a regression they are the values themselves
+            (`problem_type_of`).
         chains, tokenizer, without_coords, window: as of `window_rows`.
         token_budget, bar: as of `predict`.
 
@@ -38,10 +62,11 @@ def predict_terms(
         ValueError: the window or the budget is too small, or a chain has not the atoms of the model.
     """
     config: Any = model.config
+    activation = ACTIVATIONS[problem_type_of(config)]
     means = [WindowMean((config.num_labels,), 0) for _ in chains]
     rows = window_rows(model, tokenizer, chains, window=window, without_coords=without_coords)
     options: dict[str, Any] = {"token_budget": token_budget, "bar": bar}
-    for row, probabilities in predict(model, rows, lambda batch: model(**batch).logits.float().sigmoid(), **options):
+    for row, probabilities in predict(model, rows, lambda batch: activation(model(**batch).logits.float()), **options):
         means[row.chain].add(row.start, probabilities)
     return np.stack([each.mean() for each in means])
 
@@ -51,22 +76,25 @@ def annotate(
     top: int = 10, threshold: float = 0.1, without_coords: bool = False, dtype: str = "float32",
     token_budget: int = 8192, window: int = 1024, progress: bool = True, **reading: Any,
 ) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
-    """The terms that a classifier gives chains.
+    """The terms, or the one class, or the value that a classifier gives chains.
 
     Args:
-        checkpoint: folder or Hub name of a `CoordformerForSequenceClassification` with several labels at once.
+        checkpoint: folder or Hub name of a `CoordformerForSequenceClassification`, or of an adapter of one.
         inputs: structure and FASTA files, archives, folders, data sets.
-        output: FILE.tsv (columns `chain`, `term`, `name`, `probability`) or FILE.json (what is returned);
-            FILE.rejected.tsv gets what was left out.
-        top, threshold: at most this many terms of a chain, of at least this probability.
+        output: FILE.tsv (columns `chain`, `term`, `name`, and `probability` or `value`) or FILE.json (what is
+            returned); FILE.rejected.tsv gets what was left out.
+        top, threshold: at most this many terms of a chain, of at least this probability. Where a chain has one class,
+            the likeliest is there whatever its probability. Of a regression all values are there.
         without_coords, token_budget, window: as of `predict_terms`.
         dtype: of the weights, `float32` or `bfloat16`.
         reading: `split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `entries_per_part` and `shard`, as of
             `runner.Inputs`.
 
     Returns:
-        For each chain its terms, the most probable first: `term`, `name` and `probability`. Of a label in
-        `config.id2label` such as `GO:0003677 DNA binding`, the part before the first space is the term.
+        For each chain its terms, the most probable first: `term`, `name` and `probability`. Of several labels at once,
+        such as `GO:0003677 DNA binding` in `config.id2label`, the part before the first space is the term. Of one
+        class, or of a regression, the whole label is, and there is no name; a regression has `value` in place of
+        `probability`.
 
     Raises:
         ValueError: an argument is unusable, or the checkpoint is no such classifier.
@@ -78,31 +106,41 @@ def annotate(
     check_file(output, ".tsv", ".json")
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
     config: Any = model.config
-    classifies = isinstance(model, CoordformerForSequenceClassification)
-    if not classifies or config.problem_type != "multi_label_classification":
-        what = "gives a chain one label, and not several" if classifies else "has no classifier of chains"
+    if not isinstance(model, CoordformerForSequenceClassification):
         train = (
-            f"`python examples/function/function.py --checkpoint {checkpoint}`, which writes a folder to give instead"
+            f"`python examples/function/function.py --checkpoint {checkpoint}`, which writes a folder to give instead, "
+            "or with labels of your own (docs/fine_tuning.md)"
         )
         fix = f"use {SHIPPED} of the repository (EC numbers), or train one: {train}"
-        raise ValueError(f"{checkpoint} {what}, so it cannot predict terms; {fix}.")
+        raise ValueError(f"{checkpoint} has no classifier of chains, so it cannot predict terms; {fix}.")
+    kind = problem_type_of(config)
+    several, measures = kind == "multi_label_classification", kind == "regression"
+    if config.problem_type is None and config.num_labels > 1:
+        what = "it is taken for one class of each chain (softmax)"
+        logger.warning("%s does not say its `problem_type`: %s; write it into config.json", checkpoint, what)
     given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
-    labels = [config.id2label[number].partition(" ") for number in range(config.num_labels)]
+    labels = [config.id2label[number] for number in range(config.num_labels)]
+    named = [label.partition(" ")[::2] if several else (label, "") for label in labels]
+    figure = "value" if measures else "probability"
 
     def work(chains: list[Record], _: str, __: Any, bar: tqdm) -> dict[str, Any]:
         options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}
         terms = {}
-        probabilities = predict_terms(model, chains, processor.tokenizer, bar=bar, **options)
-        for chain, row in zip(chains, probabilities, strict=True):
-            best = [number for number in np.argsort(-row, kind="stable")[:top] if row[number] >= threshold]
+        predicted = predict_terms(model, chains, processor.tokenizer, bar=bar, **options)
+        for chain, row in zip(chains, predicted, strict=True):
+            best: Sequence[int] = range(len(row))
+            if not measures:
+                ranks = enumerate(np.argsort(-row, kind="stable")[:top])
+                best = [number for rank, number in ranks if row[number] >= threshold or (rank == 0 and not several)]
             terms[id_of(chain)] = [
-                {"term": labels[number][0], "name": labels[number][2], "probability": float(row[number])}
-                for number in best
+                {"term": named[number][0], "name": named[number][1], figure: float(row[number])} for number in best
             ]
         return {"terms": terms}
 
     settings = {"verb": "annotate", "checkpoint": Path(checkpoint).name, "weights": digest_weights(model), "top": top}
     settings |= {"dtype": dtype, "threshold": threshold, "without_coords": without_coords, "window": window}
+    if not several:
+        settings |= {"predicts": kind}
     with parts_beside(output, given) as folder:
         outcome = run_parts(given, folder, settings, work, progress)
         found: dict[str, list[dict[str, Any]]] = {}
@@ -123,9 +161,12 @@ def annotate(
 
 
 def describe(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The terms as a table, tab-separated."""
-    lines = ["chain\tterm\tname\tprobability"]
+    """The terms as a table, tab-separated; of a regression with values in place of probabilities."""
+    figure = "value" if any("value" in each for terms in found.values() for each in terms) else "probability"
+    form = ".6g" if figure == "value" else ".4f"
+    lines = [f"chain\tterm\tname\t{figure}"]
     for chain, terms in found.items():
-        name = " ".join(chain.split())
-        lines += [f"{name}\t{each['term']}\t{each['name']}\t{each['probability']:.4f}" for each in terms]
+        for each in terms:
+            cells = (" ".join(str(text).split()) for text in (chain, each["term"], each["name"]))
+            lines.append("\t".join((*cells, f"{each[figure]:{form}}")))
     return "\n".join(lines)

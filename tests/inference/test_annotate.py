@@ -149,13 +149,69 @@ def test_bad_options_of_annotate(classifier, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("head", "what"), [("masked_lm", "has no classifier"), ("single_label", "gives a chain one label")]
-)
-def test_annotate_needs_a_classifier_of_several_labels(head, what, tmp_path):
-    make_model(head).save_pretrained(tmp_path)
+def save_head(folder, head, bias, **fields):
+    """A head whose predictions are mostly its biases, with its processor."""
+    model = make_model(head, **fields)
+    with torch.no_grad():
+        model.classifier.out_proj.bias.copy_(torch.tensor(bias))
+        model.classifier.out_proj.weight.mul_(0.01)
+    model.save_pretrained(folder)
+    PROCESSOR.save_pretrained(folder)
+    return model
+
+
+FOLDS = {0: "all alpha", 1: "all beta", 2: "alpha/beta", 3: "small"}
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", None])
+def test_one_class_of_each_chain(tmp_path, caplog, problem_type):
+    """Probabilities sum to 1, the likeliest is there whatever the threshold; labels with spaces stay whole."""
+    bias = [1.0, 2.0, -1.0, 0.0]
+    model = save_head(tmp_path / "head", "single_label", bias, id2label=FOLDS, problem_type=problem_type)
+    found = quietly(tmp_path / "head", STRUCTURE, output=tmp_path / "folds.tsv", threshold=0)
+    expected = model(**PROCESSOR(structures=STRUCTURE)).logits.softmax(-1)[0].tolist()
+    best = found["1ORC_A"]
+    assert [(each["term"], each["name"]) for each in best] == [(FOLDS[n], "") for n in (1, 0, 3, 2)]
+    assert [each["probability"] for each in best] == pytest.approx([expected[n] for n in (1, 0, 3, 2)], abs=1e-6)
+    assert sum(each["probability"] for each in best) == pytest.approx(1)
+    head, line, *_ = (tmp_path / "folds.tsv").read_text().splitlines()
+    assert head == "chain\tterm\tname\tprobability" and line == f"1ORC_A\tall beta\t\t{expected[1]:.4f}"
+    assert quietly(tmp_path / "head", STRUCTURE, threshold=1) == {"1ORC_A": best[:1]}
+    assert quietly(tmp_path / "head", STRUCTURE, threshold=0, top=1) == {"1ORC_A": best[:1]}
+    # Who trained several labels at once and did not say so in the config learns what was made of it.
+    assert ("does not say its `problem_type`: it is taken for one class" in caplog.text) == (problem_type is None)
+
+
+@pytest.mark.parametrize("names", [{0: "melting temperature"}, {0: "Tm", 1: "pI"}])
+def test_values_of_a_regression(tmp_path, names):
+    """All of them, as the head gives them; of a long chain the mean over its windows."""
+    fields = {"num_labels": len(names), "id2label": names, "problem_type": "regression" if len(names) > 1 else None}
+    model = save_head(tmp_path / "head", "regression", [61.5, -3.0][: len(names)], **fields)
+    found = quietly(tmp_path / "head", STRUCTURE, output=tmp_path / "values.tsv", threshold=1, top=1)
+    expected = model(**PROCESSOR(structures=STRUCTURE)).logits[0].tolist()
+    assert [(each["term"], each["name"]) for each in found["1ORC_A"]] == [(name, "") for name in names.values()]
+    assert [each["value"] for each in found["1ORC_A"]] == pytest.approx(expected, abs=1e-4)
+    assert (tmp_path / "values.tsv").read_text().splitlines() == [
+        "chain\tterm\tname\tvalue",
+        *(f"1ORC_A\t{each['term']}\t\t{each['value']:.6g}" for each in found["1ORC_A"]),
+    ]
+    quietly(tmp_path / "head", STRUCTURE, output=tmp_path / "values.json")
+    assert json.loads((tmp_path / "values.json").read_text()) == found
+    chain = read_chains(STRUCTURE)[0]
+    pieces = [predict_terms(model, [chain], PROCESSOR.tokenizer, window=n)[0] for n in (40, 1024)]
+    assert pieces[1] == pytest.approx(expected, abs=1e-4) and (pieces[0] != pieces[1]).any()
+
+
+def test_an_unknown_problem_type_is_refused():
+    model = make_model("single_label")
+    model.config.problem_type = "ranking"
+    with pytest.raises(ValueError, match="`config.problem_type` is 'ranking'; choose one of multi_label"):
+        predict_terms(model, read_chains(STRUCTURE), PROCESSOR.tokenizer)
+
+
+def test_annotate_needs_a_classifier(tmp_path):
+    make_model("masked_lm").save_pretrained(tmp_path)
     PROCESSOR.save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match=f"{what}.*; use hub_cards/coordformer-1M-ec .*, or train one: `python examples/f"
-    ):
+    message = "has no classifier.*; use hub_cards/coordformer-1M-ec .*, or train one: `python examples/f.*tuning.md"
+    with pytest.raises(ValueError, match=message):
         quietly(tmp_path, STRUCTURE)
