@@ -228,11 +228,13 @@ class ResidueNumbers:
         for name, size, start in zip(self.chain_names, self.chain_lengths, self.chain_starts, strict=True):
             numbers = list(filter(None, self.numbers[start : start + size]))
             extents.append((name, f"{numbers[0]} to {numbers[-1]}"))
+        if absent := self._absent_chain(text):
+            listed = ", ".join(map(repr, self.chain_names[:_LISTED]))
+            more = f" and {len(self.chain_names) - _LISTED} more" if len(self.chain_names) > _LISTED else ""
+            return f"there is no chain {absent}, only {listed}{more}; write it like {self._example()}."
         if len(extents) == 1:
             name, extent = extents[0]
             reason = f"{f'chain {name}' if name else 'the chain'} has no {word} {text}, its residues are {extent}"
-        elif not re.search(r"\d", text):
-            reason = f"there is no chain {text}, only {', '.join(map(repr, self.chain_names[:_LISTED]))}"
         else:
             listed = ", ".join(
                 f"{f'chain {name}' if name else 'one'} has {extent}" for name, extent in extents[:_LISTED]
@@ -244,6 +246,12 @@ class ResidueNumbers:
         if whole and like:
             reason += f", of {whole[1]} there is {', '.join(map(self._spell, like[:_LISTED]))}"
         return f"{reason}; write it like {self._example()}." if any(self.chain_names) else f"{reason}."
+
+    def _absent_chain(self, text: str) -> str:
+        """The chain that a text begins with, if there is none of this name."""
+        named = all(self.chain_names) and not text.startswith(self.chain_names)
+        begin = re.match(r"([^/]+)/|[^\d\s/-]+", text)
+        return (begin[1] or begin[0]) if named and begin else ""
 
 
 def _chains_of(row: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

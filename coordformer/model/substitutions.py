@@ -8,6 +8,9 @@ from .residues import ResidueNumbers
 
 _SUBSTITUTION = re.compile(r"([A-Z])([^\s,;]*\d[A-Za-z]?)([A-Z])")  # wild type, residue, new letter
 _WILD_TYPE = re.compile("_?wt", re.IGNORECASE)
+_CODES = re.compile(r"(?:p\.)?([A-Za-z]{3})([^\s,;]*\d[A-Za-z]?)([A-Za-z]{3})")  # three-letter codes, as of HGVS
+_NAMES = "ALACYSASPGLUPHEGLYHISILELYSLEUMETASNPROGLNARGSERTHRVALTRPTYR"
+_LETTERS = dict(zip(re.findall("...", _NAMES), AMINO_ACIDS, strict=True))
 
 
 def parse_mutant(
@@ -45,33 +48,63 @@ def parse_mutant(
     for text in mutant.split(":"):
         if (match := _SUBSTITUTION.fullmatch(text.strip())) is None:
             raise ValueError(
-                f"Mutant {mutant!r} cannot be read; write A24G, or A24G:T30S for several substitutions, and AH24G for "
-                "chain H."
+                f"Mutant {mutant!r} cannot be read{_why_unread(text.strip())}; write A24G, or A24G:T30S for several "
+                "substitutions, and AH24G for chain H."
             )
         wild_type, residue, letter = match.groups()
         if odd := {wild_type, letter} - set(AMINO_ACIDS):
             raise ValueError(f"Mutant {mutant}: {min(odd)} is no amino acid; substitutions are among {AMINO_ACIDS}.")
-        found = chain.readings(residue)
         try:
             index = chain.find(residue)
         except ValueError as error:
-            fix = "" if found else f"; {_other_numbering(chain, residue, wild_type)}"
+            fix = "" if chain.readings(residue) else _what_is_meant(chain, residue, wild_type, letter)
             raise ValueError(f"Mutant {mutant}: {str(error).removesuffix('.')}{fix}.") from None
         if chain.sequence[index] != wild_type:
             what = f"{chain.describe(index)} is {chain.sequence[index]}, not {wild_type}"
-            raise ValueError(f"Mutant {mutant}: {what}; {_other_numbering(chain, residue, wild_type)}.")
+            fix = _what_is_meant(chain, residue, wild_type, letter) or "; mend the letter or the number"
+            raise ValueError(f"Mutant {mutant}: {what}{fix}.")
         if index in substitutions:
             raise ValueError(f"Mutant {mutant}: {chain.describe(index)} is substituted twice; keep one of them.")
         substitutions[index] = letter
     return list(substitutions.items())
 
 
+def _why_unread(text: str) -> str:
+    """What is wrong with a text that is no substitution, where that shows."""
+    if match := re.search(r"[\s,;]", text):
+        sign = "a blank" if match[0].isspace() else repr(match[0])
+        return f": {sign} stands in it, but ':' joins the substitutions of a mutant, and a blank parts mutants"
+    if match := _CODES.fullmatch(text):
+        wild_type, residue, letter = match.groups()
+        if {wild_type.upper(), letter.upper()} <= set(_LETTERS):
+            short = f"{_LETTERS[wild_type.upper()]}{residue}{_LETTERS[letter.upper()]}"
+            return f": these are three-letter codes, and one-letter codes are right, {short}"
+    if text and _SUBSTITUTION.fullmatch(upper := text[0].upper() + text[1:-1] + text[-1].upper()):
+        return f": amino acids are upper-case letters, {upper}"
+    if re.fullmatch(r"[A-Z][^\s,;]*\d", text):
+        return f": the new letter is missing, as in {text}{'A' if text[0] != 'A' else 'G'}"
+    return ""
+
+
+def _what_is_meant(residues: ResidueNumbers, text: str, wild_type: str, letter: str) -> str:
+    """Of a residue `text` that is not there, or is no `wild_type`, what may be meant: after `; `, or nothing."""
+    inserted = [index for index in residues.readings(text + letter) if residues.sequence[index] == wild_type]
+    if len(inserted) == 1 and text[-1:].isdigit():
+        example = f"{wild_type}{text}{letter}{'A' if wild_type != 'A' else 'G'}"
+        return (
+            f"; {residues.describe(inserted[0])} is {wild_type}: if it is meant, the new letter is missing, {example}"
+        )
+    return f"; {numbers}" if (numbers := _other_numbering(residues, text, wild_type)) else ""
+
+
 def _other_numbering(residues: ResidueNumbers, text: str, wild_type: str) -> str:
-    """How residues were numbered, what else there is, and whether the wild type is there."""
+    """How residues were numbered, what else there is, and whether the wild type is there; `""` where that is equal."""
     if (other := residues.other()) is None:
         fix = "to the position of its first residue in the mutants, or give the chain that they are of"
         counted = f"positions count the deposited sequence from {residues.offset}, not a file's own residue numbers"
         return f"{counted}: set `offset` (--offset) {fix}"
+    if other.readings(text) in ([], residues.readings(text)):
+        return ""
     fitting = [other.describe(index) for index in other.readings(text) if other.sequence[index] == wild_type]
     there = f": with it {' and '.join(fitting)} is {wild_type}" if fitting else ""
     if residues.numbering == "file":

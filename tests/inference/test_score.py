@@ -95,9 +95,18 @@ def test_mutants_are_parsed():
         ("K2B", "Mutant K2B: B is no amino acid; substitutions are among ACDEFGHIKLMNPQRSTVWY"),
         ("X2A", "Mutant X2A: X is no amino acid"),
         ("K2R:K2A", "Mutant K2R:K2A: position 2 of the chain is substituted twice"),
-        ("K2", "Mutant 'K2' cannot be read; write A24G, or A24G:T30S"),
+        ("K2", "Mutant 'K2' cannot be read: the new letter is missing, as in K2A; write A24G, or A24G:T30S"),
+        ("K2r", "Mutant 'K2r' cannot be read: amino acids are upper-case letters, K2R; write A24G"),
+        (
+            "Lys2Arg",
+            "Mutant 'Lys2Arg' cannot be read: these are three-letter codes, and one-letter codes are right, K2R;",
+        ),
+        ("p.Lys2Arg", "these are three-letter codes, and one-letter codes are right, K2R;"),
+        ("Odd2Arg", "Mutant 'Odd2Arg' cannot be read; write A24G"),
         ("", "Mutant '' cannot be read"),
-        ("K2R,V3A", "Mutant 'K2R,V3A' cannot be read"),
+        ("K2R,V3A", "Mutant 'K2R,V3A' cannot be read: ',' stands in it, but ':' joins the substitutions of a mutant"),
+        ("K2R K2R", "Mutant 'K2R K2R' cannot be read: a blank stands in it, but ':' joins"),
+        ("K2,V3A", "cannot be read: ',' stands in it, but ':' joins the substitutions of a mutant, and a blank parts"),
         ("K2R:WT", "Mutant 'K2R:WT' cannot be read"),
     ],
 )
@@ -157,7 +166,15 @@ def test_mutants_by_positions_of_each_chain(antibody):
     ("mutant", "numbering", "message"),
     [
         ("S51A", "file", "51 may be H51 (position 1 of chain H) or L51 (position 1 of chain L); write H51 or L51"),
-        ("AH52AG", "file", "H52A (position 3 of chain H) is Y, not A; numbers are the file's own; positions in the "),
+        ("AH52AG", "file", "H52A (position 3 of chain H) is Y, not A; mend the letter or the number."),
+        # Its two numbers are equal.
+        ("AC2G", "file", "Mutant AC2G: position 2 of chain C is Y, not A; mend the letter or the number."),
+        # The new letter is missing; S is at 52, Y at 52A.
+        ("YH52A", "file", "Mutant YH52A: H52 (position 2 of chain H) is S, not Y; H52A (position 3 of chain H) is Y: "
+         "if it is meant, the new letter is missing, YH52AA."),
+        ("ML100A", "file", "of 100 there is H100, L100A; write it like H51; L100A (position 4 of chain L) is M: if it "
+         "is meant, the new letter is missing, ML100AA."),
+        ("SX51A", "file", "Mutant SX51A: there is no chain X, only 'H', 'L', 'C'; write it like H51."),
         # What is right in the other numbering is named.
         ("YH3A", "file", "no chain has a residue H3; chain H has 51 to -1, chain L has 51 to 100A, chain C has 1 to 3, "
          "of 3 there is C3; write it like H51; numbers are the file's own; positions in the sequence need numbering="
@@ -583,7 +600,9 @@ def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
     table.write_text(table.read_text().replace("1BD2_C,0", "1BD2_C,7"))
     with pytest.raises(ValueError, match="holds another run .mutants: '.*' -> '.*'.; choose another"):
         quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out", **options)
-    with pytest.raises(ValueError, match=r"1ORC_A: Mutant M2A: A2 \(position 2 of chain A\) is E, not M; numbers"):
+    with pytest.raises(
+        ValueError, match=r"1ORC_A: Mutant M2A: A2 \(position 2 of chain A\) is E, not M; mend the letter or"
+    ):
         quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "one", mutants=["M2A"])
     assert quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "one", mutants=["M1A"])["mutants"] == 1
 

@@ -398,7 +398,7 @@ def test_the_shipped_model_finds_much_of_a_native_sequence(chain):
     ("options", "message"),
     [
         ({"fixed_residues": "A99"}, "Residues 'A99': chain A has no residue A99, its residues are 1 to 66"),
-        ({"redesigned_residues": "B10"}, "chain A has no residue B10"),
+        ({"redesigned_residues": "B10"}, "Residues 'B10': there is no chain B, only 'A'; write it like A1."),
         ({"fixed_residues": "A1", "redesigned_residues": "A2"}, "Give `fixed_residues` or `redesigned_residues`, not"),
         ({"chains_to_design": ["A", "Z"]}, "`chains_to_design` names Z; 1ORC_A has A"),
         ({"redesigned_residues": "A1-A3"}, None),

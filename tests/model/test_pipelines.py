@@ -359,7 +359,7 @@ def test_unusable_input_is_named(checkpoint, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"`positions` is \[1\], but the sequence has <mask>"):
         fill({"sequence": "MK<mask>"}, positions=[1])
     for residues, message in (
-        ("B1", "Residues 'B1': chain A has no residue B1, its residues are 1 to 66"),
+        ("B1", "Residues 'B1': there is no chain B, only 'A'; write it like A1."),
         ("A56F", "of 56 there is A56, A56A, A56B, A56C, A56D, A56E; write it like A1"),
     ):
         with pytest.raises(ValueError, match=message):

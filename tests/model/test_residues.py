@@ -149,7 +149,7 @@ def test_what_may_be_read_in_several_ways_is_named():
         ("H60C", "chain H has no residue H60C, its residues are -1 to 197, of 60 there is H60, H60A, H60B; write it "
          "like H-1."),
         ("H60-H999", "chain H has no residue H999, its residues are -1 to 197; write it like H-1."),
-        ("L5-H60", "chain H has no residue L5, its residues are -1 to 197; write it like H-1."),
+        ("L5-H60", "there is no chain L, only 'H'; write it like H-1."),
         ("H61-H60", "H61-H60 is backwards, H60 comes before H61 in the file; write H60-H61."),
         ("H60-", "chain H has no residue H60-"),
         (" , ", "there are none; write some like H-1."),
