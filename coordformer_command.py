@@ -50,6 +50,12 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(text.split(","))
 
 
+def amino_acids(text: str) -> str:
+    if odd := sorted(set(text) - set(AMINO_ACIDS)):
+        raise argparse.ArgumentTypeError(f"{text!r} has {', '.join(odd)} in it; letters are among {AMINO_ACIDS}")
+    return text
+
+
 # --- Options: by what is written, what argparse takes ---
 
 
@@ -255,7 +261,7 @@ VERBS = {
         | option("--fixed_residues", "that keep their letters, by the file's own numbers: 'A10-A20 B52A'")
         | option("--redesigned_residues", "the only ones that get new letters")
         | option("--chains_to_design", "by name, as A,B; all by default", type=names)
-        | option("--omit_aa", "letters that never appear, such as CM", "")
+        | option("--omit_aa", "letters that never appear, such as CM", "", type=amino_acids)
         | option("--bias_aa", "nats by letter, as 'W:3.0 P:-2'")
         | option("--omit_per_residue", 'letters by residue: {"A12": "CM"}', type=InputPath, metavar="FILE.json")
         | option("--bias_per_residue", 'nats by residue: {"A12": {"W": 3.0}}', type=InputPath, metavar="FILE.json")
@@ -429,9 +435,21 @@ class _VerbParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}{fix}\n")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses, in a line, a verb that there is not."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        word = next(iter(sys.argv[1:] if args is None else args), "-")
+        if not word.startswith("-") and word not in VERBS:
+            near = difflib.get_close_matches(word, VERBS, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(VERBS)}"
+            self.exit(2, f"{self.prog}: there is no verb {word}; {fix}\n")
+        return super().parse_known_args(args, namespace)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The verbs with their options; each has its name as `verb`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="coordformer",
         allow_abbrev=False,
         description="Structure as an input of protein language models.",

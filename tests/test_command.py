@@ -143,7 +143,7 @@ def test_names_of_chains_do_not_swallow_a_file(capsys):
             "export",
             ["runs/demo", "out", "--evaluation", "a.json", "b.json", "--datasets", "PDB", "--no_check", "--quiet"],
             {"checkpoint": "runs/demo", "output": Path("out"), "evaluations": ["a.json", "b.json"],
-             "name": None, "license": "apache-2.0", "datasets": ["PDB"], "base_model": None, "dtype": None,
+             "name": None, "license": None, "datasets": ["PDB"], "base_model": None, "dtype": None,
              "check": False, "progress": False},
             {"model": "M", "parameters": 1000, "dtype": "float32", "checked": []},
             "M of 1,000 parameters in float32: not checked\noutput: out\n",
@@ -217,7 +217,16 @@ def test_exit_codes(monkeypatch, capsys, error, code, line):
 def test_an_unusable_command_line_exits_with_2(capsys):
     for words, message in (
         ([], "required: VERB"),
-        (["embedd"], "invalid choice: 'embedd'"),
+        (["embedd"], "coordformer: there is no verb embedd; did you mean embed?\n"),
+        (["desgin", "checkpoint"], "coordformer: there is no verb desgin; did you mean design?\n"),
+        (
+            ["xyzxyz", "--help"],
+            "there is no verb xyzxyz; choose one of prepare, pack, train, evaluate, embed, annotate",
+        ),
+        (
+            ["design", "c", "x.cif", "--output", "o", "--omit_aa", "CB"],
+            "argument --omit_aa: 'CB' has B in it; letters are among ACDEFGHIKLMNPQRSTVWY;",
+        ),
         (["evaluate", "checkpoint"], "required: PATH"),
         (["embed", "c", "x.cif", "--chians", "A"], "embed: there is no option --chians; did you mean --chains?"),
         (["embed", "c", "x.cif", "--ouput", "o"], "embed: there is no option --ouput; did you mean --output?"),

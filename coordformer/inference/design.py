@@ -86,12 +86,14 @@ def design_files(
     bias = parse_bias(bias_aa) if bias_aa else None
     omitted, biases = _read_json(omit_per_residue), _read_json(bias_per_residue)
     matrices = _read_pssm(pssm)
-    if all(shared[name] is None for name in SELECTING):
-        logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
+    if odd := sorted(set(omit_aa) - set(AMINO_ACIDS)):
+        raise ValueError(f"`omit_aa` has {', '.join(odd)}; letters are among {AMINO_ACIDS}.")
     model, processor = load_checkpoint(checkpoint, dtype)
     files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     reading |= {"as_complex": as_complex and files, "atoms": processor.coordinate_atoms}
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
+    if all(shared[name] is None for name in SELECTING):
+        logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
     drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
     drawing |= {"rounds": rounds, "rescore": rescore}
     training = training_sequences_of(checkpoint)
@@ -166,13 +168,16 @@ def parse_bias(text: str) -> dict[str, float]:
     """`W:3.0 P:-2` as a dictionary.
 
     Raises:
-        ValueError: it is written otherwise.
+        ValueError: it is written otherwise, or has another letter than the 20.
     """
     try:
         pairs = [part.split(":") for part in text.replace(",", " ").split()]
-        return {letter: float(value) for letter, value in pairs}
+        bias = {letter: float(value) for letter, value in pairs}
     except ValueError:
         raise ValueError(f"`bias_aa` is {text!r}; write letters and nats, such as 'W:3.0 P:-2'.") from None
+    if odd := sorted(set(bias) - set(AMINO_ACIDS)):
+        raise ValueError(f"`bias_aa` has {', '.join(odd)}; letters are among {AMINO_ACIDS}.")
+    return bias
 
 
 def _read_json(path: str | Path | None) -> dict[str, Any]:

@@ -350,8 +350,9 @@ def test_bias_is_parsed():
         (["--redesigned_residues", "B"], "1ORC: Residues 'B': "),
         (["--chains_to_design", "B"], "1ORC: `chains_to_design` names B; 1ORC has A."),
         (["--fixed_residues", "A"], "1ORC: nothing is left to design; "),
-        (["--omit_aa", "cm"], "1ORC: `omit_aa` has c, m; letters are among"),
+        (["--redesigned_residues", "X95-X102"], "1ORC: Residues 'X95-X102': there is no chain X, only 'A'; write it"),
         (["--bias_aa", "W=3"], "`bias_aa` is 'W=3'; write letters and nats"),
+        (["--bias_aa", "W:3 B:1"], "`bias_aa` has B; letters are among ACDEFGHIKLMNPQRSTVWY."),
         (["--omit_per_residue", "list.json"], "list.json holds a list; give an object with residues"),
         (["--omit_per_residue", "text.json"], "text.json is no JSON ("),
         (["--omit_per_residue", "number.json"], "1ORC: `omit_per_residue` has 3.5; write letters"),
@@ -379,6 +380,16 @@ def test_the_command_says_what_is_wrong_in_one_line(checkpoint, tmp_path, capsys
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("coordformer: ")]
     lines = [line for line in lines if "every residue with coordinates" not in line]
     assert len(lines) == 1 and message in lines[0], lines
+
+
+def test_what_is_wrong_is_said_before_anything_else(checkpoint, tmp_path, caplog, monkeypatch):
+    """Letters before a checkpoint is loaded, and a checkpoint that is not there before what is designed."""
+    with pytest.raises(ValueError, match="There is no folder .*nowhere; give a folder"):
+        quietly(tmp_path / "nowhere", CRO, tmp_path / "out")
+    assert "every residue" not in caplog.text
+    monkeypatch.setattr("coordformer.inference.design.load_checkpoint", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match="`omit_aa` has c, m; letters are among ACDEFGHIKLMNPQRSTVWY"):
+        quietly(checkpoint, CRO, tmp_path / "out", omit_aa="cm")
 
 
 def test_a_turned_and_moved_file_gives_the_same(checkpoint, no_pictures, tmp_path):
