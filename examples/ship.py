@@ -1,11 +1,13 @@
-"""A classifier or a contact head as a folder like those of hub_cards/: weights, records and card, no code.
+"""What was trained as a folder like those of hub_cards/: weights, records and card, no code.
 
+    python examples/ship.py runs/mpnn-ca/run hub_cards/coordformer-mpnn-ca --data CHAINS.parquet
     python examples/ship.py runs/function/full_with_coordinates_0 hub_cards/coordformer-1M-ec
     python examples/ship.py contacts_output/head_both hub_cards/coordformer-1M-contacts
 
-The folder of the run is one that examples/function/function.py or examples/contacts/contacts.py left, with what it
-measured in evaluation.json, and in words in evaluation.md. The card is that of `coordformer export`, with these words
-for its evaluation.
+The run of a masked language model is one of `coordformer train`. With --data its rounded weights are evaluated on the
+held-out chains, with coordinates and without (ProteinMPNN's layers only with). The others are what examples/function/function.py or
+examples/contacts/contacts.py left, with what it measured in evaluation.json, and in words in evaluation.md. The card is
+that of `coordformer export`, with these numbers or words for its evaluation.
 """
 
 import argparse
@@ -14,17 +16,31 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForMaskedLM
 
 from coordformer.data.files import write_json, write_text
+from coordformer.data.training_sequences import FILE
+from coordformer.hub.card import make_card, read_evaluation, training_facts
 from coordformer.hub.export import export
+from coordformer.inference.evaluate import evaluate
+from coordformer.training.from_proteinmpnn import LICENSE_FILE
 
 WEIGHTS = ("model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
-RECORDS = ("run.json", "train.json", "log.csv", "evaluation.json")
+RECORDS = ("run.json", "train.json", "log.csv")
+WHERE_THERE = (LICENSE_FILE, FILE)  # of some models alone
 UNKNOWN = "Not measured."  # of a card without reports of `coordformer evaluate`
 
 
-def ship(run: Path, output: Path) -> None:
+def ship(run: Path, output: Path, data: Path | None = None, split: str = "valid") -> None:
     """Export in bfloat16, checked, and keep what a folder needs where the package is installed.
+
+    Args:
+        run: of the training.
+        output: the folder to make.
+        data, split: of a masked language model, the chains to evaluate it on.
 
     Raises:
         ValueError: the output is there already, or cannot be exported.
@@ -32,7 +48,7 @@ def ship(run: Path, output: Path) -> None:
     """
     if output.exists():
         raise ValueError(f"{output} exists already; delete it or give the name of a new folder.")
-    evaluation = (run / "evaluation.md").read_text(encoding="utf-8").strip()
+    words = None if data else (run / "evaluation.md").read_text(encoding="utf-8").strip()
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch) / output.name
         export(run, exported, dtype="bfloat16")
@@ -41,18 +57,42 @@ def ship(run: Path, output: Path) -> None:
         config.pop("custom_pipelines", None)  # which are code
         output.mkdir(parents=True)
         write_json(output / "config.json", config)
-        write_text(output / "README.md", card.replace(f"\n{UNKNOWN}\n", f"\n{evaluation}\n"))
-        for folder, names in ((exported, WEIGHTS), (run, RECORDS)):
+        there = [name for name in WHERE_THERE if (exported / name).exists()]
+        for folder, names in ((exported, (*WEIGHTS, *there)), (run, RECORDS)):
             for name in names:
                 shutil.copy(folder / name, output / name)
+    if words is not None:
+        shutil.copy(run / "evaluation.json", output / "evaluation.json")
+        write_text(output / "README.md", card.replace(f"\n{UNKNOWN}\n", f"\n{words}\n"))
+        return
+    with tempfile.TemporaryDirectory() as scratch:  # figures and parts stay there
+        for name, without_coords in (("evaluation", False), ("evaluation_1", True)):
+            if without_coords and config["encoder_type"] == "proteinmpnn":
+                continue  # it then says the same of every residue
+            report = Path(scratch) / f"{name}.json"
+            options: Any = {"num_mask_samples": 1, "token_budget": 2048, "without_coords": without_coords}
+            evaluate(output, str(data), split=split, output=report, **options)
+            shutil.copy(report, output / report.name)
+    write_card(output)
+
+
+def write_card(folder: Path) -> None:
+    """Write the card of a masked language model anew, as after a change of hub_cards/template.md."""
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16)
+    paths = (folder / name for name in ("evaluation.json", "evaluation_1.json"))
+    reports = [read_evaluation(path, folder) for path in paths if path.exists()]
+    card = make_card(model, folder.name, evaluations=reports, training=training_facts(folder), log="log.csv")
+    write_text(folder / "README.md", f"{card}\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--data", type=Path, help="chains to evaluate a masked language model on")
+    parser.add_argument("--split", default="valid", help="of these (default: %(default)s)")
     arguments = parser.parse_args()
     try:
-        ship(arguments.run, arguments.output)
+        ship(**vars(arguments))
     except (ValueError, OSError) as error:
         sys.exit(str(error))
