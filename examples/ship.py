@@ -5,9 +5,9 @@
     python examples/ship.py contacts_output/head_both hub_cards/coordformer-1M-contacts
 
 The run of a masked language model is one of `coordformer train`. With --data its rounded weights are evaluated on the
-held-out chains, with coordinates and without (ProteinMPNN's layers only with). The others are what examples/function/function.py or
-examples/contacts/contacts.py left, with what it measured in evaluation.json, and in words in evaluation.md. The card is
-that of `coordformer export`, with these numbers or words for its evaluation.
+held-out chains, with coordinates and without (ProteinMPNN's layers only with). The others are what
+examples/function/function.py or examples/contacts/contacts.py left, with what it measured in evaluation.json, and in
+words in evaluation.md. The card is that of `coordformer export`, with these numbers or words for its evaluation.
 """
 
 import argparse
