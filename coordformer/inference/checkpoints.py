@@ -1,20 +1,24 @@
 """Checkpoints as the verbs open them, and what is said of them."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import utils as hub
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from ..data.records import counted
 from ..data.training_sequences import NEW, SAME, SIMILAR, TrainingSequences, read_training_sequences
@@ -34,6 +38,42 @@ ADAPTED_HEADS = {
     "FEATURE_EXTRACTION": "CoordformerModel",
 }
 UNUSABLE = (OSError, ValueError, AttributeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+
+
+@contextlib.contextmanager
+def quiet_loading(source: str | Path) -> Iterator[None]:
+    """Load without what Transformers tells a user who chooses the class; what was set before is set again.
+
+    That is the table of weights that are unexpected or missing where the head is another one, of which a verb speaks
+    itself; the bar of a folder's weights, which are there at once, while what comes from the Hub keeps its bars; and a
+    name that PEFT asks for and Transformers warns of.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reports = logging.getLogger("transformers.modeling_utils")
+    hide = Path(source).is_dir() and transformers_logging.is_progress_bar_enabled()
+    hub_bars = not hub.are_progress_bars_disabled()  # which go with those of Transformers, both ways
+    reports.addFilter(keep)
+    if hide:
+        transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
+    finally:
+        reports.removeFilter(keep)
+        if hide:
+            transformers_logging.enable_progress_bar()
+            if not hub_bars:
+                hub.disable_progress_bars()
+
+
+def _refuse_other_shapes(info: Mapping[str, Any]) -> None:
+    """`ValueError` where weights have other shapes than the model, of what `from_pretrained` says of loading."""
+    for name, found, expected in sorted(info["mismatched_keys"], key=str):
+        raise ValueError(f"its {name} is {tuple(found)}, but by its config it is {tuple(expected)}")
 
 
 def load_checkpoint(
@@ -69,7 +109,10 @@ def load_checkpoint(
             raise ValueError(f"it holds a {config.model_type} model")
         head = (config.architectures or ["CoordformerModel"])[0] if any_head else "CoordformerForMaskedLM"
         load = getattr(modeling_coordformer, head).from_pretrained
-        model, info = load(checkpoint, config=config, dtype=dtype, output_loading_info=True)
+        options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with quiet_loading(checkpoint):
+            model, info = load(checkpoint, config=config, dtype=dtype, **options)
+        _refuse_other_shapes(info)
         if missing := sorted(info["missing_keys"]):
             kind = "whole model" if any_head else "masked language model"
             raise ValueError(f"it lacks {', '.join(missing[:3])}, so it is no {kind}")
@@ -126,11 +169,15 @@ def _merge_adapter(
         if not any_head and named != "CoordformerForMaskedLM":
             raise ValueError(f"it adapts a {named}, which is no masked language model")
         load = getattr(modeling_coordformer, named).from_pretrained
-        model, info = load(base, config=config, dtype=torch.float32, output_loading_info=True)
+        options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with quiet_loading(base):
+            model, info = load(base, config=config, dtype=torch.float32, **options)
         # What a head of its own was before the adapter is known only if it was trained whole, and so is in its file.
-        if lost := sorted(name for name in info["missing_keys"] if f"base_model.model.{name}" not in weights):
+        new = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        if lost := sorted(name for name in new if f"base_model.model.{name}" not in weights):
             raise ValueError(f"neither it nor its base {base} has {lost[0]}; train it with this in `modules_to_save`")
-        adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        with quiet_loading(folder):
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
         if differing := sorted(weights.keys() ^ get_peft_model_state_dict(adapted).keys()):
             raise ValueError(f"its weights are not those of {named} with this adapter: {differing[0]}")
         if not hasattr(adapted.base_model, "merge_and_unload"):

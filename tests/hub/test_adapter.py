@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from coordformer import CoordformerForSequenceClassification, CoordformerProcessor, from_esm
 from coordformer.hub import reload_check
 from coordformer.hub.export import export
+from coordformer.inference.annotate import annotate
 from coordformer.inference.checkpoints import digest_weights, load_checkpoint
 from coordformer.inference.embeddings import load_embeddings
 from coordformer_command import main
@@ -97,6 +99,63 @@ def test_a_classifier_that_was_trained_with_an_adapter_comes_with_its_classes(tm
     model.config.id2label = {0: "membrane", 1: "nucleus", 2: "other"}
     model.config.save_pretrained(tmp_path / "adapter")
     assert load_checkpoint(tmp_path / "adapter", any_head=True)[0].config.id2label[1] == "nucleus"
+
+
+def test_a_classifier_of_other_classes_is_adapted_to_new_ones(tmp_path):
+    """The base has a head of its own, whose place the adapter's takes; without it the adapter is refused."""
+    make_model("single_label", **POINTS).save_pretrained(tmp_path / "base")
+    CoordformerProcessor().save_pretrained(tmp_path / "base")
+    names = {0: "membrane", 1: "nucleus", 2: "other"}
+    options = {"id2label": names, "problem_type": "single_label_classification", "ignore_mismatched_sizes": True}
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **options)
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], modules_to_save=["classifier"])
+    adapted = save_adapter(model, config, tmp_path / "adapter")
+    model.config.save_pretrained(tmp_path / "adapter")
+    merged, _ = load_checkpoint(tmp_path / "adapter", any_head=True)
+    row = random_chain(20)
+    torch.testing.assert_close(outputs_of(merged, row), outputs_of(adapted, row), atol=1e-4, rtol=1e-4)
+    found = annotate(tmp_path / "adapter", STRUCTURES / "1orc.pdb.gz", threshold=0, progress=False)
+    assert sorted(each["term"] for each in found["1ORC_A"]) == sorted(names.values())
+    lacking = {
+        name: tensor
+        for name, tensor in load_file(tmp_path / "adapter" / "adapter_model.safetensors").items()
+        if "classifier" not in name
+    }
+    save_file(lacking, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="neither it nor its base .* has classifier"):
+        load_checkpoint(tmp_path / "adapter", any_head=True)
+
+
+def test_loading_says_nothing_and_changes_no_settings(adapter, tmp_path, capfd, caplog):
+    """Nothing of weights of another head, of bars, or of what PEFT asks Transformers; users' own calls still tell."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    make_model("single_label", **POINTS).save_pretrained(tmp_path / "head")
+    CoordformerProcessor().save_pretrained(tmp_path / "head")
+    capfd.readouterr(), caplog.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_checkpoint(adapter[0])
+        with pytest.raises(ValueError, match="it lacks lm_head"):
+            load_checkpoint(tmp_path / "head")
+    assert capfd.readouterr() == ("", "") and not caplog.text
+    assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "head")
+    assert "LOAD REPORT" in caplog.text and "Loading weights" in capfd.readouterr().err
+    logging.disable_progress_bar()
+    load_checkpoint(adapter[0])
+    assert not logging.is_progress_bar_enabled() and are_progress_bars_disabled()
+    logging.enable_progress_bar()
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    save_base(tmp_path / "base")
+    settings = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(settings | {"intermediate_size": 64}))
+    with pytest.raises(ValueError, match=r"its coordformer\.esm\.\S* is \(96.*, but by its config it is \(64"):
+        load_checkpoint(tmp_path / "base")
 
 
 def test_the_dtype_is_that_of_the_base_and_changes_are_merged_before_they_are_rounded(tmp_path):
