@@ -198,7 +198,7 @@ def test_a_wrong_command_is_found():
     assert "--pool" not in options_of("embed") and "--max_steps" in options_of("train")
 
 
-@pytest.mark.parametrize("page", ["chain", "coordinates", "data", "fine_tuning"])
+@pytest.mark.parametrize("page", ["chain", "coordinates", "data", "fine_tuning", "scale"])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page are one program. Those of docs/hub.md need a network."""
     blocks = re.findall(r"^```python\n(.*?)^```", text_of(ROOT / "docs" / f"{page}.md"), re.DOTALL | re.MULTILINE)

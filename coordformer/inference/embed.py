@@ -24,8 +24,9 @@ def embed(
     Args:
         checkpoint: folder or Hub name of a Coordformer with any head or none.
         inputs: structure and FASTA files, archives, folders, data sets.
-        output: a folder; gets a file `shard-*-of-*` for each part, which `load_embeddings` reads, chains in the order
-            of the inputs; see `embeddings` for what is in it, without pooling the residues' own numbers, too.
+        output: a folder; gets a file `shard-*-of-*` for each part, which `load_embeddings` reads and whose docstring
+            has the order of the chains; see `embeddings` for what is in it, without pooling the residues' own numbers,
+            too.
         file_format: `"parquet"` or `"safetensors"`.
         dtype: in which the model computes; the vectors are float32.
         reading: `split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `entries_per_part` and `shard`, as of

@@ -13,7 +13,7 @@ import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -66,15 +66,38 @@ def _listed(chain: Record, name: str) -> list[Any] | None:
     return None if values is None or not len(values) else np.asarray(values).tolist()
 
 
-def load_embeddings(folder: str | Path) -> tuple[list[str], Any]:
+@overload
+def load_embeddings(folder: str | Path) -> tuple[list[str], Any]: ...
+@overload
+def load_embeddings(
+    folder: str | Path, residues: Literal[True]
+) -> tuple[list[str], Any, list[dict[str, list[Any] | None]]]: ...
+def load_embeddings(folder: str | Path, residues: bool = False) -> Any:
     """Read the folder of `embed`, of either format.
 
+    Files come in the order of their paths, whatever their order on the command line; chains in the order of their file;
+    sequences and rows of a data set as they lie in it. Each chain of a structure file has a vector of its own, unless
+    `embed` was told to take a file as a complex (`--complex`).
+
+    Args:
+        folder: the `output` of `embed`.
+        residues: also return what the vectors of residues stand for.
+
     Returns:
-        The ids of the chains, and their vectors, float32: (chains, hidden), or not pooled a list of (residues, hidden).
+        The ids of the chains, and in the same order their vectors, float32: (chains, hidden), or not pooled a list of
+        (residues, hidden). With `residues` also, in the same order, a dictionary for each chain: `residue_numbers`, the
+        file's own (residues,), such as `52A`, and of a complex `chain_names` and `chain_lengths` (chains,); None where
+        the input has none, as a FASTA file, or where version 0.1.0 wrote the folder.
 
     Raises:
         FileNotFoundError: there are no embeddings.
-        ValueError: shards are missing, since the run was stopped or other jobs are not done.
+        ValueError: shards are missing, since the run was stopped or other jobs are not done; or `residues` is asked of
+            vectors of whole chains.
+
+    Examples:
+        >>> ids, vectors, residues = load_embeddings("runs/embeddings", residues=True)  # doctest: +SKIP
+        >>> vectors[0][residues[0]["residue_numbers"].index("52A")].shape  # doctest: +SKIP
+        (128,)
     """
     folder = Path(folder)
     records = sorted(folder.glob("parts/*.json"))
@@ -84,20 +107,36 @@ def load_embeddings(folder: str | Path) -> tuple[list[str], Any]:
     if len(records) < parts:
         raise ValueError(f"{folder} has {len(records)} of {parts} shards; run the same `coordformer embed` again.")
     pooled = json.loads((folder / RUN).read_text(encoding="utf-8"))["pooling"] is not None
+    if residues and pooled:
+        fix = "embed again with --per_residue (in Python `pooling=None`), or leave `residues` out"
+        raise ValueError(f"{folder} has a vector for each chain, and none for residues; {fix}.")
     ids: list[str] = []
     vectors: list[np.ndarray] = []
+    described: list[dict[str, list[Any] | None]] = []
     files = [json.loads(record.read_text(encoding="utf-8")).get("file") for record in records]
     for path in [folder / file for file in files if file is not None]:  # a part may have no chain
+        columns: dict[str, list[Any]] = {}
         if path.suffix == ".parquet":
             table = pq.read_table(path)
-            ids += table["id"].to_pylist()
+            names = table["id"].to_pylist()
             column = table["embedding"].combine_chunks()
             values = np.split(column.flatten().to_numpy(), np.cumsum(column.value_lengths().to_numpy())[:-1])
-            residues = table["length"].to_pylist()
-            vectors += values if pooled else [x.reshape(n, -1) for x, n in zip(values, residues, strict=True)]
+            lengths = table["length"].to_pylist()
+            vectors += values if pooled else [x.reshape(n, -1) for x, n in zip(values, lengths, strict=True)]
+            if residues:
+                known = set(table.column_names)
+                columns = {name: table[name].to_pylist() for name in RESIDUE_SCHEMA.names if name in known}
         else:
             with safe_open(path, framework="np") as file:
-                names = json.loads(file.metadata()["ids"])
-                ids += names
+                metadata = file.metadata()
+                names = json.loads(metadata["ids"])
                 vectors += list(file.get_tensor("embeddings")) if pooled else list(map(file.get_tensor, names))
-    return ids, np.stack(vectors) if pooled else vectors
+                columns = {name: json.loads(metadata[name]) for name in RESIDUE_SCHEMA.names if name in metadata}
+        ids += names
+        nothing: list[Any] = [None] * len(names)
+        described += [
+            dict(zip(RESIDUE_SCHEMA.names, values, strict=True))
+            for values in zip(*(columns.get(name, nothing) for name in RESIDUE_SCHEMA.names), strict=True)
+        ]
+    found = np.stack(vectors) if pooled else vectors
+    return (ids, found, described) if residues else (ids, found)

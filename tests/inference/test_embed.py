@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import set_seed
 
-from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_chains, read_complex
+from coordformer import Complex, CoordformerForMaskedLM, CoordformerProcessor, read_chains, read_complex
 from coordformer.data.batching import fetch_rows
 from coordformer.data.pack import write_pack
 from coordformer.data.rows import load_rows
@@ -186,6 +186,40 @@ def test_vectors_of_residues_have_their_numbers(checkpoint, pooling, tmp_path):
         assert residue_columns(path) == ({} if pooling else expected)
 
 
+@pytest.mark.parametrize("file_format", ["parquet", "safetensors"])
+def test_residues_are_read_with_their_vectors(checkpoint, file_format, tmp_path):
+    """Files by their paths, chains as in the file; over several shards, FASTA without numbers, a complex as one."""
+    paths = [tmp_path / name for name in ("1orc.pdb.gz", "1hvr.pdb.gz", "z.fasta")]  # not in the order of their names
+    for path in paths[:2]:
+        shutil.copy(STRUCTURES / path.name, path)
+    paths[2].write_text(">one\nMKV\n")
+    options = {"pooling": None, "file_format": file_format, "entries_per_part": 1}
+    chains = [chain for path in sorted(paths[:2]) for chain in read_chains(path)]
+    complexes = [read_complex(path) for path in sorted(paths[:2])]
+    for proteins in (chains, complexes):
+        quietly(checkpoint, paths, out := tmp_path / "out", as_complex=proteins is complexes, **options)
+        ids, vectors, residues = load_embeddings(out, residues=True)
+        expected = {
+            protein.id: {
+                "residue_numbers": list(protein.residue_numbers),
+                "chain_names": list(protein.chain_names) if isinstance(protein, Complex) else None,
+                "chain_lengths": list(protein.chain_lengths) if isinstance(protein, Complex) else None,
+            }
+            for protein in proteins
+        }
+        expected["one"] = dict.fromkeys(("residue_numbers", "chain_names", "chain_lengths"))
+        assert ids == load_embeddings(out)[0] == [*(protein.id for protein in proteins), "one"]
+        assert dict(zip(ids, residues, strict=True)) == expected
+        assert [len(vector) for vector in vectors] == [len(expected[name]["residue_numbers"] or "MKV") for name in ids]
+        shutil.rmtree(out)
+
+
+def test_vectors_of_chains_have_no_residues(checkpoint, tmp_path):
+    quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "out")
+    with pytest.raises(ValueError, match="out has a vector for each chain, and none for residues; .*--per_residue"):
+        load_embeddings(tmp_path / "out", residues=True)
+
+
 def residue_columns(path: Path) -> dict:
     """What a shard says of its residues."""
     if path.suffix == ".parquet":
@@ -206,7 +240,8 @@ def test_a_folder_of_an_older_version_is_read(checkpoint, tmp_path):
             pq.write_table(pq.read_table(path).select(["id", "length", "embedding"]), path)
         else:
             save_file({ids[0]: vectors[0]}, path, metadata={"ids": json.dumps(ids)})
-        again, same = load_embeddings(out)
+        again, same, residues = load_embeddings(out, residues=True)
+        assert residues == [{"residue_numbers": None, "chain_names": None, "chain_lengths": None}]
         assert again == ids and np.array_equal(same[0], vectors[0]) and not residue_columns(path)
 
 
