@@ -134,14 +134,15 @@ class CoordformerProcessor(ProcessorMixin):
             chains: what `coordformer.model.structure.read_chains` or `read_complex` returns, or rows of a prepared
                 data set.
             structures: mmCIF or PDB files, plain or gzipped; every protein chain becomes a row, in file order, or with
-                `as_complex` or `assembly` every file one row.
+                `as_complex` or `assembly` every file one row. The batch has no names: to know which row is which, read
+                the chains first, give them as `chains`, and take `[chain.id for chain in chains]`.
             chain_ids, min_plddt, assembly: of `structures`, as of `read_chains` and `read_complex`.
             pad_to_multiple_of: round the padded length up to a multiple of this.
             return_tensors: `"pt"` or `"np"`.
 
         Returns `input_ids` and `attention_mask` (batch, length), `coords` (batch, length, D), or (batch, length, atoms,
         D) with several atoms; of complexes and chains with gaps also `position_ids` and `chain_ids` (batch, length).
-        Raises a ValueError that names the sequence, the value and the fix.
+        Raises a ValueError that names the sequence, the value and the fix, and a FileNotFoundError that names the file.
         """
         if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
             raise ValueError(f"`pad_to_multiple_of` is {pad_to_multiple_of}; it must be at least 1.")

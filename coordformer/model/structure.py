@@ -441,6 +441,8 @@ def _select(
 def _content(path: Path, data: bytes | None) -> bytes:
     """Of a file, or of `data` in its place, decompressed, whatever the name says of gzip."""
     if data is None:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
         if path.is_dir():
             raise StructureError(f"{path}: a folder; give its files one by one")
         if path.stat().st_size > MAX_BYTES:

@@ -125,3 +125,8 @@ def test_missing_atoms_are_named():
 def test_a_chain_id_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="Z"):
         CoordformerProcessor()(structures=STRUCTURES / "1A8O.cif.gz", chain_ids=["Z"])
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(FileNotFoundError, match=r"^absent\.cif: no such file or folder; check the path$"):
+        CoordformerProcessor()(structures="absent.cif")

@@ -15,7 +15,7 @@ from Bio.PDB.PDBParser import PDBParser
 from coordformer.model import chain as chain_module
 from coordformer.model import structure, structure_parsing, structure_text
 from coordformer.model.chain import StructureError
-from coordformer.model.structure import read_chains, read_proteins
+from coordformer.model.structure import read_chains, read_complex, read_proteins
 
 DATA = Path(__file__).parents[1] / "data" / "structures"
 # The lengths that follow from the files' own headers: of the deposited sequence, and of it with a C-alpha.
@@ -725,8 +725,9 @@ def test_atoms_must_be_different_names(atoms):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_chains(tmp_path / "absent.pdb")
+    for read in (read_chains, read_complex, read_proteins):
+        with pytest.raises(FileNotFoundError, match=r"absent\.pdb: no such file or folder; check the path$"):
+            read(tmp_path / "absent.pdb")
     with pytest.raises(StructureError, match="a folder; give its files one by one"):
         read_chains(tmp_path)
 
