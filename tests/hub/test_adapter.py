@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import STRUCTURES, make_esm, make_model, outputs_of, random_chain, train_adapter
 from huggingface_hub import ModelCard
-from peft import LoraConfig, get_peft_model
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from coordformer import CoordformerForSequenceClassification, CoordformerProcessor, from_esm
 from coordformer.hub import reload_check
@@ -23,6 +23,8 @@ from coordformer.inference.embeddings import load_embeddings
 from coordformer_command import main
 
 POINTS = {"coordinate_embedding": "local_frame", "num_qk_points": 2, "num_neighbors": 4}
+NAMES = {0: "membrane", 1: "nucleus", 2: "other"}
+ROOT = Path(__file__).parents[2]
 LORA = {"r": 4, "target_modules": "all-linear"}
 
 
@@ -105,8 +107,7 @@ def test_a_classifier_of_other_classes_is_adapted_to_new_ones(tmp_path):
     """The base has a head of its own, whose place the adapter's takes; without it the adapter is refused."""
     make_model("single_label", **POINTS).save_pretrained(tmp_path / "base")
     CoordformerProcessor().save_pretrained(tmp_path / "base")
-    names = {0: "membrane", 1: "nucleus", 2: "other"}
-    options = {"id2label": names, "problem_type": "single_label_classification", "ignore_mismatched_sizes": True}
+    options = {"id2label": NAMES, "problem_type": "single_label_classification", "ignore_mismatched_sizes": True}
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", **options)
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], modules_to_save=["classifier"])
     adapted = save_adapter(model, config, tmp_path / "adapter")
@@ -115,7 +116,7 @@ def test_a_classifier_of_other_classes_is_adapted_to_new_ones(tmp_path):
     row = random_chain(20)
     torch.testing.assert_close(outputs_of(merged, row), outputs_of(adapted, row), atol=1e-4, rtol=1e-4)
     found = annotate(tmp_path / "adapter", STRUCTURES / "1orc.pdb.gz", threshold=0, progress=False)
-    assert sorted(each["term"] for each in found["1ORC_A"]) == sorted(names.values())
+    assert sorted(each["term"] for each in found["1ORC_A"]) == sorted(NAMES.values())
     lacking = {
         name: tensor
         for name, tensor in load_file(tmp_path / "adapter" / "adapter_model.safetensors").items()
@@ -124,6 +125,44 @@ def test_a_classifier_of_other_classes_is_adapted_to_new_ones(tmp_path):
     save_file(lacking, tmp_path / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="neither it nor its base .* has classifier"):
         load_checkpoint(tmp_path / "adapter", any_head=True)
+
+
+@pytest.mark.parametrize(
+    ("targets", "fields"),
+    [
+        (["query", "value"], POINTS),
+        (["sender", "receiver", "hidden", "output"], {"encoder_type": "proteinmpnn", "num_neighbors": 6}),
+    ],
+    ids=["ESM", "ProteinMPNN"],
+)
+def test_the_recipe_of_the_documentation_keeps_names_and_numbers(tmp_path, targets, fields):
+    """PEFT's own class knows only the base's config, which has two classes; the ways that are printed know them."""
+    assert str(targets).replace("'", '"') in (ROOT / "docs" / "fine_tuning.md").read_text()
+    make_model(**fields).save_pretrained(tmp_path / "base")
+    CoordformerProcessor().save_pretrained(tmp_path / "base")
+    head = {"id2label": NAMES, "label2id": {name: number for number, name in NAMES.items()}}
+    head["problem_type"] = "single_label_classification"
+    model = CoordformerForSequenceClassification.from_pretrained(tmp_path / "base", **head)
+    lora = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets, modules_to_save=["classifier"])
+    adapted = save_adapter(model, lora, tmp_path / "adapter")
+    adapted.config.save_pretrained(tmp_path / "adapter")
+    batch = CoordformerProcessor()(structures=STRUCTURES / "1orc.pdb.gz")
+    expected = outputs_of(adapted, batch)
+
+    config = AutoConfig.from_pretrained(tmp_path / "adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", config=config)
+    for again in (
+        PeftModel.from_pretrained(base, tmp_path / "adapter").eval(),
+        AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", **head).eval(),
+        load_checkpoint(tmp_path / "adapter", any_head=True)[0],
+    ):
+        assert again.config.id2label == NAMES
+        torch.testing.assert_close(outputs_of(again, batch), expected, atol=1e-4, rtol=1e-4)
+    found = annotate(tmp_path / "adapter", STRUCTURES / "1orc.pdb.gz", threshold=0, progress=False)["1ORC_A"]
+    probabilities = expected.softmax(dim=-1)[0].tolist()
+    assert {each["term"]: pytest.approx(each["probability"], abs=1e-4) for each in found} == dict(
+        zip(NAMES.values(), probabilities, strict=True)
+    )
 
 
 def test_loading_says_nothing_and_changes_no_settings(adapter, tmp_path, capfd, caplog):
