@@ -305,11 +305,12 @@ VERBS = {
             metavar="MUTANT",
         )
         | switch("--scan", "all substitutions of one residue", "store_const", dest="mutants", const=None)
+        | option("--residues", "of --scan and --sequences only these, the others are context: 'A10-A20 B52A C'")
         | option("--method", "a pass a chain, a residue, or a residue of each mutant", METHODS[1], choices=METHODS)
         | option(
             "--numbering",
-            "of residues in mutants: the file's own numbers with insertion codes, or positions in the deposited "
-            "sequence, with residues that were not observed; FASTA has positions alone (default: file)",
+            "of residues in mutants and --residues: the file's own numbers with insertion codes, or positions in the "
+            "deposited sequence, with residues that were not observed; FASTA has positions alone (default: file)",
             choices=NUMBERINGS,
         )
         | option(

@@ -323,7 +323,7 @@ def test_results_are_short_and_readable(folder, tmp_path, capsys):
         assert line == "1ORC_A: 3 mutants of 71 residues by masked_marginal, coordinates given"
     own, counted = ((tmp_path / name / "scores.csv").read_text().split() for name in ("A66G", "A71G"))
     assert [line.split(",")[2:] for line in own] == [line.split(",")[2:] for line in counted]
-    assert own[2].endswith(",A56A,57") and own[3] == "1ORC_A,WT,0,,"
+    assert own[2].endswith(",A56A,57,true") and own[3] == "1ORC_A,WT,0,,,true"
     assays = tmp_path / "assay.csv"
     assays.write_text("mutant,DMS_score\nM1A,1\nE2G,2\nQ3A,0\n")
     line, _ = run("score", model, STRUCTURE, "--mutants", assays, "--output", tmp_path / "assay")

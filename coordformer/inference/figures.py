@@ -74,15 +74,23 @@ def plot_recovery(recoveries: Mapping[str, Mapping[str, float]], path: str | Pat
     save_figure(figure, path)
 
 
-def plot_scan(path: Path, table: np.ndarray, residues: ResidueNumbers, title: str = "") -> None:
-    """A heat map of a scan (residues, 20), nats, as PNG: residues from left to right, in as many rows as they need.
+def plot_scan(
+    path: Path, table: np.ndarray, residues: ResidueNumbers, title: str = "", shown: Sequence[int] | None = None,
+    observed: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """A heat map of a scan (L, 20), nats, as PNG: residues from left to right, in as many rows as they need.
 
     Every tenth residue has its number above, as `residues` are numbered, and the first one of a chain its chain.
+
+    Args:
+        path, table, residues, title: what is drawn, of which residues, and where.
+        shown: indices of the residues to be drawn, rising; a line parts those between which some are left out.
+        observed: bool (L,); those that are not are hatched.
     """
     limit = float(np.nanpercentile(np.abs(table), 99)) or 1.0  # a few extreme scores do not bleach all others
     colors = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
     bar = {"extend": "both", "label": "log-likelihood ratio (nats)"}
-    _plot_letters(path, table, residues, title, colors, bar, "substituted by")
+    _plot_letters(path, table, residues, title, colors, bar, "substituted by", shown, observed)
 
 
 def plot_probabilities(path: Path, designs: Designs, residues: ResidueNumbers) -> None:
@@ -97,10 +105,13 @@ def plot_probabilities(path: Path, designs: Designs, residues: ResidueNumbers) -
 
 def _plot_letters(
     path: Path, table: np.ndarray, residues: ResidueNumbers, title: str, colors: Mapping[str, Any],
-    bar: Mapping[str, Any], label: str,
+    bar: Mapping[str, Any], label: str, shown: Sequence[int] | None = None, observed: np.ndarray | None = None,
 ) -> None:  # fmt: skip
-    """A heat map of (residues, 20), gray where it is NaN, without the rows that would be gray all over."""
-    sequence = residues.sequence
+    """A heat map of (L, 20), gray where it is NaN, without the rows that would be gray all over."""
+    places = np.arange(len(residues)) if shown is None else np.asarray(shown)
+    sequence, table = [residues.sequence[index] for index in places], table[places]
+    hatched = np.zeros(len(places), dtype=bool) if observed is None else ~observed[places]
+    chains, apart = np.diff(residues.chain_index[places]) != 0, np.diff(places) > 1
     # Rows of like width: none of a few residues that are left.
     width = -(-len(sequence) // -(-len(sequence) // PLOTTED_RESIDUES))
     starts = [start for start in range(0, len(sequence), width) if not np.isnan(table[start : start + width]).all()]
@@ -116,32 +127,44 @@ def _plot_letters(
         drawn = axes.imshow(image[:, start:end], extent=extent, **colors)
         axes.axvspan(start - 0.5, end - 0.5, color="0.8", zorder=-1)  # behind what is NaN
         marked = [(i, PLOTTED_LETTERS.index(sequence[i])) for i in range(start, end) if sequence[i] in AMINO_ACIDS]
-        axes.plot(*zip(*marked, strict=True), "k.", markersize=3)
+        if marked:
+            axes.plot(*zip(*marked, strict=True), "k.", markersize=3)
+        for index in start + np.flatnonzero(hatched[start:end]):
+            axes.axvspan(index - 0.5, index + 0.5, fill=False, edgecolor="0.3", hatch="////", linewidth=0)
         axes.set(xlim=(start - 0.5, start + width - 0.5), ylabel=label)
         axes.set_xticks(range(start, end), sequence[start:end], fontsize=6)
         axes.set_yticks(range(len(PLOTTED_LETTERS)), PLOTTED_LETTERS, fontsize=6)
         axes.tick_params(length=0, pad=2)
-        for first in residues.chain_starts[1:]:
-            axes.axvline(first - 0.5, color="k", linewidth=1)
-        ticks = _numbered_ticks(residues, start, end)
+        for lines, look in (
+            (chains, {"color": "k", "linewidth": 1}),
+            (apart & ~chains, {"color": "w", "linewidth": 2}),
+        ):
+            for last in np.flatnonzero(lines):
+                axes.axvline(last + 0.5, **look)
+        ticks = _numbered_ticks(residues, start, end, places)
         axes.secondary_xaxis("top").set_xticks(list(ticks), list(ticks.values()), fontsize=7)
-    panels[-1].set_xlabel("wild type (dots), " + ("number" if residues.numbering == "file" else "position") + " above")
+    numbers = "number" if residues.numbering == "file" else "position"
+    note = "; hatched: not observed" if hatched.any() else ""
+    panels[-1].set_xlabel(f"wild type (dots), {numbers} above{note}")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), **bar)
     figure.suptitle(title)
     save_figure(figure, path)
 
 
-def _numbered_ticks(residues: ResidueNumbers, start: int, end: int) -> dict[int, str]:
-    """What stands above the residues of a row: by index, far enough from each other to be read."""
+def _numbered_ticks(
+    residues: ResidueNumbers, start: int, end: int, shown: Sequence[int] | np.ndarray | None = None
+) -> dict[int, str]:
+    """What stands above the residues of a row: by place, far enough from each other to be read."""
     ticks: dict[int, str] = {}
-    for index in range(start, end):
+    for place in range(start, end):
+        index, before = (place, place - 1) if shown is None else (shown[place], shown[place - 1] if place else -1)
         number = residues.numbers[index]
-        if index == start or index in residues.chain_starts:
+        if place == start or residues.chain_index[index] != residues.chain_index[before]:
             name = residues.chain_name(index) if len(residues.chain_names) > 1 else ""
-            ticks = {place: text for place, text in ticks.items() if index - place > ROOM}
-            ticks[index] = f"{name} {number}".strip()
-        elif number.endswith("0") and index - max(ticks) > ROOM:
-            ticks[index] = number
+            ticks = {each: text for each, text in ticks.items() if place - each > ROOM}
+            ticks[place] = f"{name} {number}".strip()
+        elif (number.endswith("0") or index > before + 1) and place - max(ticks) > ROOM:
+            ticks[place] = number
     return ticks
 
 

@@ -73,7 +73,8 @@ def log_probabilities(
     def forward(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).logits[..., letters].float().log_softmax(dim=-1)
 
-    with tqdm(unit="row", disable=not progress, leave=False) as bar:
+    count = sum(len(indices) for _, indices in asked) if masked else None
+    with tqdm(total=count, unit="row", disable=not progress, leave=False) as bar:
         if at_once:
             for row in rows():
                 tables[row.chain][row.tag] = _each_masked(model.eval(), row)[:, letters].log_softmax(dim=-1)
@@ -192,15 +193,22 @@ def _pseudo_likelihoods(model, processor, chains, parsed, letters, options) -> l
     return results
 
 
-def substitutions_of(chain: Chain) -> list[list[tuple[int, str]]]:
+def substitutions_of(chain: Chain, indices: Sequence[int] | None = None) -> list[list[tuple[int, str]]]:
     """All substitutions of one residue of a chain, 20 for each that is known, by index and new letter.
 
+    Args:
+        chain: the wild type.
+        indices: of the residues that are substituted, from 0 on; by default all.
+
     Raises:
-        ValueError: the chain has only residues X.
+        ValueError: these are only X.
     """
-    known = [index for index, letter in enumerate(chain.sequence) if letter in AMINO_ACIDS]
+    known = _known(chain, indices)
     if not known:
-        raise ValueError(f"Chain {chain.id} has no residue that is known, only X; there is nothing to substitute.")
+        where = "" if indices is None or len(indices) == len(chain) else " among those that were chosen"
+        raise ValueError(
+            f"Chain {chain.id} has no residue that is known{where}, only X; there is nothing to substitute."
+        )
     return [[(index, letter)] for index in known for letter in AMINO_ACIDS]
 
 
@@ -221,8 +229,12 @@ def scan_chains(
     return [scan_table(chain, scores) for chain, scores in zip(chains, scored, strict=True)]
 
 
-def scan_table(chain: Chain, scores: np.ndarray) -> np.ndarray:
-    """Scores of `substitutions_of` a chain as a table (L, 20), NaN for residues X."""
+def scan_table(chain: Chain, scores: np.ndarray, indices: Sequence[int] | None = None) -> np.ndarray:
+    """Scores of `substitutions_of` a chain as a table (L, 20), NaN for residues X and those not in `indices`."""
     table = np.full((len(chain), len(AMINO_ACIDS)), np.nan)
-    table[[letter in AMINO_ACIDS for letter in chain.sequence]] = scores.reshape(-1, len(AMINO_ACIDS))
+    table[_known(chain, indices)] = scores.reshape(-1, len(AMINO_ACIDS))
     return table
+
+
+def _known(chain: Chain, indices: Sequence[int] | None) -> list[int]:
+    return [i for i in (range(len(chain)) if indices is None else indices) if chain.sequence[i] in AMINO_ACIDS]

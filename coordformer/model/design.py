@@ -339,17 +339,21 @@ def design(
 
 @torch.no_grad()
 def score_sequences(
-    model: Any, protein: Chain, sequences: Sequence[str], *, processor: Any = None, token_budget: int = 8192
-) -> list[np.ndarray]:
+    model: Any, protein: Chain, sequences: Sequence[str], *, residues: Sequence[int] | None = None,
+    processor: Any = None, token_budget: int = 8192, bar: Any = None,
+) -> list[np.ndarray]:  # fmt: skip
     """Log-likelihoods of the residues of sequences on a structure.
 
     Args:
         sequences: L letters each, the 20 amino acids and X.
+        residues: indices of those that are masked alone, by default all; the others are context.
         model, protein, processor, token_budget: as of `design`.
+        bar: of tqdm; is moved on by each residue that was masked alone.
 
     Returns:
         For each sequence (L, 2), nats, NaN at X: with all residues masked, in one pass for all sequences, as
-        `Designs.global_scores`; and each residue masked alone, which takes a row for each, as `Designs.pseudo_scores`.
+        `Designs.global_scores`; and each of `residues` masked alone, which takes a row for each, as
+        `Designs.pseudo_scores`, NaN for the others.
 
     Raises:
         ValueError: a sequence has another length than the protein.
@@ -357,14 +361,15 @@ def score_sequences(
     passes = _Passes(model, processor or CoordformerProcessor(), protein, token_budget)
     one_pass = _normalized(passes(np.full((1, len(protein)), passes.mask)))[0]
     tables = []
+    chosen = np.isin(np.arange(len(protein)), np.arange(len(protein)) if residues is None else residues)
     for sequence in sequences:
         if len(sequence) != len(protein):
             raise ValueError(f"{protein.id} has {len(protein)} residues, and a sequence {len(sequence)} letters.")
         letters = np.array([AMINO_ACIDS.find(letter) for letter in sequence])
-        known = np.flatnonzero(letters >= 0)
+        known, asked = np.flatnonzero(letters >= 0), np.flatnonzero(chosen & (letters >= 0))
         table = np.full((len(protein), 2), np.nan)
         table[known, 0] = one_pass[known, letters[known]]
-        table[known, 1] = passes.pseudo_likelihoods(letters, known)
+        table[asked, 1] = passes.pseudo_likelihoods(letters, asked, bar)
         tables.append(table)
     return tables
 
@@ -428,15 +433,17 @@ class _Passes:
             parts.append(logits[:, 1:-1, torch.from_numpy(self.letters)].double().cpu().numpy())
         return np.concatenate(parts)[copies.reshape(-1)]
 
-    def pseudo_likelihoods(self, letters: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Log-likelihoods (places,), nats, of letters (L,), -1 for X, each masked alone."""
+    def pseudo_likelihoods(self, letters: np.ndarray, places: np.ndarray, bar: Any = None) -> np.ndarray:
+        """Log-likelihoods (places,), nats, of letters (L,), -1 for X, each masked alone, which a bar counts."""
         tokens = np.where(letters >= 0, self.letters[letters], self.tokens)
-        if self.model.masks_each:
+        if self.model.masks_each and len(places):
             row = torch.from_numpy(tokens)[None].to(self.ends[0].device)
             asked = torch.from_numpy(places + 1).to(row.device)
             input_ids = torch.cat((self.ends[0], row, self.ends[1]), dim=1)
             logits = self.model.predict_each_masked(input_ids, asked, self.structure)
             each = logits[:, torch.from_numpy(self.letters)].double().cpu().numpy()
+            if bar is not None:
+                bar.update(len(places))
             return _normalized(each)[np.arange(len(places)), letters[places]]
         found, size = np.empty(len(places)), max(1, self.budget // (len(tokens) + 2))
         for start in range(0, len(places), size):
@@ -444,6 +451,8 @@ class _Passes:
             rows, each = np.repeat(tokens[None], len(inside), axis=0), np.arange(len(inside))
             rows[each, inside] = self.mask
             found[start : start + size] = _normalized(self(rows)[each, inside])[each, letters[inside]]
+            if bar is not None:
+                bar.update(len(inside))
         return found
 
 

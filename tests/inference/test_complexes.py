@@ -14,7 +14,7 @@ from coordformer.inference.embed import embed
 from coordformer.inference.embeddings import load_embeddings
 from coordformer.inference.evaluate import evaluate
 from coordformer.inference.runner import Inputs
-from coordformer.inference.score import score
+from coordformer.inference.score import describe, score
 
 HVR, A8O = STRUCTURES / "1hvr.pdb.gz", STRUCTURES / "1A8O.cif.gz"
 
@@ -65,6 +65,60 @@ def test_a_scan_of_a_complex_names_chains_and_residues(checkpoint, tmp_path):
     with open(tmp_path / "given" / "scores.csv") as file:
         scores = [float(row["score"]) for row in csv.DictReader(file)]
     assert scores == [pytest.approx(float(rows[99]["A"]), abs=1e-4), 0.0]
+
+
+def test_a_scan_of_some_residues_has_the_others_as_context(checkpoint, tmp_path, caplog):
+    """The rows that a scan of all residues of the complex has, and not those of the chain alone."""
+    options = {"as_complex": True, "progress": False}
+    score(checkpoint, HVR, tmp_path / "all", **options)
+    summary = score(checkpoint, HVR, tmp_path / "some", residues="B/ A50-A52", **options)
+    assert not caplog.messages
+    alone = score(checkpoint, HVR, tmp_path / "alone", chain_ids=["B"], **options)
+    fix = "--residues B in its place scans the same residues, and keeps it as context"
+    assert caplog.messages == [f"--chains leaves out chain A of 1HVR; {fix}"]
+    tables = {}
+    for name in ("all", "some", "alone"):
+        with open(tmp_path / name / "scan.csv") as file:
+            tables[name] = list(csv.DictReader(file))
+    names = ["A50", "A51", "A52", *(f"B{number}" for number in range(1, 100))]
+    assert [row["residue"] for row in tables["some"]] == names
+    assert (summary["scored"], summary["residues"], alone["residues"]) == (102, 198, 99)
+    assert summary["chosen_residues"] == "B/ A50-A52" and alone["chosen_residues"] is None
+    assert describe(summary).startswith("1HVR: all substitutions of 102 of 198 residues in 2 chains by masked_marginal")
+    every, some, other = (
+        np.array([[float(row[letter]) for letter in "ACW"] for row in tables[name]]) for name in tables
+    )
+    np.testing.assert_allclose(some, np.concatenate([every[49:52], every[99:]]), atol=1e-5)
+    assert np.abs(some[3:] - other).max() > 0.01
+    assert (tmp_path / "some" / "scan.png").exists()
+    with pytest.raises(ValueError, match="holds another run .chosen_residues: 'B/ A50-A52' -> 'B'"):
+        score(checkpoint, HVR, tmp_path / "some", residues="B", **options)
+
+
+def test_chains_that_are_left_out_are_named(checkpoint, tmp_path, caplog):
+    score(checkpoint, [HVR, A8O], tmp_path / "mutants", as_complex=True, chain_ids=["A"], mutants=None, progress=False)
+    left = "--chains leaves out chain B of 1HVR, among 2 inputs; --residues A in its place"
+    assert caplog.messages[0].startswith(left)
+    caplog.clear()
+    score(checkpoint, HVR, tmp_path / "given", as_complex=True, chain_ids=["A"], mutants=["P1A"], progress=False)
+    assert caplog.messages == [
+        "--chains leaves out chain B of 1HVR; leave it out to keep it as context, and name the chain in mutants, as "
+        "in SH195A"
+    ]
+    caplog.clear()
+    options = {"chain_ids": ["A", "B"], "mutants": ["PA1A"], "as_complex": True, "progress": False}
+    score(checkpoint, HVR, tmp_path / "both", **options)
+    score(checkpoint, HVR, tmp_path / "chain", **options | {"chain_ids": ["A"], "as_complex": False})
+    assert not caplog.messages
+
+
+def test_residues_of_chains_that_are_read_one_by_one(checkpoint, tmp_path):
+    summary = score(checkpoint, HVR, tmp_path, residues="B50", method="wild_type_marginal", progress=False)
+    assert [report["chain"] for report in summary["chains"]] == ["1HVR_B"] and summary["scored"] == 1
+    reason = (
+        "Residues 'B50': there is no chain B, only 'A'; write it like A1; --complex reads the chains of a file together"
+    )
+    assert reason in (tmp_path / "rejected.tsv").read_text()
 
 
 def test_sequences_of_several_chains(checkpoint, tmp_path):

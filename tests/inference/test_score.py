@@ -21,7 +21,7 @@ from coordformer.inference import marginals
 from coordformer.inference.figures import _numbered_ticks, plot_scan
 from coordformer.inference.marginals import METHODS, scan_chains
 from coordformer.inference.mutants import read_mutants, spearman
-from coordformer.inference.score import describe, scan_lines, score, score_lines
+from coordformer.inference.score import _join, describe, scan_lines, score, score_lines
 from coordformer.model.chain import AMINO_ACIDS, Chain, Complex, join_chains
 from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.residues import ResidueNumbers
@@ -355,7 +355,8 @@ def test_a_scan_of_a_complex(protease):
     assert table.shape == (198, 20)
     (value,) = score_mutants(model, PROCESSOR, protease, ["PB1W"], "wild_type_marginal")
     assert table[99, AMINO_ACIDS.index("W")] == pytest.approx(value, abs=1e-5)
-    rows = [row[:5] for row in scan_lines(protease.id, ResidueNumbers(protease), table)]
+    observed = np.ones(198, dtype=bool)
+    rows = [row[:5] for row in scan_lines(protease.id, ResidueNumbers(protease), table, observed)]
     assert rows[98:100] == [["1HVR", "99", "F", "A", "A99"], ["1HVR", "1", "P", "B", "B1"]]
 
 
@@ -410,7 +411,7 @@ def test_absolute_positions_limit_the_window(chain):
 class PlantedModel:
     """Likes the letters of the alphabet the more the later they come, and 5 nats more what it reads at a residue."""
 
-    device = torch.device("cpu")
+    device, masks_each = torch.device("cpu"), False
 
     def __init__(self):
         self.config, self.base_model = make_config(), self
@@ -463,14 +464,15 @@ def test_scores_are_read_back(tmp_path, chain):
     texts = ["A36G", "A36G:D56AS", "WT"]
     residues = ResidueNumbers(chain)
     parsed = [parse_mutant(text, residues) for text in texts]
-    lines = score_lines('a,"b"', residues, texts, parsed, np.array([-1.5, 2e-9, 0]), np.array([0.1 + 0.2, np.nan, 1]))
+    scores, fitness = np.array([-1.5, 2e-9, 0]), np.array([0.1 + 0.2, np.nan, 1])
+    lines = score_lines('a,"b"', residues, texts, parsed, scores, fitness, np.arange(71) != 56)
     with open(path, "w", newline="") as file:
-        head = ["id", "mutant", "score", "DMS_score", "residues", "positions"]
+        head = ["id", "mutant", "score", "DMS_score", "residues", "positions", "observed"]
         csv.writer(file, lineterminator="\n").writerows([head, *lines])
     assert path.read_text().splitlines()[1:] == [
-        '"a,""b""",A36G,-1.5,0.30000000000000004,A36,36',
-        '"a,""b""",A36G:D56AS,2e-09,,A36:A56A,36:57',
-        '"a,""b""",WT,0,1.0,,',
+        '"a,""b""",A36G,-1.5,0.30000000000000004,A36,36,true',
+        '"a,""b""",A36G:D56AS,2e-09,,A36:A56A,36:57,false',
+        '"a,""b""",WT,0,1.0,,,true',
     ]
     mutants, measured, ids = read_mutants(path)
     assert mutants == texts and ids == ['a,"b"'] * 3
@@ -495,6 +497,28 @@ def test_a_heat_map_wraps(tmp_path, chain):
     assert shapes[2][0] == shapes[1][0] and shapes[2][1] < shapes[1][1]  # 51 and 51 residues, and not 100 and 2
 
 
+def test_a_heat_map_of_some_residues(tmp_path, chain, monkeypatch):
+    """One row where all would be two; those that were not observed are hatched, and a note says so."""
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr("coordformer.inference.figures.save_figure", lambda figure, path: figures.append(figure))
+    two = join_chains("two", [chain, chain], ["A", "B"])
+    table = np.random.default_rng(0).normal(size=(142, 20))
+    observed = two.observed.any(axis=1)
+    shown = [*range(60, 71), *range(80, 90)]
+    plot_scan(tmp_path / "some.png", table, ResidueNumbers(two), "", shown, observed)
+    plot_scan(tmp_path / "all.png", table, ResidueNumbers(two), "")
+    (some, _), (first, second, _) = (figure.axes for figure in figures)
+    letters = [[text.get_text() for text in axes.get_xticklabels()] for axes in (some, first, second)]
+    assert letters[0] == [two.sequence[index] for index in shown] and [*letters[1], *letters[2]] == list(two.sequence)
+    np.testing.assert_array_equal(some.images[0].get_array()[0], table[shown, AMINO_ACIDS.index("A")])
+    hatched = [patch.get_x() + 0.5 for patch in some.patches if patch.get_hatch()]
+    assert hatched == [place for place, index in enumerate(shown) if not observed[index]] == [6, 7, 8, 9, 10]
+    assert some.get_xlabel() == "wild type (dots), number above; hatched: not observed"
+    assert second.get_xlabel() == "wild type (dots), number above"
+    assert [line.get_xdata()[0] for line in some.lines[1:]] == [10.5]  # between the chains
+
+
 def test_numbers_above_a_heat_map_are_those_of_the_file(antibody, chain):
     """Of the first residue of a row and of a chain, and of every tenth, not so near that they touch."""
     assert _numbered_ticks(ResidueNumbers(chain), 45, 71) == {45: "46", 49: "50", 64: "60"}
@@ -502,19 +526,26 @@ def test_numbers_above_a_heat_map_are_those_of_the_file(antibody, chain):
         45: "46", 49: "50", 59: "60", 69: "70"
     }  # fmt: skip
     assert _numbered_ticks(ResidueNumbers(antibody), 0, 14) == {0: "H 51", 7: "L 51", 11: "C 1"}
+    # Of some: where residues are left out, and where another chain begins, though not with its first residue.
+    shown = [*range(40, 49), *range(53, 59)]
+    assert _numbered_ticks(ResidueNumbers(chain), 0, 15, shown) == {0: "41", 9: "54"}
+    assert _numbered_ticks(ResidueNumbers(antibody), 0, 8, [0, 1, 2, 3, 4, 8, 9, 10]) == {0: "H 51", 5: "L 53"}
 
 
 def test_a_scan_in_rows(chain):
     table = np.random.default_rng(0).normal(size=(71, 20))
     table[5] = np.nan
-    rows = list(scan_lines("cro", ResidueNumbers(chain), table))
-    ends = [["cro", "1", "M", "A", "A1"], ["cro", "71", "A", "A", "A66"]]
-    assert [rows[0][:5], rows[-1][:5]] == ends and rows[58][:5] == ["cro", "59", "E", "A", "A56C"]
-    assert float(rows[70][-1]) == pytest.approx(table[70, 19], rel=1e-5) and rows[5][5:] == [""] * 20
-    counted = list(scan_lines("cro", ResidueNumbers(chain, offset=-3), table))
+    observed = chain.observed.any(axis=1)
+    assert np.flatnonzero(~observed).tolist() == [0, 1, 66, 67, 68, 69, 70]
+    rows = list(scan_lines("cro", ResidueNumbers(chain), table, observed))
+    ends = [["cro", "1", "M", "A", "A1", "false"], ["cro", "71", "A", "A", "A66", "false"]]
+    assert [rows[0][:6], rows[-1][:6]] == ends and rows[58][:6] == ["cro", "59", "E", "A", "A56C", "true"]
+    assert float(rows[70][-1]) == pytest.approx(table[70, 19], rel=1e-5) and rows[5][6:] == [""] * 20
+    counted = list(scan_lines("cro", ResidueNumbers(chain, offset=-3), table, observed))
     assert [row[1:5] for row in (counted[0], counted[-1])] == [["-3", "M", "A", "A1"], ["67", "A", "A", "A66"]]
     sequence = ResidueNumbers({"id": "cro", "sequence": chain.sequence}, offset=-3)
-    assert next(scan_lines("cro", sequence, table))[:5] == ["cro", "-3", "M", "", "-3"]
+    assert next(scan_lines("cro", sequence, table, observed))[:5] == ["cro", "-3", "M", "", "-3"]
+    assert list(scan_lines("cro", ResidueNumbers(chain), table, observed, [58, 70])) == [rows[58], rows[70]]
 
 
 @pytest.fixture(scope="module")
@@ -558,8 +589,8 @@ def test_given_mutants(checkpoint, tmp_path, chain):
     two = quietly(checkpoint, fasta, tmp_path / "two", **options)
     assert [each["coordinates"] for each in (one, two)] == ["not given", "unknown"]
     texts = [(tmp_path / name / "scores.csv").read_text() for name in ("one", "two")]
-    assert texts[0].startswith("id,mutant,score,residues,positions\n1ORC_A,T16W,")
-    assert texts[0] == texts[1].replace(",16,16\n", ",A6,16\n") != texts[1]
+    assert texts[0].startswith("id,mutant,score,residues,positions,observed\n1ORC_A,T16W,")
+    assert texts[0] == texts[1].replace(",16,16,false\n", ",A6,16,true\n") != texts[1]
     assert (one["numbering"], two["numbering"], one["offset"]) == ("sequence", "sequence", 11)
     assert "spearman" not in one and "spearman" not in two
 
@@ -607,6 +638,42 @@ def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
     assert quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "one", mutants=["M1A"])["mutants"] == 1
 
 
+def test_scores_of_residues_that_were_not_observed(checkpoint, tmp_path, caplog):
+    """Cro's 1, 2 and 62 to 66 were not: a column says so, and a line counts them, where others have coordinates."""
+    cro = STRUCTURES / "1orc.pdb.gz"
+    summary = quietly(checkpoint, cro, tmp_path / "scan", method="wild_type_marginal")
+    rows = read_rows(tmp_path / "scan" / "scan.csv")
+    assert [row["residue"] for row in rows if row["observed"] == "false"] == summary["unobserved"]
+    assert summary["unobserved"] == ["A1", "A2", "A62", "A63", "A64", "A65", "A66"] and summary["scored"] == 71
+    assert {row["observed"] for row in rows} == {"true", "false"}
+    why = "; what has no place in the structure is scored by little but the sequence (column observed)"
+    assert caplog.messages == ["7 of 71 residues were not observed: A1, A2, A62, ..." + why]
+    caplog.clear()
+    mutants = ["Q3A:E2G", "Q3A", "WT"]
+    summary = quietly(checkpoint, cro, tmp_path / "mutants", mutants=mutants)
+    scores = [row["observed"] for row in read_rows(tmp_path / "mutants" / "scores.csv")]
+    assert scores == ["false", "true", "true"] and summary["unobserved"] == ["Q3A:E2G"]
+    assert caplog.messages == ["1 of 3 mutants has residues that were not observed: Q3A:E2G" + why]
+    caplog.clear()
+    blind = quietly(checkpoint, cro, tmp_path / "blind", mutants=mutants, without_coords=True)
+    assert "unobserved" not in blind and not caplog.messages
+    assert quietly(checkpoint, cro, tmp_path / "some", residues="A3-A8", method=METHODS[0])["unobserved"] == []
+    assert not caplog.messages
+
+
+def test_tables_of_an_older_version_are_joined(tmp_path):
+    """A run that it began, and that goes on with columns of today."""
+    (tmp_path / "old.csv").write_text('id,score\n"a,b",1\n')
+    (tmp_path / "new.csv").write_text("id,global_score,observed\nc,2,true\n")
+    tables = [tmp_path / "old.csv", tmp_path / "new.csv"]
+    _join(tables, tmp_path / "joined.csv", {"score": "global_score"})
+    assert (tmp_path / "joined.csv").read_text() == 'id,global_score,observed\n"a,b",1,\nc,2,true\n'
+    _join(tables[:1], tmp_path / "joined.csv", {"score": "global_score"})
+    assert (tmp_path / "joined.csv").read_text() == 'id,global_score\n"a,b",1\n'
+    _join(tables[1:] * 2, tmp_path / "joined.csv")
+    assert (tmp_path / "joined.csv").read_text() == "id,global_score,observed\nc,2,true\nc,2,true\n"
+
+
 def make_data_set(chains, path: Path) -> Path:
     Dataset(pa.Table.from_pylist([chain_to_row(chain) for chain in chains], schema=SCHEMA)).to_parquet(path)
     return path
@@ -616,7 +683,7 @@ def test_a_scan_of_one_chain_of_a_file(checkpoint, tmp_path):
     options = {"chain_ids": ["C"], "method": "wild_type_marginal", "offset": 4}
     assert quietly(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path, **options)["residues"] == 9
     rows = read_rows(tmp_path / "scan.csv")
-    assert list(rows[0]) == ["id", "position", "wild_type", "chain", "residue", *AMINO_ACIDS]
+    assert list(rows[0]) == ["id", "position", "wild_type", "chain", "residue", "observed", *AMINO_ACIDS]
     assert "".join(row["wild_type"] for row in rows) == "LLFGYPVYV" and rows[0]["position"] == "4"
     assert rows[0]["residue"] == "C1" and rows[8]["residue"] == "C9"
     assert all(float(row[row["wild_type"]]) == 0 and row["id"] == "1BD2_C" for row in rows)
@@ -644,7 +711,7 @@ def test_a_scan_of_several_chains(checkpoint, tmp_path, monkeypatch):
     rows = [line.split(",") for line in one.splitlines()]
     assert one.count("id,position") == two.count("id,position") == 1
     assert [row[:3] for row in rows[5:]] == [["A/B", "1", "M"], ["A/B", "2", "X"], ["rejected", "1", "W"]]
-    assert rows[6][3:] == ["", "2"] + [""] * 20 and two.splitlines()[5].split(",")[:3] == rows[5][:3]
+    assert rows[6][3:] == ["", "2", "false"] + [""] * 20 and two.splitlines()[5].split(",")[:3] == rows[5][:3]
 
 
 def test_a_complex_of_a_data_set(checkpoint, protease, tmp_path):
@@ -701,6 +768,19 @@ def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
             ["--mutants", "A1G"],
             "several, such as 1BD2_A, 1BD2_B, 1BD2_C, 1BD2_D, 1BD2_E; choose one",
         ),
+        (
+            "1BD2.cif.gz",
+            ["--mutants", "LC1A", "GC4P:LC1A", "wt"],
+            "The mutants name chain C of 1BD2, but each chain of a file is read by itself; add --complex to score all "
+            "its chains together, or --chains C to score only those of chain C, and this chain alone.",
+        ),
+        ("1BD2.cif.gz", ["--mutants", "LC1A", "A1G"], "several, such as 1BD2_A, 1BD2_B, 1BD2_C, 1BD2_D, 1BD2_E;"),
+        (
+            "1orc.pdb.gz",
+            ["--mutants", "M1A", "--residues", "A1"],
+            "`residues` goes with a scan or `sequences`; mutants name their own.",
+        ),
+        ("1orc.pdb.gz", ["--scan", "--residues", "B1-B3"], "Residues 'B1-B3': there is no chain B, only 'A'; write it"),
         ("1BD2.cif.gz", ["--scan", "--chains", "Z"], "1BD2.cif.gz: no protein chain Z"),
         ("1orc.pdb.gz", ["--scan", "--window", "1"], "`window` is 1; it must be at least 2"),
         ("1orc.pdb.gz", ["--scan", "--token_budget", "0"], "`token_budget` is 0; it must be at least 1"),

@@ -1,14 +1,17 @@
 """`coordformer score --sequences`: whole sequences on structures."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import STRUCTURES, make_model
+from tqdm.auto import tqdm
 
 from coordformer import CoordformerForMaskedLM, CoordformerProcessor, read_complex
+from coordformer.inference.design import design_files
 from coordformer.inference.score import describe, score
 from coordformer.model.chain import Complex
 from coordformer.model.design import score_sequences
@@ -52,10 +55,10 @@ def test_sequences_of_a_complex(checkpoint, protease, tmp_path):
     assert [row["sequence_id"] for row in rows] == sorted(given, key=lambda name: -np.nanmean(tables[name][:, 1]))
     for row in rows:
         table = tables[row["sequence_id"]]
-        assert float(row["pseudo_score"]) == pytest.approx(-np.nanmean(table[:, 1]), abs=1e-4)
+        assert float(row["global_pseudo_score"]) == pytest.approx(-np.nanmean(table[:, 1]), abs=1e-4)
         assert float(row["global_score"]) == pytest.approx(-np.nanmean(table[:, 0]), abs=1e-4)
         assert row["sequence"].replace("/", "") == given[row["sequence_id"]] and row["id"] == "1HVR"
-    alike = {row["sequence_id"]: float(row["seq_recovery"]) for row in rows}
+    alike = {row["sequence_id"]: float(row["global_seq_recovery"]) for row in rows}
     expected = (native[:99].count("A") + 99) / 198
     assert alike == {"wild": 1, "gap": 1, "mutant": pytest.approx(expected, abs=1e-5)}
     residues = [row for row in read_rows(tmp_path / "out" / "residues.csv") if row["sequence_id"] == "gap"]
@@ -71,7 +74,78 @@ def test_sequences_of_a_complex(checkpoint, protease, tmp_path):
         without_coords=True,
     )  # fmt: skip
     assert blind["proteins"][0]["coordinates"] == "not given"
-    assert blind["proteins"][0]["pseudo_score"] != pytest.approx(report["pseudo_score"], abs=1e-3)
+    assert blind["proteins"][0]["global_pseudo_score"] != pytest.approx(report["global_pseudo_score"], abs=1e-3)
+
+
+def test_scores_of_chosen_residues_are_those_of_designs(checkpoint, protease, tmp_path):
+    """`pseudo_score` and `seq_recovery` mean the same in designs.csv and, of what was designed, in sequences.csv."""
+    hvr, chosen = STRUCTURES / "1hvr.pdb.gz", "A50-A55 B1"
+    design_files(
+        checkpoint, hvr, tmp_path / "design", num_samples=3, temperature=[2.0], redesigned_residues=chosen,
+        rescore=True, figures=False, progress=False,
+    )  # fmt: skip
+    fasta = tmp_path / "design" / "1HVR.fasta"
+    summary = quietly(checkpoint, hvr, tmp_path / "out", sequences=fasta, residues=chosen)
+    designs = {f"1HVR_2_{row['sample']}": row for row in read_rows(tmp_path / "design" / "designs.csv")}
+    rows = {row["sequence_id"]: row for row in read_rows(tmp_path / "out" / "sequences.csv")}
+    assert list(rows["1HVR"]) == ["id", "sequence_id", "pseudo_score", "global_score", "seq_recovery", "sequence"]
+    assert len(designs) == 3 and rows.keys() == {"1HVR", *designs} and rows["1HVR"]["seq_recovery"] == "1"
+    for name, design in designs.items():
+        for column in ("pseudo_score", "seq_recovery"):
+            assert float(rows[name][column]) == pytest.approx(float(design[column]), abs=1e-4), (name, column)
+    assert len({row["pseudo_score"] for row in designs.values()}) > 1
+    places = [row["residue"] for row in read_rows(tmp_path / "out" / "residues.csv") if row["sequence_id"] == "1HVR"]
+    assert places == ["A50", "A51", "A52", "A53", "A54", "A55", "B1"]
+    (report,) = summary["proteins"]
+    assert report["pseudo_score"] == pytest.approx(min(float(row["pseudo_score"]) for row in rows.values()), abs=1e-4)
+    assert (report["scored"], "global_pseudo_score" in report) == (7, False)
+    assert describe(summary).startswith(
+        "1HVR: 4 sequences on 198 residues (7 chosen), coordinates given; the likeliest"
+    )
+    every = quietly(checkpoint, hvr, tmp_path / "all", sequences=fasta)
+    assert "global_pseudo_score" in every["proteins"][0] and "pseudo_score" not in every["proteins"][0]
+    assert list(read_rows(tmp_path / "all" / "sequences.csv")[0])[2:5] == [
+        "global_pseudo_score", "global_score", "global_seq_recovery"
+    ]  # fmt: skip
+    table = {row["sequence_id"]: float(row["global_score"]) for row in read_rows(tmp_path / "all" / "sequences.csv")}
+    assert {name: float(row["global_score"]) for name, row in rows.items()} == pytest.approx(table, abs=1e-5)
+
+
+def test_sequences_count_rows_and_say_how_long(checkpoint, protease, tmp_path, monkeypatch, capsys):
+    """A bar of all residues that are masked, from the start on; X is none of them."""
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
+            bars.append(self)
+
+    monkeypatch.setattr("coordformer.inference.score.tqdm", Bar)
+    (tmp_path / "given.fasta").write_text(f">a\n{protease.sequence[:99]}/X{protease.sequence[100:]}\n>b\n"
+                                          f"{protease.sequence[:99]}/{protease.sequence[99:]}\n")  # fmt: skip
+    command = ["score", str(checkpoint), str(STRUCTURES / "1hvr.pdb.gz"), "--sequences", str(tmp_path / "given.fasta")]
+    assert main([*command, "--output", str(tmp_path / "all")]) == 0
+    assert [(bar.total, bar.n) for bar in bars] == [(197 + 198, 197 + 198)]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "take about" in line]
+    assert re.search(r"coordformer: 2 sequences, each residue masked in its turn, take about \d+ s$", lines[0])
+    assert main([*command, "--output", str(tmp_path / "some"), "--residues", "B1-B3"]) == 0
+    assert (bars[1].total, bars[1].n) == (5, 5)
+    assert "take about" not in capsys.readouterr().err  # sooner done than timed
+
+
+def test_sequences_of_a_run_that_an_older_version_began(checkpoint, protease, tmp_path):
+    """What was called as in designs.csv has its new name, and is not made again."""
+    hvr = STRUCTURES / "1hvr.pdb.gz"
+    (tmp_path / "given.fasta").write_text(f">a\n{protease.sequence[:99]}/{protease.sequence[99:]}\n")
+    options = {"sequences": tmp_path / "given.fasta"}
+    before = quietly(checkpoint, hvr, tmp_path / "out", **options)
+    new = (tmp_path / "out" / "sequences.csv").read_text()
+    for path in (tmp_path / "out" / "run.json", *(tmp_path / "out" / "parts").iterdir()):
+        text = path.read_text().replace("global_pseudo_score", "pseudo_score")
+        path.write_text(text.replace("global_seq_recovery", "seq_recovery").replace('"chosen_residues": null,', ""))
+    assert "global_pseudo_score" not in (tmp_path / "out" / "parts" / "00000-of-00001.csv").read_text()
+    assert quietly(checkpoint, hvr, tmp_path / "out", **options) == before
+    assert (tmp_path / "out" / "sequences.csv").read_text() == new and "global_pseudo_score" in new
 
 
 def test_sequences_of_several_structures(checkpoint, protease, tmp_path):

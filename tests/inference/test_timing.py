@@ -10,7 +10,7 @@ from conftest import STRUCTURES, make_model
 from coordformer import CoordformerProcessor, read_chains
 from coordformer.inference import timing
 from coordformer.inference.marginals import METHODS, scan_chains
-from coordformer.inference.timing import in_words, scan_seconds
+from coordformer.inference.timing import in_words, scan_seconds, sequences_seconds
 from coordformer_command import main
 
 PROCESSOR = CoordformerProcessor()
@@ -40,6 +40,25 @@ def test_a_scan_takes_what_was_said(monkeypatch):
     assert said["wild_type_marginal"] == pytest.approx(2 * (10 + 50))
     assert said["pseudo_likelihood"] == pytest.approx(2 * (1 + 19 * 50) * (10 + 50 * 50))
     assert scan_seconds(None, PROCESSOR, ["A" * 50]) is None  # sooner done than timed
+    some = scan_seconds(None, PROCESSOR, ["A" * 50, "A" * 50], [30, 40])
+    assert some["masked_marginal"] == pytest.approx(2 * 10 + 50 * (30 + 40))
+    assert some["pseudo_likelihood"] == pytest.approx((2 + 19 * (30 + 40)) * (10 + 50 * 50))
+
+
+def test_sequences_take_what_was_said(monkeypatch):
+    """Of a structure a hundred seconds, of each sequence ten, and a second for each residue read."""
+    clock = 0.0
+
+    def score(model, protein, sequences, *, residues):
+        nonlocal clock
+        assert "X" not in {sequences[0][index] for index in residues}
+        clock += 100 + len(sequences) * (10 + len(protein) * len(residues))
+
+    monkeypatch.setattr(timing, "score_sequences", score)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock)
+    said = sequences_seconds(None, [("A" * 50, ["X" + "A" * 49] * 7, range(50))])
+    assert said == pytest.approx(100 + 7 * (10 + 50 * 50))
+    assert sequences_seconds(None, [("A" * 50, ["A" * 50] * 7, range(9))]) is None  # sooner done than timed
 
 
 def test_the_command_says_how_long_and_names_the_faster_method(tmp_path, capsys):
