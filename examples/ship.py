@@ -18,13 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForMaskedLM
-
 from coordformer.data.files import write_json, write_text
 from coordformer.data.training_sequences import FILE
 from coordformer.hub.card import make_card, read_evaluation, training_facts
 from coordformer.hub.export import export
+from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.evaluate import evaluate
 from coordformer.training.from_proteinmpnn import LICENSE_FILE
 
@@ -52,7 +50,6 @@ def ship(run: Path, output: Path, data: Path | None = None, split: str = "valid"
     with tempfile.TemporaryDirectory() as scratch:
         exported = Path(scratch) / output.name
         export(run, exported, dtype="bfloat16")
-        card = (exported / "README.md").read_text(encoding="utf-8")
         config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
         config.pop("custom_pipelines", None)  # which are code
         output.mkdir(parents=True)
@@ -63,7 +60,7 @@ def ship(run: Path, output: Path, data: Path | None = None, split: str = "valid"
                 shutil.copy(folder / name, output / name)
     if words is not None:
         shutil.copy(run / "evaluation.json", output / "evaluation.json")
-        write_text(output / "README.md", card.replace(f"\n{UNKNOWN}\n", f"\n{words}\n"))
+        write_card(output, words)
         return
     with tempfile.TemporaryDirectory() as scratch:  # figures and parts stay there
         for name, without_coords in (("evaluation", False), ("evaluation_1", True)):
@@ -76,13 +73,14 @@ def ship(run: Path, output: Path, data: Path | None = None, split: str = "valid"
     write_card(output)
 
 
-def write_card(folder: Path) -> None:
-    """Write the card of a masked language model anew, as after a change of hub_cards/template.md."""
-    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16)
+def write_card(folder: Path, words: str | None = None) -> None:
+    """Write a card, or write it anew, as after a change of hub_cards/template.md; `words` are its evaluation."""
+    model = load_checkpoint(folder, "bfloat16", any_head=True)[0]
     paths = (folder / name for name in ("evaluation.json", "evaluation_1.json"))
-    reports = [read_evaluation(path, folder) for path in paths if path.exists()]
-    card = make_card(model, folder.name, evaluations=reports, training=training_facts(folder), log="log.csv")
-    write_text(folder / "README.md", f"{card}\n")
+    reports = [read_evaluation(path, folder) for path in paths if path.exists()] if words is None else []
+    facts: Any = {"training": training_facts(folder), "log": "log.csv", "with_code": False}
+    card = str(make_card(model, folder.name, evaluations=reports, **facts))
+    write_text(folder / "README.md", card.replace(f"\n{UNKNOWN}\n", f"\n{words}\n") + "\n")
 
 
 if __name__ == "__main__":

@@ -223,6 +223,7 @@ def make_card(
     license: str | None = None,
     datasets: Sequence[str] = (),
     base_model: str | None = None,
+    with_code: bool = True,
 ) -> ModelCard:
     """The model card, of `hub_cards/template.md`; what nobody recorded or measured it says is unknown.
 
@@ -234,6 +235,7 @@ def make_card(
         log: name of the file with the training's losses.
         license, datasets, base_model: the Hub's names of the weights' license (default: of `default_license`), of the
             data sets that the model was trained on, and of the model that it was made of.
+        with_code: whether the folder has the code of its classes, and loads without the package.
     """
     architecture = type(model).__name__
     task = PIPELINE_TAGS.get(architecture, "feature-extraction")
@@ -271,6 +273,7 @@ def make_card(
         protocols=PROTOCOLS,
         license=license,
         version=package_version(),
+        with_code=with_code,
     )
 
 
