@@ -498,8 +498,10 @@ class ProteinMPNN(nn.Module):
             received = torch.cat((old, states))
             edges = layer.edges_of(graph, sent.dtype)
             pair_owner, pair_residue = (differ & wanted).nonzero(as_tuple=True)
-            parts = []
-            for owner, residue in zip(pair_owner.split(PAIRS_AT_ONCE), pair_residue.split(PAIRS_AT_ONCE), strict=True):
+            parts = [states[:0]]  # all there is where nobody has a neighbor
+            for start in range(0, len(pair_owner), PAIRS_AT_ONCE):
+                inside = slice(start, start + PAIRS_AT_ONCE)
+                owner, residue = pair_owner[inside], pair_residue[inside]
                 places = source[owner.unsqueeze(-1), near[residue]]
                 places[:, 0] = residues + residue
                 given = received[receiver[owner, residue]].unsqueeze(0)

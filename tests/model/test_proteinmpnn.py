@@ -260,6 +260,23 @@ def test_each_residue_masked_alone(kind, layers, length, neighbors, monkeypatch)
     assert layers == 1 or (found - visible).abs().max() > 0.01
 
 
+@kinds
+def test_each_masked_alone_where_nobody_has_neighbors(kind):
+    """Without coordinates, with one residue that has some, and of no residues."""
+    model, row = make_model(**FIELDS[kind] | {"num_decoder_layers": 3}), random_row(kind, 9)
+    for observed in ([], [4]):
+        coords = torch.full_like(row["coords"], torch.nan)
+        coords[0, observed] = row["coords"][0, observed]
+        structure = model.coordformer.encode_structure(coords, row["input_ids"])
+        tokens, each = row["input_ids"].repeat(9, 1), torch.arange(9)
+        tokens[each, each + 1] = MASK
+        with torch.no_grad():
+            expected = model(input_ids=tokens, structure=structure).logits[each, each + 1]
+        found = model.predict_each_masked(row["input_ids"], each + 1, structure)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+        assert model.predict_each_masked(row["input_ids"], each[:0], structure).shape == (0, expected.shape[1])
+
+
 def test_each_masked_alone_computes_few_residues(monkeypatch):
     """Whatever the length; a row for each would be a thousand."""
     computed = []
