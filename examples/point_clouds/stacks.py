@@ -5,13 +5,14 @@ Many models of one shape train at once, their weights stacked (`torch.func`).
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from transformers import get_scheduler
 
 from coordformer import CoordformerConfig
 from coordformer.data.collator import rotations_from_normals
@@ -125,9 +126,33 @@ class Member:
     seed: int = 0
 
 
-def learning_rate(update: int, hidden_size: int, warmup: int = 4000, factor: float = 0.4) -> float:
-    """Linear warm-up, then inverse square root, with its peak at factor / sqrt(hidden_size * warmup)."""
-    return factor * hidden_size**-0.5 * min(update**-0.5, update * warmup**-1.5)
+def peak_rate(hidden_size: int, warmup: int = 4000, factor: float = 0.4) -> float:
+    """The published peak, factor / sqrt(hidden_size * warmup): 4e-4 for a width of 256."""
+    return factor * (hidden_size * warmup) ** -0.5
+
+
+def learning_rates(
+    name: str, peak: float, updates: int, warmup: int = 4000, **lr_scheduler_kwargs: Any
+) -> Callable[[int], float]:
+    """A schedule of Transformers as a function of the number of the update, from 1.
+
+    Args:
+        name: `lr_scheduler_type` of `TrainingArguments`, such as "inverse_sqrt" (the authors' code) or "polynomial".
+        peak: the learning rate after the warm-up.
+        updates: of the whole training, which "polynomial" and others end with.
+        warmup: updates of the linear warm-up.
+        **lr_scheduler_kwargs: of the schedule, such as `power=2`.
+
+    Raises:
+        ValueError: Transformers has no such schedule, or it needs more than the number of the update.
+        TypeError: the schedule has no such keyword.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    scheduler = get_scheduler(name, optimizer, warmup, updates, scheduler_specific_kwargs=lr_scheduler_kwargs)
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        raise ValueError(f"`lr_scheduler_type` {name} follows the loss; choose one that follows the updates.")
+    factor = scheduler.lr_lambdas[0]
+    return lambda update: peak * factor(update)
 
 
 def member_rotations(
@@ -159,6 +184,7 @@ def train_stack(
     warmup: int = 4000,
     batch_size: int = 16,
     validate_every: int = 500,
+    rates: Callable[[int], float] | None = None,
     state: str | Path | None = None,
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
@@ -175,6 +201,7 @@ def train_stack(
         updates: to make in all; of `batch_size` structures each.
         warmup: updates until the learning rate falls.
         validate_every: updates between two validations.
+        rates: learning rate by the number of the update; by default the authors', which falls with the square root.
         state: file from which a training that was stopped goes on, and to which it writes at each validation.
         device: where to train.
 
@@ -205,6 +232,8 @@ def train_stack(
     averages = {name: weight.detach().clone() for name, weight in weights.items()}
     optimizer = torch.optim.Adam(weights.values(), betas=BETAS, fused=True)
     subtract_max = torch.tensor([float(member.subtract_max) for member in members], device=device)
+    if rates is None:
+        rates = learning_rates("inverse_sqrt", peak_rate(config.hidden_size, warmup), updates, warmup)
     settings = repr((config.to_diff_dict(), head_size, list(members), len(train), len(valid), warmup, batch_size,
                      validate_every))  # fmt: skip
 
@@ -236,7 +265,7 @@ def train_stack(
     history: list[dict[str, Any]] = []
     done = 0
     if state is not None and Path(state).exists():
-        done, history = _load(Path(state), settings, weights, averages, optimizer)
+        done, history = _load(Path(state), settings, rates, weights, averages, optimizer)
 
     batches = len(train) // batch_size
     while done < updates:
@@ -256,7 +285,7 @@ def train_stack(
             for name, weight in weights.items():
                 weight.grad = gradients[name].contiguous()  # the fused optimizer does not look at strides
             done += 1
-            optimizer.param_groups[0]["lr"] = learning_rate(done, config.hidden_size, warmup)
+            optimizer.param_groups[0]["lr"] = rates(done)
             optimizer.step()
             for name, average in averages.items():
                 average.lerp_(weights[name].detach(), 1 - AVERAGING)
@@ -264,13 +293,19 @@ def train_stack(
         history.append({"update": done, "train": (total / block).tolist()})
         history[-1] |= {"valid": validate(weights), "averaged": validate(averages)}
         if state is not None:
-            _save(Path(state), settings, done, history, weights, averages, optimizer)
+            _save(Path(state), settings, rates, done, history, weights, averages, optimizer)
     return [entry for entry in history if entry["update"] <= updates]
 
 
-def _save(path: Path, settings: str, done: int, history: list, weights, averages, optimizer) -> None:
+def _so_far(rates: Callable[[int], float], done: int) -> list[float]:
+    """A sample of the rates: schedules that differ later on may share the warm-up."""
+    return [rates(update) for update in range(1, done + 1, max(1, done // 100))]
+
+
+def _save(path: Path, settings: str, rates, done: int, history: list, weights, averages, optimizer) -> None:
     content = {
         "settings": settings,
+        "rates": _so_far(rates, done),
         "done": done,
         "history": json.dumps(history),
         "weights": {name: weight.detach() for name, weight in weights.items()},
@@ -280,9 +315,10 @@ def _save(path: Path, settings: str, done: int, history: list, weights, averages
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def _load(path: Path, settings: str, weights, averages, optimizer) -> tuple[int, list]:
+def _load(path: Path, settings: str, rates, weights, averages, optimizer) -> tuple[int, list]:
     content = torch.load(path, weights_only=True, map_location="cpu")
-    if content["settings"] != settings:
+    same = torch.allclose(*map(torch.tensor, (content["rates"], _so_far(rates, content["done"]))), rtol=1e-6, atol=0)
+    if content["settings"] != settings or not same:
         raise ValueError(f"{path} belongs to a training with other settings; delete it, or choose another file.")
     with torch.no_grad():
         for name, weight in weights.items():

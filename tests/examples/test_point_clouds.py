@@ -1,6 +1,7 @@
 """Points: the closed form equals a Gaussian, and stacked training is the training of each model alone."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from coordformer import CoordformerConfig
 from coordformer.training.point_clouds import PointCloudAttention
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "point_clouds"))
+import point_clouds
+import schedules
 import stacks
 from stacks import (
     Member,
     best_validation,
     gaussian_maps,
-    learning_rate,
+    learning_rates,
     make_structures,
     member_rotations,
+    peak_rate,
     point_cloud_config,
     target_attention,
     train_stack,
@@ -154,6 +158,7 @@ def train_alone(member: Member, updates: int, config: CoordformerConfig = CONFIG
     model = PointCloudAttention(config, 8)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     losses = []
+    peak = 0.4 / 16**0.5 / 20**0.5
     for update in range(updates):
         if update % 10 == 0:
             generator = torch.Generator().manual_seed(update)
@@ -164,7 +169,7 @@ def train_alone(member: Member, updates: int, config: CoordformerConfig = CONFIG
         turned = coords @ turns[update % 10].squeeze(1).transpose(-1, -2)
         attention = model(turned, subtract_max=float(member.subtract_max))
         loss = (attention - target_attention(coords, member.exponent)).abs().mean()
-        optimizer.param_groups[0]["lr"] = learning_rate(update + 1, 16, warmup=20)
+        optimizer.param_groups[0]["lr"] = peak * min((update + 1) / 20, (20 / (update + 1)) ** 0.5)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -225,12 +230,53 @@ def test_averaged_weights_lie_between_the_first_and_the_last(monkeypatch):
     assert len(first) == 1 and first.pop() > 2 * last[-1]["valid"][0]
 
 
-def test_schedule_by_hand():
+def test_the_authors_schedule_by_hand():
     """The published peak: 4e-4 at 4,000 updates for a width of 256; a quarter of the way up, twice as far down."""
     peak = 0.4 / 16 / 4000**0.5
-    assert learning_rate(4000, 256) == pytest.approx(peak) and peak == pytest.approx(4e-4, rel=0.02)
-    assert learning_rate(1000, 256) == pytest.approx(peak / 4)
-    assert learning_rate(16000, 256) == pytest.approx(peak / 2)
+    assert peak_rate(256) == pytest.approx(peak) and peak == pytest.approx(4e-4, rel=0.02)
+    rates = learning_rates("inverse_sqrt", peak, 12_600)
+    assert [rates(update) for update in (1000, 4000, 16000)] == pytest.approx([peak / 4, peak, peak / 2])
+
+
+def test_other_schedules_by_hand():
+    """Half-way between the warm-up and the end a quarter is left of a quadratic decay, a half of a linear one."""
+    quadratic = learning_rates("polynomial", 4e-4, 12_000, power=2)
+    assert [quadratic(update) for update in (1000, 4000, 8000)] == pytest.approx([1e-4, 4e-4, 1e-4], rel=1e-2)
+    assert quadratic(12_000) < 1e-6
+    assert learning_rates("linear", 4e-4, 12_000)(8000) == pytest.approx(2e-4)
+    rates = schedules.RUNS["inverse_square"].rates()
+    assert [rates(update) / peak_rate(256) for update in (1000, 4000, 8000)] == pytest.approx([0.25, 1, 0.25])
+
+
+def test_the_rates_that_are_given_are_those_of_the_training():
+    """Without any the weights stay."""
+    still = train_stack(CONFIG, 8, [Member()], *SPLIT, **SHORT, rates=lambda update: 0.0)
+    assert len({entry["valid"][0] for entry in still}) == 1
+
+
+def test_schedules_may_share_their_warm_up_and_no_more(tmp_path):
+    state, options = tmp_path / "state.pt", SHORT | {"warmup": 10}
+    short, long = (learning_rates("polynomial", 1e-3, end, warmup=10, power=2) for end in (30, 60))
+    train_stack(CONFIG, 8, [Member()], *SPLIT, **options | {"updates": 10}, rates=short, state=state)
+    went_on = train_stack(CONFIG, 8, [Member()], *SPLIT, **options, rates=long, state=state)
+    assert went_on == train_stack(CONFIG, 8, [Member()], *SPLIT, **options, rates=long)
+    with pytest.raises(ValueError, match="belongs to a training with other settings"):
+        train_stack(CONFIG, 8, [Member()], *SPLIT, **options, rates=short, state=state)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr_scheduler_type", "quadratic"], "quadratic is not a valid SchedulerType, please select one of"),
+        (["--lr_scheduler_type", "reduce_lr_on_plateau"], "follows the loss; choose one that follows the updates"),
+        (["--lr_scheduler_kwargs", '{"power": 2}'], "inverse_sqrt: .* unexpected keyword argument 'power'"),
+    ],
+)
+def test_schedules_that_are_none_are_named(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["point_clouds.py", "--output", str(tmp_path), *words])
+    with pytest.raises(SystemExit):
+        point_clouds.main()
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
 
 
 def test_best_and_first_below():
