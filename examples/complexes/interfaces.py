@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("data", help="Parquet file of complexes")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
     parser.add_argument("--first", type=int, help="only so many complexes")
+    parser.add_argument("--noise", type=float, nargs="+", default=NOISE, help="Å (default: 0, 0.1 and 0.2)")
     arguments = parser.parse_args()
     model, processor = load_checkpoint(arguments.checkpoint)
     records = Inputs(arguments.data, atoms=processor.coordinate_atoms).read_all()[: arguments.first]
@@ -124,8 +125,8 @@ def main() -> None:
     report: dict[str, Any] = {"checkpoint": Path(arguments.checkpoint).name, "weights": digest_weights(model)}
     report |= {"data": Path(arguments.data).name, "complexes": len(proteins)}
     lines = []
-    with tqdm(total=len(NOISE) * len(proteins), unit="complex") as bar:
-        for noise in NOISE:
+    with tqdm(total=len(arguments.noise) * len(proteins), unit="complex") as bar:
+        for noise in arguments.noise:
             tables = measure(model, processor.tokenizer, proteins, noise, bar)
             for kind, wanted in (("different chains", False), ("equal chains", True)):
                 here = [number for number, each in enumerate(equal) if each == wanted]

@@ -8,7 +8,8 @@
 CHAINS.parquet has a split `valid`. Every protein is designed whole, as deposited and with noise on the coordinates,
 drawn by the protein's id. Of some of each file there are two designs, also with less noise, and scores of all models.
 Residues without coordinates are X to all models, so that nobody reads what another does not. Run it again after a stop:
-what was designed stays in --output. --results gets compare.json.
+what was designed stays in --output. --results gets NAME.json. --beside takes the results of an earlier run, whose
+recoveries of the same proteins are compared to.
 """
 
 import argparse
@@ -276,12 +277,62 @@ def summarize(proteins: list[dict[str, Any]], noise: float) -> dict[str, Any]:
     return found
 
 
+def read_recovered(path: Path) -> dict[tuple[str, str, float], dict[str, float]]:
+    """Of an earlier NAME.json by kind, id and noise: `residues`, and how many of them each model recovered."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found = {}
+    for kind, lines in content["proteins"].items():
+        for name, _, _, noise, *numbers in (line.split("\t") for line in lines):
+            found[kind, name, float(noise)] = dict(
+                zip(["residues", *content["models"]], map(float, numbers), strict=True)
+            )
+    return found
+
+
+def summarize_beside(
+    proteins: list[dict[str, Any]], noise: float, recovered: dict[tuple[str, str, float], dict[str, float]]
+) -> dict[str, Any]:
+    """Recovery by models of an earlier run, and how much higher ours is, on the proteins that both have."""
+    pairs = [
+        (each["counts"][noise], other, str(each["cluster"]))
+        for each in proteins
+        if noise in each["counts"]
+        and (other := recovered.get((each["kind"], each["id"], noise))) is not None
+        and other["residues"] == len(each["native"].replace("X", ""))
+    ]
+    if not pairs:
+        return {"proteins": 0}
+    residues, clusters = np.array([other["residues"] for _, other, _ in pairs]), [cluster for *_, cluster in pairs]
+
+    def ratio(values: np.ndarray) -> list[float]:
+        return [float(values.sum() / residues.sum()), *ratio_interval(values, residues, clusters)]
+
+    theirs = {name: np.array([other[name] for _, other, _ in pairs]) for name in pairs[0][1] if name != "residues"}
+    ours = {
+        name: np.array([counts[name]["recovered"] for counts, *_ in pairs]) for name in pairs[0][0] if name != NATIVE
+    }
+    return {
+        "proteins": len(pairs),
+        "residues": int(residues.sum()),
+        "recovery": {name: ratio(values) for name, values in theirs.items()},
+        "less": {
+            name: {other: ratio(values - theirs[other]) for other in theirs} for name, values in ours.items()
+        },
+    }  # fmt: skip
+
+
 def report(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any]:
     head, *lines = (options.output / "designs.jsonl").read_text(encoding="utf-8").splitlines()
     proteins = list(map(json.loads, lines))
     for protein in proteins:
         protein["counts"] = {row["noise"]: counts_of(protein, row) for row in protein["rows"]}
     found: dict[str, Any] = json.loads(head) | {"torch": torch.__version__, "tables": {}, "proteins": {}}
+    recovered = read_recovered(options.beside) if options.beside else None
+
+    def table(group: list[dict[str, Any]], noise: float) -> dict[str, Any]:
+        beside = {} if recovered is None else {"beside": summarize_beside(group, noise, recovered)}
+        return summarize(group, noise) | beside
+
     for kind, path in files.items():
         identity = related(path)
         of_kind = [each for each in proteins if each["kind"] == kind]
@@ -292,9 +343,9 @@ def report(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any]
             groups[f"{kind} without relatives"] = [each for each in of_kind if identity[each["id"]] < RELATED]
         for name, group in groups.items():
             for noise in NOISE if group else ():
-                found["tables"][f"{name}, noise {noise}"] = summarize(group, noise)
+                found["tables"][f"{name}, noise {noise}"] = table(group, noise)
         for noise in NOISE_OF_SAMPLE if sample else ():
-            found["tables"][f"{kind} of the sample, noise {noise}"] = summarize(sample, noise)
+            found["tables"][f"{kind} of the sample, noise {noise}"] = table(sample, noise)
         found["proteins"][kind] = [_line(each, row, identity) for each in of_kind for row in each["rows"]]
     return found
 
@@ -315,6 +366,7 @@ def markdown(found: dict[str, Any]) -> list[str]:
         return f"{value} ({low} to {high})"
 
     names = list(found["models"])
+    besides: list[str] = []
     head = ["", f"| proteins | noise | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
     recoveries, differences, others = (["", name, *head] for name in ("recovery, %", f"less {names[-1]}", "others"))
     scores = ["", "perplexity", "", f"| proteins | noise | scored by | {' | '.join([NATIVE, *names])} |"]
@@ -330,10 +382,16 @@ def markdown(found: dict[str, Any]) -> list[str]:
             cells.append(f"{each['jensen_shannon'][0]:.3f}; {100 * each['low_complexity'][0]:.0f}")
             if "equal_between_samples" in each:
                 cells[-1] += f"; {100 * each['equal_between_samples'][0]:.0f}"
+        for other, recovery in table.get("beside", {}).get("recovery", {}).items():
+            gains = [percent(table["beside"]["less"][name][other], "+") for name in names]
+            besides.append(f"{start}{other}: {percent(recovery)} | {' | '.join(gains)} |")
         others.append(start + " | ".join(cells) + f" | natural {100 * table['natural_low_complexity'][0]:.1f}")
         for name, row in table.get("perplexity_by_scorer", {}).items():
             scores += [f"{start}{name} | {' | '.join(f'{value:.2f}' for value, *_ in row.values())} |"]
-    return [*recoveries, *differences, *others, *scores]
+    if besides:
+        besides = ["", "less models of the earlier run", "", f"| proteins | noise | model | {' | '.join(names)} |",
+                   "| --- " * (len(names) + 3) + "|", *besides]  # fmt: skip
+    return [*recoveries, *differences, *besides, *others, *scores]
 
 
 def main() -> None:
@@ -346,6 +404,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/design_compare"), metavar="FOLDER")
     parser.add_argument("--only_report", action="store_true", help="of what is designed so far")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
+    parser.add_argument("--name", default="compare", help="of the file of results (default: %(default)s)")
+    parser.add_argument("--beside", type=Path, metavar="NAME.json", help="results of an earlier run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Using torch.cross", category=UserWarning)
@@ -354,7 +414,7 @@ def main() -> None:
         run(options, files)
     found = report(options, files)
     options.results.mkdir(parents=True, exist_ok=True)
-    write_json(options.results / "compare.json", found)
+    write_json(options.results / f"{options.name}.json", found)
     print("\n".join(markdown(found)))
 
 
