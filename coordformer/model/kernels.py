@@ -1,5 +1,5 @@
 # Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
-"""C code for a CPU, compiled when it is first needed, where there is a compiler: `messages.c` and `points.c`.
+"""C code for a CPU, compiled when it is first needed, where there is a compiler: messages.c, points.c, attention.c.
 
 PyTorch writes and reads each number once for each of its operations, and a core takes longer to load a number than to
 compute with it. The files are compiled for the processor at hand in a second or two, and kept in the folder of assets
@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("messages.c", "points.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("messages.c", "points.c", "attention.c"))
 HEADER = Path(__file__).with_name("kernels.h")
 # In the step of linking, `-ffast-math` would change how the whole process rounds tiny numbers, and `-fopenmp` would
 # bring a second OpenMP beside PyTorch's, whose functions are found when the library is loaded.
@@ -54,6 +54,15 @@ class Points(ctypes.Structure):
     _fields_ = _structure(
         "states cos sin rotations translations observed strength missing inputs of_heads attended features",
         "tokens heads dim wide row positions places key_points value_points threads",
+    )
+
+
+class Attention(ctypes.Structure):
+    """`struct attention` of attention.c."""
+
+    _fields_ = _structure(
+        "query key value bounds output norms of_output of_query of_key of_value",
+        "segments longest heads dim query_row key_row value_row threads",
     )
 
 

@@ -10,12 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .kernels import Attention, kernel_takes, run_kernel
+
 SEGMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # Transformers' names
+# The widest head that attends by C code, by type, without gradients and with them. Beyond, PyTorch's kernel is faster.
+# Its backward pass in bfloat16 is so slow that few heads are beyond.
+WIDEST = {torch.float32: (48, 32), torch.bfloat16: (16, 64)}
 
 
 def segment_runs(sequence_id: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -88,9 +94,9 @@ def varlen_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention within the segments of packed rows: `attn_implementation="varlen"`.
 
-    On CUDA in half precision one kernel without a mask (`torch.nn.attention.varlen`), elsewhere sdpa on one segment
-    after the other: memory and time grow with the sum of the squared lengths, not with the square of their sum. Rows
-    without segments go to sdpa with its mask.
+    On CUDA in half precision one kernel without a mask (`torch.nn.attention.varlen`), on a CPU C code for narrow heads,
+    elsewhere sdpa on one segment after the other: memory and time grow with the sum of the squared lengths, not with
+    the square of their sum. Rows without segments go to sdpa with its mask.
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
@@ -109,6 +115,9 @@ def varlen_attention(
         query = query * (query.shape[-1] ** 0.5 * (head_size**-0.5 if scaling is None else scaling))
         longest = length if max_length_q is None else max_length_q
         output: Any = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
+    elif not dropout and are_narrow(query, key, value, cu_seq_lens_q):
+        scale = head_size**-0.5 if scaling is None else scaling
+        output = _NarrowAttention.apply(query if scale == 1.0 else query * scale, key, value, cu_seq_lens_q)
     else:
 
         def attend(*states: Tensor) -> list[Tensor]:
@@ -118,6 +127,54 @@ def varlen_attention(
 
         (output,) = each_segment(attend, cu_seq_lens_q, *(each.unsqueeze(0) for each in (query, key, value)))
     return output[..., :head_size].reshape(batch, length, -1, head_size), None
+
+
+def are_narrow(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> bool:
+    """Whether the C code takes these heads, (tokens, heads, head) each, and is faster."""
+    states = (query, key, value)
+    if not kernel_takes(*states) or query.shape != key.shape or query.shape != value.shape:
+        return False
+    has_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in states)
+    lengths = bounds.diff()
+    return (
+        query.shape[-1] <= WIDEST[query.dtype][has_gradients]
+        and torch.get_num_threads() <= len(lengths) * query.shape[1]  # a thread takes a head of a segment
+        and bounds.dtype == torch.int32
+        and int(bounds[0]) == 0
+        and int(bounds[-1]) == len(query)
+        and int(lengths.min()) >= 0
+    )
+
+
+class _NarrowAttention(torch.autograd.Function):
+    """Attention within segments: queries that have been scaled, keys and values, (tokens, heads, head) each."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, bounds):
+        query, key, value = (
+            each if each.stride()[1:] == (each.shape[-1], 1) else each.contiguous() for each in (query, key, value)
+        )
+        _, heads, dim = query.shape
+        ctx.values = dict(
+            segments=len(bounds) - 1, longest=int(bounds.diff().max()), heads=heads, dim=dim,
+            query_row=query.stride(0), key_row=key.stride(0), value_row=value.stride(0),
+        )  # fmt: skip
+        bounds, output = bounds.contiguous(), torch.empty(query.shape, dtype=query.dtype)
+        norms = torch.empty(query.shape[:2])
+        ctx.save_for_backward(query, key, value, bounds, output, norms)
+        values = {"query": query, "key": key, "value": value, "bounds": bounds, "output": output, "norms": norms}
+        run_kernel("attention", Attention, query.dtype, **ctx.values, **values)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_output):
+        names = ("query", "key", "value", "bounds", "output", "norms")
+        values = dict(zip(names, ctx.saved_tensors, strict=True)) | {"of_output": of_output.contiguous()}
+        dtype = values["query"].dtype
+        found = {f"of_{name}": torch.empty(values["query"].shape, dtype=dtype) for name in names[:3]}
+        run_kernel("attention_backward", Attention, dtype, **ctx.values, **values, **found)
+        return *found.values(), None
 
 
 @torch.compiler.disable

@@ -7,7 +7,9 @@ from conftest import HEADS, VARIANTS, make_model, outputs_of, pack_rows, pad_row
 
 from coordformer import CoordformerForMaskedLM, build_tokenizer
 from coordformer.data.collator import CoordformerDataCollator, rotations_from_normals
-from coordformer.model.packing import SEGMENT_BOUNDS, segment_bounds
+from coordformer.model import packing
+from coordformer.model.kernels import load_kernel
+from coordformer.model.packing import SEGMENT_BOUNDS, segment_bounds, varlen_attention
 
 # --- padding and packing ---------------------------------------------------------------------------------------------
 
@@ -283,3 +285,63 @@ def test_a_complex_is_one_segment_with_a_gap_in_its_positions():
     moved = batch | {"coords": batch["coords"] + torch.where(segments == 1, 25.0, 0.0).unsqueeze(-1)}
     assert (model(**moved, position_ids=positions).logits - together).abs().max() > 1e-2
     assert (model(**moved, sequence_id=segments).logits - apart).abs().max() < 1e-4
+
+
+# --- attention of narrow heads in C ----------------------------------------------------------------------------------
+
+
+def attended(monkeypatch, narrow: bool, bounds: list[int], dim: int, dtype: torch.dtype, scale: float = 1.0):
+    """Outputs and gradients of queries, keys and values, which lie side by side; with C code, or without."""
+    widths = (999, 999) if narrow else (0, 0)
+    monkeypatch.setattr(packing, "WIDEST", dict.fromkeys(packing.WIDEST, widths))
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(1, bounds[-1], 3 * 2 * dim, generator=generator).mul(scale).to(dtype).requires_grad_()
+    heads = [each.unflatten(-1, (2, dim)).transpose(1, 2) for each in states.chunk(3, dim=-1)]
+    assert not narrow or packing.are_narrow(*(each[0].transpose(0, 1) for each in heads), torch.tensor(bounds).int())
+    output, _ = varlen_attention(
+        torch.nn.Module(), *heads, None, scaling=0.5, cu_seq_lens_q=torch.tensor(bounds).int(), max_length_q=99
+    )
+    output.backward(torch.randn(output.shape, generator=generator).to(dtype))
+    return output.detach(), states.grad
+
+
+@pytest.mark.skipif(load_kernel() is None, reason="no C compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dim", [3, 16, 24, 32, 50])
+def test_narrow_heads_attend_in_c_as_in_pytorch(dim, dtype, monkeypatch):
+    """Segments of one token, of none, of whole tiles and of more; the same to the bit on any number of threads."""
+    bounds, before = [0, 1, 34, 34, 98, 197], torch.get_num_threads()
+    found = attended(monkeypatch, True, bounds, dim, dtype)
+    expected = attended(monkeypatch, False, bounds, dim, torch.float32)
+    torch_own = attended(monkeypatch, False, bounds, dim, dtype)
+    for ours, exact, theirs in zip(found, expected, torch_own, strict=True):
+        assert ours.dtype == dtype
+        error = (ours.float() - exact).abs().max()
+        assert error < (2e-5 if dtype == torch.float32 else 1.5 * (theirs.float() - exact).abs().max())
+    torch.set_num_threads(3)
+    try:
+        again = attended(monkeypatch, True, bounds, dim, dtype)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+@pytest.mark.skipif(load_kernel() is None, reason="no C compiler")
+def test_narrow_heads_take_logits_of_any_size(monkeypatch):
+    """Thousands: most weights are zero, and none is above one."""
+    for ours, theirs in zip(
+        attended(monkeypatch, True, [0, 50], 16, torch.float32, 30.0),
+        attended(monkeypatch, False, [0, 50], 16, torch.float32, 30.0),
+        strict=True,
+    ):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs, atol=2e-4 * float(theirs.abs().max()), rtol=0)
+
+
+def test_bounds_that_do_not_fit_never_reach_c():
+    states = torch.randn(3, 10, 2, 16)
+    for wrong in ([0, 4, 11], [1, 10], [0, 7, 4, 10], [0, 9]):
+        assert not packing.are_narrow(*states, torch.tensor(wrong).int())
+    assert not packing.are_narrow(*states, torch.tensor([0, 10]))  # 64 bits
+    assert not packing.are_narrow(*states.double(), torch.tensor([0, 10]).int())
+    assert not packing.are_narrow(*torch.randn(3, 10, 2, 128), torch.tensor([0, 10]).int())
