@@ -21,7 +21,8 @@ from ..model.windows import SPECIAL_TOKENS
 PROTOCOLS = ("paper", "masked15")
 
 # Where the random numbers of a row lie in its stream, one for each residue or coordinate from there on.
-CHOOSE, FATE, CROP, DROP, ROTATE, NOISE, SPLIT, SHARE, WIDTH = np.arange(9, dtype=np.uint64) << np.uint64(40)
+_STREAMS = np.arange(11, dtype=np.uint64) << np.uint64(40)
+CHOOSE, FATE, CROP, DROP, ROTATE, NOISE, SPLIT, SHARE, WIDTH, ATOMS, LOSE = _STREAMS
 
 
 def splitmix(counters: np.ndarray) -> np.ndarray:
@@ -95,6 +96,7 @@ class CoordformerDataCollator:
     Args:
         tokenizer: maps letters or tokens to ids.
         atoms, dim: the model's `config.coordinate_atoms` and `config.coordinate_dim`.
+        missing_atoms: whether rows may lack some of the atoms, the model's `config.partial_backbones`.
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
         mlm_probability: with which a residue is chosen; at least one is, unless this is 0: then nothing is masked. Of
@@ -103,6 +105,9 @@ class CoordformerDataCollator:
         noise: standard deviation in Å of Gaussian noise on each coordinate. Of two values each chain draws its own
             between them.
         drop_coords: probability with which a chain is without any coordinates.
+        drop_atoms: probability with which a chain lacks atoms of the backbone: half of these chains have C-alphas
+            alone, a quarter have them alone in a share of their residues that each chain draws, a quarter lack O.
+        give_noise_level: give the standard deviation of each chain's noise, `noise_level`.
         split_chains: probability with which a chain is cut in two at random, which become two chains of a complex: so
             data of single chains teaches where chains end.
         max_length: longer chains are cropped to this many contiguous residues, at random.
@@ -113,7 +118,7 @@ class CoordformerDataCollator:
     atoms, D) with several atoms, -100 and NaN where there is nothing; `rotations` (batch, chains of a row, D, D); of
     padded rows `attention_mask` (batch, length), of a packed one `sequence_id` (1, length) and the segments' bounds, as
     `CoordformerModel` takes them; and where a row is a complex, has gaps or may be split, `position_ids` and
-    `chain_ids`, of the shape of `input_ids`.
+    `chain_ids`, of the shape of `input_ids`, as `noise_level` is.
 
     Examples:
         >>> from coordformer import build_tokenizer, read_chains
@@ -126,11 +131,14 @@ class CoordformerDataCollator:
     tokenizer: PreTrainedTokenizerBase
     atoms: Sequence[str] = ("CA",)
     dim: int = 3
+    missing_atoms: bool = False
     masking: str = "paper"
     mlm_probability: float | Sequence[float] = 0.15
     rotate: bool = True
     noise: float | Sequence[float] = 0.0
     drop_coords: float = 0.0
+    drop_atoms: float = 0.0
+    give_noise_level: bool = False
     split_chains: float = 0.0
     max_length: int | None = None
     seed: int = 0
@@ -146,11 +154,13 @@ class CoordformerDataCollator:
         self.atoms = (self.atoms,) if isinstance(self.atoms, str) else tuple(self.atoms)
         if self.masking not in PROTOCOLS:
             raise ValueError(f"`masking` is {self.masking!r}; choose 'paper' or 'masked15'.")
-        for name in ("mlm_probability", "drop_coords", "split_chains"):
+        for name in ("mlm_probability", "drop_coords", "drop_atoms", "split_chains"):
             if not all(0 <= value <= 1 for value in np.atleast_1d(getattr(self, name))):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it is a probability between 0 and 1.")
         if not all(0 <= value < np.inf for value in np.atleast_1d(self.noise)):
             raise ValueError(f"`noise` is {self.noise} Å; it is a standard deviation and cannot be negative.")
+        if self.drop_atoms and not {"CA", "O"} < set(self.atoms):
+            raise ValueError(f"`drop_atoms` is {self.drop_atoms}, but `atoms` are {self.atoms} and not a backbone's.")
         self._probabilities = value_range("mlm_probability", self.mlm_probability)
         self._deviations = value_range("noise", self.noise)
         if self.max_length is not None and self.max_length < 1:
@@ -178,7 +188,7 @@ class CoordformerDataCollator:
         sequences, arrays = [], []
         layouts: list[tuple[np.ndarray, ...] | None] = []
         for row, crop in zip(rows, uniform(keys, CROP), strict=True):
-            sequence, xyz = chain_arrays(row, self.atoms, self.dim)
+            sequence, xyz = chain_arrays(row, self.atoms, self.dim, self.missing_atoms)
             width = len(sequence) if self.max_length is None else min(self.max_length, len(sequence))
             start = int(crop * (len(sequence) - width + 1))
             sequences.append(sequence[start : start + width])
@@ -209,12 +219,14 @@ class CoordformerDataCollator:
         chosen = self._choose(uniform(streams, CHOOSE + residue), shares, letters, coords, starts)
         tokens = letters.copy()
         tokens[chosen] = self._replacements(letters[chosen], uniform(streams[chosen], FATE + residue[chosen]))
+        deviations = _draw(self._deviations, keys, WIDTH) * augment
         if any(self._deviations):
             numbers = np.arange(coords[0].size, dtype=np.uint64)
             places = NOISE + residue[:, None] * np.uint64(len(numbers)) + numbers
-            noise = normal(streams[:, None], places).reshape(coords.shape) * augment[row_of, None, None]
-            deviations = _draw(self._deviations, keys, WIDTH)[row_of, None, None]
-            coords = coords + (deviations * noise).astype(np.float32)
+            noise = normal(streams[:, None], places).reshape(coords.shape)
+            coords = coords + (deviations[row_of, None, None] * noise).astype(np.float32)
+        if self.drop_atoms:
+            coords[self._lost_atoms(keys, augment, row_of, streams, residue)] = np.nan
         if self.drop_coords:
             coords[(augment & (uniform(keys, DROP) < self.drop_coords))[row_of]] = np.nan
 
@@ -231,6 +243,9 @@ class CoordformerDataCollator:
         flat["input_ids"][inside] = tokens
         flat["labels"][inside[chosen]] = letters[chosen]
         flat["coords"][inside] = coords
+        if self.give_noise_level:
+            batch["noise_level"] = np.zeros(shape, dtype=np.float32)
+            batch["noise_level"].reshape(-1)[inside] = deviations[row_of]
         if len(self.atoms) == 1:
             batch["coords"] = batch["coords"].squeeze(2)
         if self.split_chains or any(layouts):
@@ -264,6 +279,16 @@ class CoordformerDataCollator:
             for name, tokens in layout_tokens((positions, chain_index)).items():
                 batch[name].reshape(-1)[start : start + len(tokens)] = tokens
         return batch
+
+    def _lost_atoms(self, keys, augment, row_of, streams, residue) -> np.ndarray:
+        """Which atoms of all residues are missing by `drop_atoms`, (residues, atoms)."""
+        fate, kind, share = uniform(keys[:, None], ATOMS + np.arange(3, dtype=np.uint64)).T
+        loses = augment & (fate < self.drop_atoms)
+        share = np.where(kind < 0.5, 1.0, share)
+        names = np.array(self.atoms)
+        alone = (loses & (kind < 0.75))[row_of] & (uniform(streams, LOSE + residue) < share[row_of])
+        without = (loses & (kind >= 0.75))[row_of]
+        return (alone[:, None] & (names != "CA")) | (without[:, None] & (names == "O"))
 
     def _lay_out(self, lengths: np.ndarray, packed_length: int | None) -> tuple[dict[str, Any], tuple, np.ndarray]:
         """What describes the batch to the model, its shape, and where each chain of `lengths` tokens begins."""

@@ -212,8 +212,12 @@ def join_chains(name: str, chains: Sequence[Chain], chain_names: Sequence[str]) 
     )
 
 
-def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3) -> tuple[Any, np.ndarray]:
+def chain_arrays(
+    record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3, missing_atoms: bool = False
+) -> tuple[Any, np.ndarray]:
     """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row; `atoms` picks the atoms.
+
+    With `missing_atoms` atoms that the record does not hold are NaN, if it holds the C-alphas.
 
     A row keeps its coordinates as one flat list; its sequence is a string of letters or a list of tokens.
     """
@@ -239,7 +243,14 @@ def chain_arrays(record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: i
     coords = coords.reshape(shape)
     if tuple(atoms) == available:
         return sequence, coords
-    if missing := [atom for atom in atoms if atom not in available]:
+    missing = [atom for atom in atoms if atom not in available]
+    if missing_atoms and "CA" in available:
+        held = np.full((len(sequence), len(atoms), dim), np.nan, dtype=np.float32)
+        for slot, atom in enumerate(atoms):
+            if atom in available:
+                held[:, slot] = coords[:, available.index(atom)]
+        return sequence, held
+    if missing:
         raise ValueError(
             f"Chain {name} holds the atoms {', '.join(available)}, but {', '.join(missing)} of `coordinate_atoms` "
             f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}."

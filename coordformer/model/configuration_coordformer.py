@@ -57,6 +57,12 @@ class CoordformerConfig(EsmConfig):
         invariant_quaternions: whether ProteinMPNN's layers on C-alphas read how a neighbor's frame is turned in the
             residue's own frame, which is invariant to rotations. In the published models it is in the axes of the file;
             their weights predict alike with both.
+        partial_backbones: whether ProteinMPNN's layers on backbones also read residues that lack atoms: between these
+            and others what ProteinMPNN for C-alphas reads, and where the C-alpha is missing, too, the letters of the
+            residues beside it along the chain. Complete backbones are read as without it.
+        noise_conditioning: whether ProteinMPNN's layers are told how exact coordinates are: the input `noise_level`.
+        noise_level: standard deviation of noise on coordinates, Å, where that input is not given. 0 stands for
+            experiments and predictions, 0.2 suits backbones that were designed or modeled without their sequence.
         coordinate_embedding: what the coordinates are lifted to before the linear embedding: `"linear"` (x; the
             paper's, section 2), `"quadratic"` (x and |x|^2), `"local_frame"` (those of the neighbors along the chain,
             in the backbone frame of the residue; invariant) or `"none"` (no embedding; without `num_distance_bins` and
@@ -120,6 +126,9 @@ class CoordformerConfig(EsmConfig):
     encoder_type: str = "esm"
     num_decoder_layers: int = 3
     invariant_quaternions: bool = False
+    partial_backbones: bool = False
+    noise_conditioning: bool = False
+    noise_level: int | float = 0.0
     coordinate_embedding: str = "linear"
     coordinate_atoms: tuple[str, ...] | list[str] = ("CA",)
     coordinate_dim: int = 3
@@ -184,6 +193,24 @@ class CoordformerConfig(EsmConfig):
             raise ValueError(
                 "`invariant_quaternions` is True, but only ProteinMPNN's layers on C-alphas have quaternions: leave it "
                 'out, or set `encoder_type="proteinmpnn"` and `coordinate_atoms=("CA",)`.'
+            )
+
+        if self.partial_backbones and (self.encoder_type, self.coordinate_atoms) != ("proteinmpnn", BACKBONE):
+            raise ValueError(
+                "`partial_backbones` is True, but only ProteinMPNN's layers on backbones read parts of them: leave it "
+                f'out, or set `encoder_type="proteinmpnn"` and `coordinate_atoms={BACKBONE}`.'
+            )
+        if self.noise_conditioning and self.encoder_type != "proteinmpnn":
+            raise ValueError(
+                "`noise_conditioning` is True, but only ProteinMPNN's layers are told of noise: leave it out, or set "
+                '`encoder_type="proteinmpnn"`.'
+            )
+        if not 0 <= self.noise_level < float("inf"):
+            raise ValueError(f"`noise_level` is {self.noise_level} Å; it is a standard deviation, 0 or more.")
+        if self.noise_level and not self.noise_conditioning:
+            raise ValueError(
+                f"`noise_level` is {self.noise_level} Å, but without `noise_conditioning` the model is not told of it; "
+                "leave it out, or take a model that is."
             )
 
     def _validate_proteinmpnn(self) -> None:

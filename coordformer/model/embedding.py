@@ -99,7 +99,7 @@ def embed_dataset(
     own = model_processor(encoder, tokenizer)
     reading = {"chain_ids": chain_ids, "min_plddt": min_plddt, "as_complex": as_complex, "assembly": assembly}
     proteins: dict[str, Record] = {}
-    for name, record in collect_proteins(inputs, own.coordinate_atoms, problems, **reading):
+    for name, record in collect_proteins(inputs, problems=problems, **own.reads, **reading):
         if (first := proteins.setdefault(name, record)) is not record:
             one, other = own.encode_protein(first), own.encode_protein(record)
             same = one.keys() == other.keys() and all(

@@ -172,7 +172,7 @@ class CoordformerPreTrainedModel(PreTrainedModel):
         if isinstance(self, FSDPModule):
             kwargs |= dict(zip(inspect.signature(self.forward).parameters, args, strict=False))
             args = ()
-            for name in ("coords", "rotations"):
+            for name in ("coords", "rotations", "noise_level"):
                 if (values := kwargs.get(name)) is not None and values.dtype != torch.uint32:
                     kwargs[name] = values.detach().to(torch.float32).contiguous().view(torch.uint32)
         return super().__call__(*args, **kwargs)
@@ -233,6 +233,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
       flash attention takes them, see `segment_bounds`. Attention by `"varlen"` or flash computes them from
       `sequence_id` where they are missing, for which the host waits for the device; given, they must agree with it.
 
+    - `noise_level` `(batch, sequence)`: with `config.noise_conditioning`, the standard deviation of noise on `coords`,
+      Å, which the model is to reckon with; the default is `config.noise_level` everywhere.
     - `structure`: of `encode_structure`, in place of `coords`: one for all rows.
     - `special_tokens_mask` `(batch, sequence)`: 1 for `<cls>` and `<eos>`, for `inputs_embeds`, which do not tell; the
       default is where `input_ids` have them.
@@ -304,12 +306,14 @@ class CoordformerModel(CoordformerPreTrainedModel):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None, coords: Tensor | None = None, coords_mask: Tensor | None = None,
         sequence_id: Tensor | None = None, rotations: Tensor | None = None, chain_ids: Tensor | None = None,
-        special_tokens_mask: Tensor | None = None, structure: Structure | None = None, **kwargs,
+        special_tokens_mask: Tensor | None = None, noise_level: Tensor | None = None,
+        structure: Structure | None = None, **kwargs,
     ) -> BaseModelOutput:  # fmt: skip
-        coords, rotations = _restore_float32(coords), _restore_float32(rotations)
+        coords, rotations, noise_level = map(_restore_float32, (coords, rotations, noise_level))
         shape, device = self._input_shape(input_ids, inputs_embeds, coords)
         given = {"attention_mask": attention_mask, "position_ids": position_ids, "sequence_id": sequence_id}
-        for name, value in (given | {"chain_ids": chain_ids, "special_tokens_mask": special_tokens_mask}).items():
+        given |= {"chain_ids": chain_ids, "special_tokens_mask": special_tokens_mask, "noise_level": noise_level}
+        for name, value in given.items():
             accepted = (shape, (1, shape[1])) if name == "position_ids" else (shape,)
             if value is not None and tuple(value.shape) not in map(tuple, accepted):
                 raise ValueError(
@@ -335,7 +339,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
             embeddings = self._encode_sequence(input_ids=input_ids, inputs_embeds=inputs_embeds, **given)
         if structure is None:
             given = {"coords_mask": coords_mask, "attention_mask": attention_mask, "rotations": rotations}
-            given |= {"chain_ids": chain_ids, "special_tokens_mask": special_tokens_mask}
+            given |= {"chain_ids": chain_ids, "special_tokens_mask": special_tokens_mask, "noise_level": noise_level}
             longest = None if runs is None else kwargs.get("max_length_q")
             structure = self._encode_structure(coords, input_ids, shape, position_ids, runs, longest, **given)
         elif coords is not None or structure.rows not in (1, shape[0]):
@@ -428,7 +432,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         Args:
             coords, position_ids, chain_ids: as of the model, one row each.
             input_ids: (1, sequence), any tokens, which say where `<cls>` and `<eos>` are.
-            masks: `coords_mask`, `special_tokens_mask`, as of the model.
+            masks: `coords_mask`, `special_tokens_mask`, `noise_level`, as of the model.
         """
         shape, device = self._input_shape(input_ids, None, coords)
         if position_ids is None:
@@ -442,9 +446,11 @@ class CoordformerModel(CoordformerPreTrainedModel):
 
     def _encode_structure(
         self, coords, input_ids, shape, position_ids, runs, longest, *, coords_mask=None, attention_mask=None,
-        rotations=None, chain_ids=None, special_tokens_mask=None,
+        rotations=None, chain_ids=None, special_tokens_mask=None, noise_level=None,
     ) -> Structure:  # fmt: skip
         config, structure = self.config, Structure(shape[0])
+        if noise_level is not None and not config.noise_conditioning:
+            raise ValueError("`noise_level` is of models with `config.noise_conditioning`; leave it out.")
         if not self.reads_coordinates:
             return structure
         residue_mask = self.residue_mask(input_ids, attention_mask, shape, position_ids.device)
@@ -456,9 +462,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
             check_rotations(rotations, shape, numbers, config.coordinate_dim)
             placed = rotate_coordinates(placed, rotations, numbers)
         if self.proteinmpnn is not None:
-            self.proteinmpnn.encode(
-                structure, placed, coords_mask, residue_mask, position_ids, runs, longest, chain_ids
-            )
+            if config.noise_conditioning and noise_level is None:
+                noise_level = torch.full(shape, float(config.noise_level), device=placed.device)
+            given = placed, coords_mask, residue_mask, position_ids, runs, longest, chain_ids, noise_level
+            self.proteinmpnn.encode(structure, *given)
         if config.num_qk_points or config.coordinate_embedding == "local_frame":
             frames = backbone_frames(placed, coords_mask, position_ids, runs, config.coordinate_atoms)
         if self.coordinate_embedding is not None:
@@ -607,13 +614,14 @@ class CoordformerModelWithHead(CoordformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, coords=None, coords_mask=None,
-        sequence_id=None, rotations=None, chain_ids=None, special_tokens_mask=None, structure=None, labels=None,
-        num_items_in_batch=None, **kwargs,
+        sequence_id=None, rotations=None, chain_ids=None, special_tokens_mask=None, noise_level=None, structure=None,
+        labels=None, num_items_in_batch=None, **kwargs,
     ):  # fmt: skip
         outputs = self.coordformer(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
             coords=coords, coords_mask=coords_mask, sequence_id=sequence_id, rotations=rotations,
-            chain_ids=chain_ids, special_tokens_mask=special_tokens_mask, structure=structure, **kwargs,
+            chain_ids=chain_ids, special_tokens_mask=special_tokens_mask, noise_level=noise_level, structure=structure,
+            **kwargs,
         )  # fmt: skip
         states = outputs.last_hidden_state
         if sequence_id is None:

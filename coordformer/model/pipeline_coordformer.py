@@ -103,7 +103,7 @@ class ProteinPipeline(ChunkPipeline):
                 raise FileNotFoundError(
                     f"{os.fspath(protein)}: no such file; check the path, or give a sequence as {{'sequence': ...}}"
                 )
-            return read_proteins(protein, self.processor.coordinate_atoms, **reading)
+            return read_proteins(protein, **self.processor.reads, **reading)
         check_reading(reading)
         check_protein(protein)
         return [protein]

@@ -60,7 +60,10 @@ def longest_first(chains: Sequence[Record]) -> list[int]:
 
 def model_processor(model: Any, tokenizer: PreTrainedTokenizerBase) -> CoordformerProcessor:
     """The processor that makes what a model reads, whatever atoms were asked for elsewhere."""
-    return CoordformerProcessor(tokenizer, model.config.coordinate_atoms, model.config.coordinate_dim)
+    config = model.config
+    return CoordformerProcessor(
+        tokenizer, config.coordinate_atoms, config.coordinate_dim, partial_backbones=config.partial_backbones
+    )
 
 
 def window_rows(

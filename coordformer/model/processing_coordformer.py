@@ -63,7 +63,7 @@ def pad_batch(
 
     Args:
         rows: of each `input_ids` (tokens,), `coords` (tokens, ...), and where any row has them `position_ids` and
-            `chain_ids` (tokens,); for rows without them they are counted on, and 0.
+            `chain_ids` (tokens,), for rows without them they are counted on, and 0; perhaps `noise_level` (tokens,).
         pad_token_id: of `input_ids`; coordinates are NaN, all else is 0.
         pad_to_multiple_of: the padded length is rounded up to a multiple of this.
 
@@ -80,6 +80,8 @@ def pad_batch(
     if any("position_ids" in row for row in rows):
         batch |= {"position_ids": np.zeros(shape, dtype=np.int64), "chain_ids": np.zeros(shape, dtype=np.int64)}
         batch["position_ids"][:] = np.arange(shape[1]) * batch["attention_mask"]
+    if any("noise_level" in row for row in rows):
+        batch["noise_level"] = np.zeros(shape, dtype=np.float32)
     for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         for name, values in row.items():
             batch[name][number, :length] = values
@@ -99,6 +101,7 @@ class CoordformerProcessor(ProcessorMixin):
         tokenizer: a fast tokenizer with one token per residue; the default is ESM-2's vocabulary, built in.
         coordinate_atoms: the atoms the model reads, `config.coordinate_atoms`.
         coordinate_dim: number of spatial dimensions, `config.coordinate_dim`.
+        partial_backbones: whether files and chains may lack some of the atoms, `config.partial_backbones`.
 
     Examples:
         >>> processor = CoordformerProcessor()
@@ -109,14 +112,23 @@ class CoordformerProcessor(ProcessorMixin):
 
     _auto_class = "AutoProcessor"  # Transformers saves the code beside it
 
-    def __init__(self, tokenizer=None, coordinate_atoms: Sequence[str] = ("CA",), coordinate_dim: int = 3, **kwargs):
+    def __init__(
+        self, tokenizer=None, coordinate_atoms: Sequence[str] = ("CA",), coordinate_dim: int = 3,
+        partial_backbones: bool = False, **kwargs,
+    ):  # fmt: skip
         self.coordinate_atoms = (coordinate_atoms,) if isinstance(coordinate_atoms, str) else tuple(coordinate_atoms)
         self.coordinate_dim = coordinate_dim
+        self.partial_backbones = partial_backbones
         super().__init__(build_tokenizer() if tokenizer is None else tokenizer, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "coords", "position_ids", "chain_ids"]
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What is read of structure files, as arguments of `read_chains`."""
+        return {"atoms": self.coordinate_atoms, "missing_atoms": self.partial_backbones}
 
     def __call__(
         self, sequences: str | Sequence[str] | None = None, coords: Any = None, *,
@@ -152,7 +164,7 @@ class CoordformerProcessor(ProcessorMixin):
             if self.coordinate_dim != 3:
                 raise ValueError(f"`structures` are in 3 dimensions, but `coordinate_dim` is {self.coordinate_dim}.")
             paths = [structures] if isinstance(structures, (str, Path)) else structures
-            options: dict[str, Any] = {"atoms": self.coordinate_atoms, "min_plddt": min_plddt}
+            options: dict[str, Any] = {**self.reads, "min_plddt": min_plddt}
             if as_complex or assembly is not None:
                 chains = [read_complex(path, chain_ids, assembly, **options) for path in paths]
             else:
@@ -214,7 +226,7 @@ class CoordformerProcessor(ProcessorMixin):
     def _chain(self, chain: Chain | Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The row of a chain, or of a row of a data set."""
         layout = chain_layout(chain)
-        sequence, coords = chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim)
+        sequence, coords = chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim, self.partial_backbones)
         name = chain.get("id", "?") if isinstance(chain, Mapping) else chain.id
         # The tokenizer splits at spaces; between letters it needs none.
         row = self._row(f"chain {name}", sequence if isinstance(sequence, str) else " ".join(sequence), coords)

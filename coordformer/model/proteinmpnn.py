@@ -163,6 +163,23 @@ def chain_points(
     return torch.stack(points, dim=2)
 
 
+def chain_neighbors(residue_mask: Tensor, runs: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k tokens nearest along the row, those behind and before in turns, and which are residues of the same segment.
+
+    As `k_nearest_neighbors`, places in the row and which exist: both (batch, sequence, k).
+    """
+    batch, length = residue_mask.shape
+    steps = torch.arange(1, k + 1, device=residue_mask.device)
+    offsets = (steps + 1) // 2 * (2 * (steps % 2) - 1)  # 1, -1, 2, -2, ...
+    places = torch.arange(length, device=residue_mask.device).unsqueeze(-1) + offsets
+    exist = (places >= 0) & (places < length)
+    places = places.clamp(0, length - 1)
+    exist = exist & residue_mask[:, places] & residue_mask.unsqueeze(-1)
+    if runs is not None:
+        exist = exist & (runs[:, places] == runs.unsqueeze(-1))
+    return places.expand(batch, length, k).masked_fill(~exist, 0), exist
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Vectors (..., 3) of length 1; zero stays zero, with a finite gradient."""
     return vectors * (vectors.square().sum(dim=-1, keepdim=True) + 1e-8).rsqrt()
@@ -204,85 +221,143 @@ class ProteinMPNNFeatures(nn.Module):
     of the residues beside it along the chain count as a residue's atoms, and there are the direction to the sender in
     the receiver's frame and a quaternion of both frames; with backbones, a virtual C-beta is the fifth atom. A residue
     is observed where all of `config.coordinate_atoms` are.
+
+    With `config.partial_backbones` it is where the C-alpha is. Of an edge between complete backbones all is as above;
+    of another one the distances of atoms that are missing are left out, and what there is of C-alphas alone is added.
+    The neighbors of a residue that is not observed are those along the chain, observed or not, and of their edges only
+    the separation is known. With `config.noise_conditioning` the noise that coordinates are said to have is added, too.
     """
 
     num_rbf = 16
     min_distance, max_distance = 2.0, 22.0  # Å, the centers of the first and the last radial basis function
     max_separation = 32  # residues along the chain, beyond which all are alike
+    num_noise_levels, max_noise = 6, 0.5  # Å, the radial basis functions of the noise
 
     def __init__(self, config: CoordformerConfig):
         super().__init__()
         self.num_neighbors = config.num_neighbors
-        self.backbone = config.coordinate_atoms == BACKBONE
-        self.invariant_quaternions = config.invariant_quaternions
-        features = 25 * self.num_rbf if self.backbone else 9 * self.num_rbf + 3 + 4
-        self.geometry = FeatureLinear(features, config.hidden_size)
+        self.backbone, self.partial = config.coordinate_atoms == BACKBONE, config.partial_backbones
+        self.invariant_quaternions = config.invariant_quaternions or self.partial
+        of_alphas = 9 * self.num_rbf + 3 + 4
+        self.geometry = FeatureLinear(25 * self.num_rbf if self.backbone else of_alphas, config.hidden_size)
+        self.alpha_geometry = FeatureLinear(of_alphas, config.hidden_size) if self.partial else None
+        noise = config.noise_conditioning
+        self.noise = nn.Linear(self.num_noise_levels, config.hidden_size, bias=False) if noise else None
         self.separation = nn.Embedding(2 * self.max_separation + 2, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
+    def zero_init(self, fields: Sequence[str]) -> None:
+        """Set to zero what these fields of the config add, so that a trained model predicts what it did before."""
+        layers = {"partial_backbones": self.alpha_geometry, "noise_conditioning": self.noise}
+        for field in fields:
+            for parameter in layers[field].parameters():  # type: ignore[union-attr]
+                nn.init.zeros_(parameter)
+
     def forward(
         self, coords: Tensor, coords_mask: Tensor, residue_mask: Tensor, position_ids: Tensor, runs: Tensor | None,
-        longest: int | None, chain_ids: Tensor | None,
+        longest: int | None, chain_ids: Tensor | None, noise_level: Tensor | None = None,
     ) -> NeighborGraph:  # fmt: skip
         """Of `coords` (batch, sequence, atoms, 3), Å, and their mask; the first neighbor is the residue itself.
 
-        `residue_mask` (batch, sequence) is False for special tokens and padding; the rest is as of
-        `k_nearest_neighbors` and `CoordformerModel`.
+        `residue_mask` (batch, sequence) is False for special tokens and padding; `noise_level` (batch, sequence), Å, is
+        there with `config.noise_conditioning`; the rest is as of `k_nearest_neighbors` and `CoordformerModel`.
         """
-        observed = coords_mask.all(dim=-1)
+        place = 1 if self.backbone else 0
+        alphas, observed = coords[:, :, place], coords_mask[:, :, place] if self.partial else coords_mask.all(dim=-1)
         batch, length = observed.shape
         with maybe_autocast(coords.device.type, enabled=False):
-            alphas = coords[:, :, 1 if self.backbone else 0]
             near, exist = k_nearest_neighbors(alphas.detach(), observed, runs, self.num_neighbors - 1, longest)
+            values = []
             if self.backbone:
                 n, ca, c, _ = coords.unbind(dim=2)
-                residues = torch.cat((coords, virtual_beta(n, ca, c).unsqueeze(2)), dim=2).flatten(2)
-            else:
+                values += [coords.flatten(2), virtual_beta(n, ca, c)]
+            if self.partial or not self.backbone:
                 points = chain_points(alphas, observed, residue_mask, position_ids, runs, chain_ids)
                 frames = chain_frames(points, residue_mask, runs)
-                residues = torch.cat((points.flatten(2), alphas, frames.flatten(2)), dim=-1)
+                values += [points.flatten(2), alphas, frames.flatten(2)]
+            if self.partial:
+                known = coords_mask & observed.unsqueeze(-1)
+                known = torch.cat((known, known[..., :3].all(dim=-1, keepdim=True)), dim=-1)
+                values.append(known.to(coords.dtype))
+            if self.noise is not None:
+                assert noise_level is not None
+                levels = noise_level.to(coords.dtype).expand(batch, length)
+                values.append(radial_basis_functions(levels, self.num_noise_levels, self.max_noise))
+            residues = torch.cat(values, dim=-1).flatten(0, 1).unsqueeze(0)
+        present = residue_mask if self.partial else observed
+        if self.partial:
+            along, there = chain_neighbors(residue_mask, runs, self.num_neighbors - 1)
+            near = torch.where(observed.unsqueeze(-1), near, along)
+            exist = torch.where(observed.unsqueeze(-1), exist, there)
         itself = torch.arange(length, device=near.device).expand(batch, length).unsqueeze(-1)
         starts = length * torch.arange(batch, device=near.device)[:, None, None]
         places = (torch.cat((itself, near), dim=-1) + starts).flatten(0, 1)
-        exist = torch.cat((observed.unsqueeze(-1), exist), dim=-1)
+        exist = torch.cat((present.unsqueeze(-1), exist), dim=-1)
         positions = position_ids.expand(batch, length).flatten()
         chains = None if chain_ids is None else chain_ids.flatten()
+        sizes = [each.shape[-1] for each in values]
 
         def describe(block: slice, sent: Tensor, received: Tensor) -> Tensor:
             """Edge features (1, n, k, hidden) of the residues in a block, of what `residues` says of both sides."""
             near = places[block]
-            with maybe_autocast(sent.device.type, enabled=False):
-                features = self._geometry(received.unsqueeze(2), sent)
+            summed = self._geometry(received.unsqueeze(2).split(sizes, dim=-1), sent.split(sizes, dim=-1))
             limit = self.max_separation
             separation = (positions[block].unsqueeze(-1) - positions[near]).clamp(-limit, limit) + limit
             if chains is not None:
                 separation = torch.where(chains[near] != chains[block].unsqueeze(-1), 2 * limit + 1, separation)
-            return self.output(self.norm(self.geometry(features) + self.separation(separation)))
+            return self.output(self.norm(summed + self.separation(separation)))
 
-        residues = residues.flatten(0, 1).unsqueeze(0)
         edges = blockwise(describe, [self], places, residues, (residues,))
         return NeighborGraph(places.flatten(), exist, edges.view(batch, length, self.num_neighbors, -1))
 
-    def _geometry(self, receiver: Tensor, sender: Tensor) -> Tensor:
-        """Features (1, n, k, features) of receivers (1, n, 1, values) and senders (1, n, k, values)."""
-        atoms = 5 if self.backbone else 3
-        own, others = (each[..., : 3 * atoms].unflatten(-1, (atoms, 3)) for each in (receiver, sender))
-        apart = own.unsqueeze(-2) - others.unsqueeze(-3)
-        distances = (apart.square().sum(dim=-1) + 1e-6).sqrt()
-        first, last = self.min_distance, self.max_distance
-        rbf = radial_basis_functions(distances, self.num_rbf, last, first, width=(last - first) / self.num_rbf)
-        features = [rbf.flatten(-3)]
+    def _geometry(self, receiver: Sequence[Tensor], sender: Sequence[Tensor]) -> Tensor:
+        """What coordinates and noise give edges, (1, n, k, hidden).
+
+        Of the values of receivers (1, n, 1, ...) and senders (1, n, k, ...), in the order of `forward`.
+        """
+        own, others = [*receiver], [*sender]
+        added = 0.0
+        if self.noise is not None:
+            added = self.noise(own.pop().to(self.noise.weight.dtype))
+            others.pop()
         if not self.backbone:
-            apart = sender[..., 9:12] - receiver[..., 9:12]
-            own, others = (each[..., 12:].unflatten(-1, (3, 3)) for each in (receiver, sender))
+            return self.geometry(self._of_alphas(own, others)) + added
+        with maybe_autocast(own[0].device.type, enabled=False):
+            rbf = self._distances(*(torch.cat(each[:2], dim=-1) for each in (own, others)))
+            if self.partial:
+                both = (own[-1].unsqueeze(-1) * others[-1].unsqueeze(-2)).flatten(-2)  # (1, n, k, pairs)
+                rbf = rbf * both.unsqueeze(-1)
+        summed = self.geometry(rbf.flatten(-2)) + added
+        if self.partial:
+            incomplete = ~both.all(dim=-1, keepdim=True)
+            # Most backbones are complete; other devices than a CPU would have to be waited for to know.
+            if not in_blocks(both.device) or incomplete.any():
+                pair = both.unflatten(-1, (5, 5))[..., 1, 1, None]  # of C-alphas
+                of_alphas = self.alpha_geometry(self._of_alphas(own[2:5], others[2:5]) * pair)  # type: ignore[misc]
+                summed = summed + of_alphas * incomplete
+        return summed
+
+    def _distances(self, receiver: Tensor, sender: Tensor) -> Tensor:
+        """Radial basis functions (1, n, k, pairs, num_rbf) of the distances of atoms (1, n, 1 or k, 3 x atoms)."""
+        own, others = (each.unflatten(-1, (-1, 3)) for each in (receiver, sender))
+        apart = own.unsqueeze(-2) - others.unsqueeze(-3)
+        distances = (apart.square().sum(dim=-1) + 1e-6).sqrt().flatten(-2)
+        first, last = self.min_distance, self.max_distance
+        return radial_basis_functions(distances, self.num_rbf, last, first, width=(last - first) / self.num_rbf)
+
+    def _of_alphas(self, receiver: Sequence[Tensor], sender: Sequence[Tensor]) -> Tensor:
+        """Features (1, n, k, features) of `chain_points`, C-alphas and `chain_frames`."""
+        with maybe_autocast(receiver[0].device.type, enabled=False):
+            rbf = self._distances(receiver[0], sender[0]).flatten(-2)
+            own, others = (each[2].unflatten(-1, (3, 3)) for each in (receiver, sender))
+            apart = sender[1] - receiver[1]
             # No `matmul`, as in `rotate_coordinates`.
             direction = unit((own * apart.unsqueeze(-2)).sum(dim=-1))
             if self.invariant_quaternions:  # of O_i O_j^T, where the published models have O_i^T O_j
                 own, others = own.transpose(-1, -2), others.transpose(-1, -2)
             rotation = (own.unsqueeze(-1) * others.unsqueeze(-2)).sum(dim=-3)
-            features += [direction, quaternions(rotation)]
-        return torch.cat(features, dim=-1)
+            return torch.cat((rbf, direction, quaternions(rotation)), dim=-1)
 
 
 # --- Layers ---

@@ -63,6 +63,7 @@ def read_chains(
     *,
     min_mean_plddt: float | None = None,
     entry: str | None = None,
+    missing_atoms: bool = False,
 ) -> list[Chain]:
     """Read the protein chains of the first model of an mmCIF or PDB file, plain or gzipped.
 
@@ -103,6 +104,7 @@ def read_chains(
         min_mean_plddt: chains with a lower mean over the residues' pLDDT, as deposited, are left out; also only for
             predicted models.
         entry: what the ids begin with, in place of the file's own entry.
+        missing_atoms: the file may hold none of some `atoms`, whose coordinates are NaN, if it holds the others.
 
     Raises:
         FileNotFoundError, ImportError: no such file; gemmi is not installed.
@@ -118,7 +120,7 @@ def read_chains(
         1ORC_A (71, 1, 3) 64
     """
     path, least = Path(path), {"min_plddt": min_plddt, "min_mean_plddt": min_mean_plddt}
-    _, found = _chains_of(_content(path, data), path, atoms, least, chain_ids, problems, entry)
+    _, found = _chains_of(_content(path, data), path, atoms, least, chain_ids, problems, entry, missing_atoms)
     return [chain for _, chain in found]
 
 
@@ -131,11 +133,12 @@ def read_complex(
     min_plddt: float | None = None,
     data: bytes | None = None,
     entry: str | None = None,
+    missing_atoms: bool = False,
 ) -> Complex:
     """Read the protein chains of a structure file as one complex, in the frame of the file.
 
     Args:
-        path, atoms, min_plddt, data, entry: as of `read_chains`; the complex has the entry as its id.
+        path, atoms, min_plddt, data, entry, missing_atoms: as of `read_chains`; the complex has the entry as its id.
         chains: only these, by author's name; of an assembly, copies are named `A-2`, `A-3`, as RCSB names them. The
             default is all of them.
         assembly: the biological assembly of this name (`_pdbx_struct_assembly`, REMARK 350), `1` in most entries. The
@@ -153,14 +156,15 @@ def read_complex(
         ('A', 'A-2')
     """
     path = Path(path)
-    return _complex_of(_content(path, data), path, atoms, min_plddt, chains, assembly, entry)
+    return _complex_of(_content(path, data), path, atoms, min_plddt, chains, assembly, entry, missing_atoms)
 
 
-def _complex_of(content: bytes, path: Path, atoms, min_plddt, chains, assembly, entry) -> Complex:
+def _complex_of(content: bytes, path: Path, atoms, min_plddt, chains, assembly, entry, missing_atoms) -> Complex:
     """`read_complex` of a decompressed file."""
     least = {"min_plddt": min_plddt, "min_mean_plddt": None}
     problems: list[tuple[str, str]] = []  # a complex is whole
-    model, found = _chains_of(content, path, atoms, least, chains if assembly is None else None, problems, entry)
+    chosen = chains if assembly is None else None
+    model, found = _chains_of(content, path, atoms, least, chosen, problems, entry, missing_atoms)
     for chain_id, reason in problems:
         raise StructureError(f"{path}: chain {chain_id}: {reason}")
     named = [(polymer.name, chain) for polymer, chain in found]
@@ -278,7 +282,7 @@ def file_entry(path: str | os.PathLike[str]) -> str:
 
 
 def _chains_of(
-    content: bytes, path: Path, atoms, least: dict[str, float | None], chain_ids, problems, entry
+    content: bytes, path: Path, atoms, least: dict[str, float | None], chain_ids, problems, entry, missing_atoms
 ) -> tuple[StructureModel, list[tuple[Polymer, Chain]]]:
     """`read_chains` of a decompressed file: what is in the file, and the chains with where each is in it."""
     if isinstance(atoms, str) or not atoms or len(set(atoms)) < len(atoms):
@@ -312,8 +316,9 @@ def _chains_of(
             if problems is None:
                 raise StructureError(f"{path}: chain {chain_id}: {reason}") from error
             problems.append((chain_id, reason))
-    for index, atom in enumerate(atoms):
-        if found and len(found) == len(named) and not any(chain.observed[:, index].any() for _, chain in found):
+    held = [any(chain.observed[:, index].any() for _, chain in found) for index in range(len(atoms))]
+    for atom, holds in zip(atoms, held, strict=True):
+        if found and len(found) == len(named) and not holds and not (missing_atoms and any(held)):
             raise StructureError(
                 f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has "
                 "(some files hold only CA)"
@@ -371,6 +376,7 @@ def read_proteins(
     entry: str | None = None,
     as_complex: bool = False,
     assembly: str | int | None = None,
+    missing_atoms: bool = False,
 ) -> list[Chain]:
     """Read a structure file (`read_chains`) or a FASTA file, plain or gzipped; its content says which it is.
 
@@ -389,9 +395,10 @@ def read_proteins(
     as_complex = as_complex or assembly is not None
     if not content.lstrip().startswith(b">"):
         if as_complex:
-            return [_complex_of(content, path, atoms, min_plddt, chain_ids, assembly, entry)]
+            return [_complex_of(content, path, atoms, min_plddt, chain_ids, assembly, entry, missing_atoms)]
         least = {"min_plddt": min_plddt, "min_mean_plddt": None}
-        return [chain for _, chain in _chains_of(content, path, atoms, least, chain_ids, problems, entry)[1]]
+        read = _chains_of(content, path, atoms, least, chain_ids, problems, entry, missing_atoms)[1]
+        return [chain for _, chain in read]
     if min_plddt is not None:
         raise ValueError(f"{path}: min_plddt={min_plddt} needs a predicted structure, but this is a FASTA file")
     records = list(_fasta_records(content.decode(errors="replace")))  # a record's letters are looked at below

@@ -72,10 +72,15 @@ class UnusableOption(ValueError):
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Does not say that a default is None."""
+    """Does not say that a default is None, and has lists as one would type them."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
+        if action.default in (None, []):
+            return action.help
+        text = super()._get_help_string(action)
+        if not isinstance(action.default, list) or text is None:
+            return text
+        return text.replace("%(default)s", " ".join(map(str, action.default)).replace("%", "%%"))
 
 
 @dataclass
@@ -141,6 +146,14 @@ class ModelArguments:
         None,
         "Of ProteinMPNN's layers on C-alphas: read nothing that depends on rotations; --init_from may get it.",
     )
+    partial_backbones: bool = _option(
+        None,
+        "Of ProteinMPNN's layers on backbones: read what there is of residues that lack atoms; --init_from may get it.",
+    )
+    noise_conditioning: bool = _option(
+        None,
+        "Of ProteinMPNN's layers: tell the model each chain's --coordinate_noise; --init_from may get it.",
+    )
     attn_implementation: str | None = _option(
         None, "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa."
     )
@@ -191,6 +204,11 @@ class DataArguments:
         },
     )
     drop_coords: float = _option(0.0, "Share of chains that come without coordinates, for one model with and without.")
+    drop_atoms: float = _option(
+        0.0,
+        "Share of chains that lack atoms of the backbone: half of them have C-alphas alone, a quarter in some "
+        "residues, a quarter have no O.",
+    )
     split_chains: float = _option(0.0, "Share of chains that are cut in two at random, as two chains of a complex.")
 
     def __post_init__(self):

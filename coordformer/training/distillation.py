@@ -104,7 +104,10 @@ class DistillingTrainer(Trainer):
         asked = inputs["labels"] != IGNORED_LABEL
         given = {name: value for name, value in inputs.items() if name != "labels"}
         with torch.no_grad(), self.accelerator.autocast():
-            theirs = [teacher(**given).logits[asked].float() for teacher in self.teachers]
+            theirs = []
+            for teacher in self.teachers:
+                told = given if teacher.config.noise_conditioning else {**given, "noise_level": None}
+                theirs.append(teacher(**told).logits[asked].float())
         known = (torch.stack(theirs) / self.temperature).log_softmax(dim=-1)
         wanted = mean_of_teachers(known, inputs["labels"][asked], chain_numbers(inputs)[asked])
         ours = logits[asked].float().log_softmax(dim=-1)

@@ -40,6 +40,7 @@ from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM
 from ..model.neighbor_graph import MessagePassing
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
+from ..model.proteinmpnn import ProteinMPNNFeatures
 from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
 from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank
 from .distillation import DistillingTrainer, load_teachers
@@ -62,9 +63,9 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from`.
 
     An ESM-2 there may get any of the coordinate fields, a Coordformer with `num_qk_points` and without messages
-    `num_neighbors`, one with ProteinMPNN's layers on C-alphas `invariant_quaternions`, and each another dropout. All
-    else is the checkpoint's, and an argument that says otherwise is refused. In float32, whatever is saved there:
-    updates are smaller than what bfloat16 resolves.
+    `num_neighbors`, one with ProteinMPNN's layers `noise_conditioning`, on C-alphas `invariant_quaternions`, on
+    backbones `partial_backbones`, and each another dropout. All else is the checkpoint's, and an argument that says
+    otherwise is refused. In float32, whatever is saved there: updates are smaller than what bfloat16 resolves.
 
     Raises:
         ValueError: an argument is unusable, or the checkpoint has other fields than those given.
@@ -93,7 +94,8 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
     if encoder is not None:
         raise ValueError(f"--sequence_encoder is of a new model, but --init_from is {source}; leave one of them out.")
     config = AutoConfig.from_pretrained(source)
-    free = {"hidden_dropout_prob", "invariant_quaternions"}  # fields with which the weights still fit
+    # Fields with which the weights still fit, or with weights that are added.
+    free = {"hidden_dropout_prob", "invariant_quaternions", "partial_backbones", "noise_conditioning"}
     changed = {name: value for name, value in given.items() if name in free}
     if config.model_type == "esm":
         changed |= {name: given[name] for name in COORDINATES if name in given}
@@ -117,6 +119,9 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
     for module in model.modules():
         if add_messages and isinstance(module, MessagePassing):
             module.zero_init()
+        if isinstance(module, ProteinMPNNFeatures):
+            added = [name for name in ("partial_backbones", "noise_conditioning") if getattr(model.config, name)]
+            module.zero_init([name for name in added if not getattr(config, name)])
     if _freezes(arguments):
         freeze(model, MESSAGE_WEIGHTS if add_messages else r"$^", arguments.lora_rank)
     return model
@@ -321,7 +326,8 @@ def train(
         for layer in model.coordformer.layers:
             layer.compile()
     processor = _find_processor(model_args, model.config)
-    chain_arrays(batches[0][0], model.config.coordinate_atoms)  # has the data the atoms of the model?
+    reads = {"atoms": model.config.coordinate_atoms, "missing_atoms": model.config.partial_backbones}
+    chain_arrays(batches[0][0], **reads)  # has the data the atoms of the model?
     if args.should_save:
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
         data["sha256"] = record["data_sha256"]
@@ -354,10 +360,10 @@ def train(
         model=model,
         args=args,
         data_collator=CoordformerDataCollator(
-            processor.tokenizer, atoms=model.config.coordinate_atoms, masking=data_args.masking,
-            mlm_probability=data_args.mlm_probability, rotate=data_args.rotate, noise=data_args.coordinate_noise,
-            drop_coords=data_args.drop_coords, split_chains=data_args.split_chains, max_length=data_args.max_length,
-            seed=args.seed,
+            processor.tokenizer, **reads, masking=data_args.masking, mlm_probability=data_args.mlm_probability,
+            rotate=data_args.rotate, noise=data_args.coordinate_noise, drop_coords=data_args.drop_coords,
+            drop_atoms=data_args.drop_atoms, split_chains=data_args.split_chains, max_length=data_args.max_length,
+            give_noise_level=model.config.noise_conditioning, seed=args.seed,
         ),
         train_dataset=batches,
         eval_dataset=None if valid_rows is None else _EvaluationRows(valid_rows),
@@ -451,15 +457,18 @@ def _packs(model_args: ModelArguments, data_args: DataArguments) -> bool:
 def _find_processor(model_args: ModelArguments, config: CoordformerConfig) -> CoordformerProcessor:
     """The processor of the checkpoint to start from, or one with its tokenizer, or with ESM-2's."""
     source = model_args.init_from or model_args.sequence_encoder
+    reads = {"coordinate_atoms": config.coordinate_atoms, "partial_backbones": config.partial_backbones}
     if source is None or AutoConfig.from_pretrained(source).model_type == "esm":
         tokenizer = None if source is None else esm_tokenizer(source)
-        return CoordformerProcessor(tokenizer, coordinate_atoms=config.coordinate_atoms)
+        return CoordformerProcessor(tokenizer, **reads)
     try:
-        return CoordformerProcessor.from_pretrained(source)
+        processor = CoordformerProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         if config.vocab_size != len(VOCABULARY):
             raise ValueError(f"{source} has a vocabulary of its own and no processor; put it beside it.") from error
-        return CoordformerProcessor(coordinate_atoms=config.coordinate_atoms)
+        return CoordformerProcessor(**reads)
+    processor.partial_backbones = config.partial_backbones
+    return processor
 
 
 def _open_batches(

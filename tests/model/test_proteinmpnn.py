@@ -56,7 +56,9 @@ FIELDS = {
     kind: {"encoder_type": "proteinmpnn", "num_neighbors": 6, "num_decoder_layers": 2, "coordinate_atoms": atoms}
     for kind, atoms in ATOMS.items()
 }
+FIELDS["partial"] = FIELDS["backbone"] | {"partial_backbones": True, "noise_conditioning": True}
 kinds = pytest.mark.parametrize("kind", ATOMS)
+models = pytest.mark.parametrize("kind", FIELDS)
 
 
 def of_random_weights(kind: str, **fields) -> CoordformerForMaskedLM:
@@ -71,8 +73,11 @@ def our_log_probabilities(model, batch, masked: torch.Tensor) -> torch.Tensor:
 
 
 def random_row(kind: str, length: int = 20) -> dict[str, torch.Tensor]:
-    row = random_chain(length, len(ATOMS[kind]))
+    row = random_chain(length, len(FIELDS[kind]["coordinate_atoms"]))
     row["input_ids"][0, 3:-1:3] = MASK
+    if kind == "partial":  # C-alphas alone, no O, and no C-alpha
+        for places, atoms in ((slice(6, None, 4), [0, 2, 3]), (slice(7, None, 8), [3]), (slice(9, None, 14), [1])):
+            row["coords"][0, places, atoms] = torch.nan
     return row
 
 
@@ -137,7 +142,7 @@ def test_what_is_not_observed_has_the_logits_of_nothing():
 # --- What is seen ---
 
 
-@kinds
+@models
 def test_masked_residues_and_own_letters_are_not_seen(kind):
     """With one decoder layer: the letter of a residue reaches all others and not itself, and <mask> has none."""
     model, row = make_model(**FIELDS[kind] | {"num_decoder_layers": 1, "num_neighbors": 30}), random_row(kind)
@@ -170,7 +175,7 @@ def test_states_of_masked_residues_are_the_encoders_to_others(kind):
     assert not changed[5] and changed.sum() == 20 - 2 - 1
 
 
-@kinds
+@models
 def test_the_frame(kind):
     """Moved, nothing changes; turned, backbones change nothing and C-alphas their quaternions, as in the package."""
     model, row = make_model(**FIELDS[kind]), random_row(kind)
@@ -180,16 +185,17 @@ def test_the_frame(kind):
     rotation = torch.linalg.qr(torch.randn(3, 3)).Q
     rotation = rotation * torch.det(rotation)
     turned = outputs_of(model, row | {"coords": row["coords"] @ rotation})
-    if kind == "backbone":
+    if kind != "ca":
         torch.testing.assert_close(turned, expected, rtol=1e-4, atol=1e-4)
-        mirrored = outputs_of(model, row | {"coords": row["coords"] * torch.tensor([1.0, 1.0, -1.0])})
-        assert (mirrored - expected).abs().max() > 1e-3
+        near = row["coords"] / 4  # residues that are far from each other look alike
+        mirrored = outputs_of(model, row | {"coords": near * torch.tensor([1.0, 1.0, -1.0])})
+        assert (mirrored - outputs_of(model, row | {"coords": near})).abs().max() > 1e-3
     else:
         rotations = rotation.T.reshape(1, 1, 3, 3)
         torch.testing.assert_close(outputs_of(model, row | {"rotations": rotations}), turned, rtol=1e-4, atol=1e-4)
 
 
-@kinds
+@models
 def test_padded_packed_and_alone(kind):
     """Complexes, too, and rows with fewer residues than neighbors."""
     model = make_model(**FIELDS[kind])
@@ -218,7 +224,7 @@ def test_padded_packed_and_alone(kind):
         torch.testing.assert_close(found, expected, rtol=0, atol=3e-5)
 
 
-@kinds
+@models
 def test_one_structure_for_all_rows(kind):
     model, row = make_model(**FIELDS[kind]), random_row(kind)
     tokens = row["input_ids"].expand(5, -1).clone()
@@ -238,7 +244,7 @@ def test_one_structure_for_all_rows(kind):
         model(input_ids=tokens, structure=structure, coords=row["coords"])
 
 
-@kinds
+@models
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 @pytest.mark.parametrize("length, neighbors", [(60, 6), (12, 9)], ids=["far", "near"])
 def test_each_residue_masked_alone(kind, layers, length, neighbors, monkeypatch):
@@ -260,7 +266,7 @@ def test_each_residue_masked_alone(kind, layers, length, neighbors, monkeypatch)
     assert layers == 1 or (found - visible).abs().max() > 0.01
 
 
-@kinds
+@models
 def test_each_masked_alone_where_nobody_has_neighbors(kind):
     """Without coordinates, with one residue that has some, and of no residues."""
     model, row = make_model(**FIELDS[kind] | {"num_decoder_layers": 3}), random_row(kind, 9)
@@ -324,7 +330,7 @@ def test_marginals_and_pseudo_likelihoods_are_those_of_a_row_for_each(kind, monk
 # --- Training ---
 
 
-@kinds
+@models
 def test_gradients_of_blocks_are_those_of_autograd(kind, monkeypatch):
     """Of parameters and coordinates, where dropout draws again, too; the first states are zero."""
     model, row = make_model(**FIELDS[kind], hidden_dropout_prob=0.2).train(), random_row(kind, 70)
@@ -364,7 +370,7 @@ def test_bfloat16_keeps_coordinates_in_float32():
         assert (model.bfloat16()(**batch).logits[..., LETTERS] - expected).abs().mean() < 0.05
 
 
-@kinds
+@models
 def test_gradient_checkpointing(kind):
     model, row = make_model(**FIELDS[kind]).train(), random_row(kind)
     model(**row).logits.square().mean().backward()
@@ -405,7 +411,7 @@ def test_trainer_lowers_the_loss(kind, tmp_path):
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
-@kinds
+@models
 def test_lora(kind, tmp_path):
     """On all linear layers: silent adapters change nothing, trained ones are merged and reloaded to the same logits."""
     model, row = make_model(**FIELDS[kind]), random_row(kind)
