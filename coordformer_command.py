@@ -14,7 +14,9 @@ import itertools
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -487,6 +489,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done; 1 an input is unusable (one line on stderr says which and what to do); 130 stopped by
         Ctrl-C. An unusable command line exits with 2.
     """
+    try:
+        return _run(argv)
+    finally:
+        # What is done, or has failed, stays so: a late Ctrl-C would change the exit code to 120.
+        if argv is None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """`main` until its exit code is known."""
     # Ours alone: the libraries print their own.
     logging.getLogger("coordformer").handlers[:] = [handler := logging.StreamHandler()]
     handler.setFormatter(logging.Formatter("coordformer: %(message)s"))

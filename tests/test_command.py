@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -342,3 +343,25 @@ def test_quiet_leaves_stderr_empty(folder, tmp_path):
     done = subprocess.run([sys.executable, "-m", "coordformer", *words], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {"chains": 1, "residues": 71, "shards": 1, "rejected": 0}
+
+
+def test_a_late_ctrl_c_does_not_change_the_exit_code():
+    """In the moments in which the interpreter ends; a verb that is called from Python leaves the signal alone."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from coordformer_command import main\n"
+        "words = ['score', 'model', 'nowhere.pdb', '--scan', '--output', 'out']\n"
+        "sys.argv[1:] = words\n"
+        "code = main(words) if os.environ['CALLED'] else main()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(0.05)\n"
+        "sys.exit(code)\n"
+    )
+    ends = {}
+    for called in ("", "yes"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"CALLED": called}, capture_output=True, text=True,
+            preexec_fn=hear_ctrl_c,
+        )  # fmt: skip
+        ends[called] = done.returncode, "KeyboardInterrupt" in done.stderr
+    assert ends == {"": (1, False), "yes": (-signal.SIGINT, True)}

@@ -18,7 +18,7 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path i
 HUB_FILES = [name for name in MODULES if name.startswith("model/") and name != "model/__init__"]
 # Copied flat beside a checkpoint: with torch, transformers (and what it brings) and each other they must run.
 HUB_IMPORTS = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}
-READS_GEMMI = {"model/structure_parsing", "inference/design"}
+READS_GEMMI = {"model/structure_parsing", "inference/design", "inference/sequences"}
 LONGEST = 800  # lines
 
 

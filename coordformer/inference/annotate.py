@@ -81,8 +81,8 @@ def annotate(
     Args:
         checkpoint: folder or Hub name of a `CoordformerForSequenceClassification`, or of an adapter of one.
         inputs: structure and FASTA files, archives, folders, data sets.
-        output: FILE.tsv (columns `chain`, `term`, `name`, and `probability` or `value`) or FILE.json (what is
-            returned); FILE.rejected.tsv gets what was left out.
+        output: FILE.tsv (columns `chain`, `term`, `name`, `probability` or `value`, and `file`, see
+            `Inputs.file_of`) or FILE.json (what is returned); FILE.rejected.tsv gets what was left out.
         top, threshold: at most this many terms of a chain, of at least this probability. Where a chain has one class,
             the likeliest is there whatever its probability. Of a regression all values are there.
         without_coords, token_budget, window: as of `predict_terms`.
@@ -118,7 +118,7 @@ def annotate(
     if config.problem_type is None and config.num_labels > 1:
         what = "it is taken for one class of each chain (softmax)"
         logger.warning("%s does not say its `problem_type`: %s; write it into config.json", checkpoint, what)
-    given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
+    given = Inputs(inputs, **processor.reads, **reading)
     labels = [config.id2label[number] for number in range(config.num_labels)]
     named = [label.partition(" ")[::2] if several else (label, "") for label in labels]
     figure = "value" if measures else "probability"
@@ -135,7 +135,7 @@ def annotate(
             terms[id_of(chain)] = [
                 {"term": named[number][0], "name": named[number][1], figure: float(row[number])} for number in best
             ]
-        return {"terms": terms}
+        return {"terms": terms, "files": {chain: given.file_of(chain) for chain in terms}}
 
     settings = {"verb": "annotate", "checkpoint": Path(checkpoint).name, "weights": digest_weights(model), "top": top}
     settings |= {"dtype": dtype, "threshold": threshold, "without_coords": without_coords, "window": window}
@@ -144,10 +144,15 @@ def annotate(
     with parts_beside(output, given) as folder:
         outcome = run_parts(given, folder, settings, work, progress)
         found: dict[str, list[dict[str, Any]]] = {}
+        files: dict[str, str] = {}
         for record in outcome.records:
+            here: dict[str, str] = record.get("files", {})  # a part of an older version has none
             for chain, terms in record.get("terms", {}).items():
-                if found.setdefault(chain, terms) is not terms:
-                    outcome.rejects.append(("", chain, "a chain of another part has this id, too; rename one"))
+                if found.setdefault(chain, terms) is terms:
+                    files[chain] = here.get(chain, "")
+                else:
+                    reason = "a chain of another part has this id, too; rename one"
+                    outcome.rejects.append((here.get(chain, ""), chain, reason))
         if without := [chain for chain, terms in found.items() if not terms]:
             which = f"{counted(len(without), 'chain')} without a term of probability {threshold:g} or more"
             logger.warning("%s; the first: %s", which, without[0])
@@ -156,17 +161,21 @@ def annotate(
             if Path(output).suffix == ".json":
                 write_json(Path(output), found)
             else:
-                write_text(Path(output), describe(found) + "\n")
+                write_text(Path(output), describe(found, files) + "\n")
     return found
 
 
-def describe(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The terms as a table, tab-separated; of a regression with values in place of probabilities."""
+def describe(found: Mapping[str, Sequence[Mapping[str, Any]]], files: Mapping[str, str] | None = None) -> str:
+    """The terms as a table, tab-separated; of a regression with values in place of probabilities.
+
+    The last column is `file` where `files` has those that the chains come from.
+    """
     figure = "value" if any("value" in each for terms in found.values() for each in terms) else "probability"
     form = ".6g" if figure == "value" else ".4f"
-    lines = [f"chain\tterm\tname\t{figure}"]
+    lines = [f"chain\tterm\tname\t{figure}" + ("" if files is None else "\tfile")]
     for chain, terms in found.items():
         for each in terms:
             cells = (" ".join(str(text).split()) for text in (chain, each["term"], each["name"]))
-            lines.append("\t".join((*cells, f"{each[figure]:{form}}")))
+            end = () if files is None else (" ".join(files[chain].split()),)
+            lines.append("\t".join((*cells, f"{each[figure]:{form}}", *end)))
     return "\n".join(lines)

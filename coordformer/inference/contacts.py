@@ -101,10 +101,10 @@ def contacts(
 
     Returns:
         What is also in `contacts.json`: `protein` (names of the inputs), `checkpoint`, `dtype`, `window`, counts, and
-        in `chains` of each its `id`, `file` (without the ending), `residues`, `numbering` (`"file"` where their names
-        have the file's own numbers, else `"sequence"`), `coordinates` (see `coordinates_given`), of a complex `chains`
-        (residues by name), `contacts` (known pairs; None without structure) and `precision` as of `precision_at`, None
-        where not defined.
+        in `chains` of each its `id`, `file` (without the ending), `input` (what it was read from, see
+        `Inputs.file_of`), `residues`, `numbering` (`"file"` where their names have the file's own numbers, else
+        `"sequence"`), `coordinates` (see `coordinates_given`), of a complex `chains` (residues by name), `contacts`
+        (known pairs; None without structure) and `precision` as of `precision_at`, None where not defined.
 
     Raises:
         ValueError: the checkpoint has no contact head, or an input is unusable.
@@ -116,7 +116,7 @@ def contacts(
         fix = f"use {SHIPPED} of the repository, or train one: {train}"
         raise ValueError(f"{checkpoint} has no contact head, so it cannot predict contacts; {fix}.")
     atoms = tuple(dict.fromkeys((*processor.coordinate_atoms, "CA")))
-    given = Inputs(inputs, atoms=atoms, entries_per_part=entries_per_part, **reading)
+    given = Inputs(inputs, **processor.reads | {"atoms": atoms}, entries_per_part=entries_per_part, **reading)
 
     def work(chains: list[Record], part: str, _: Any, bar: tqdm) -> dict[str, Any]:
         options: dict[str, Any] = {"token_budget": token_budget, "window": window, "bar": bar}
@@ -127,10 +127,11 @@ def contacts(
         ):
             chain, stem, residues = chains[number], stems[number], ResidueNumbers(chains[number])
             labels, separation = chain_labels(chain), separations(chain)
-            sequence, coords = chain_arrays(chain, atoms)
+            sequence, coords = chain_arrays(chain, atoms, missing_atoms=processor.partial_backbones)
             precision = precision_at(probabilities, labels, separation)
             known = bool((labels >= 0).any())
             report: dict[str, Any] = {"id": id_of(chain), "file": stem.relative_to(output).as_posix()}
+            report["input"] = given.file_of(chain)
             report |= {"residues": len(sequence), "numbering": residues.numbering}
             report["coordinates"] = coordinates_given(model, coords, without_coords)
             if len(residues.chain_names) > 1:

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,16 @@ from ..model.chain import AMINO_ACIDS, Chain, split_by_chain
 from ..model.design import Designs, check_drawing, design, plan_design
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
-from ..model.structure import read_proteins
 from .checkpoints import digest_weights, load_checkpoint, trained_on, training_sequences_of, warn_of_training
 from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
 
 logger = logging.getLogger(__name__)
 
-HEAD = ("id", "rank", "temperature", "sample", "score", "global_score", "pseudo_score", "seq_recovery", "sequence")
+HEAD = (
+    "id", "file", "rank", "temperature", "sample", "score", "global_score", "pseudo_score", "seq_recovery",
+    "designed_residues", "designed_sequence", "sequence",
+)  # fmt: skip
 SELECTING = ("fixed_residues", "redesigned_residues", "chains_to_design")
 
 
@@ -52,7 +53,9 @@ def design_files(
         inputs: structure files, archives, folders, data sets; each file is one complex.
         output: a folder. Gets for each protein ID.fasta, whose first record is the native sequence, chains joined by
             `/`; ID.png, the probabilities of the letters; `designs.csv`, of each protein the best score first; and
-            `design.json`.
+            `design.json`. The table has what was designed by itself: `designed_residues`, their names with blanks
+            between (`ResidueNumbers.name`), and `designed_sequence`, their letters in the same order; and `file`, the
+            input (`Inputs.file_of`).
         bias_aa: such as `"W:3.0 P:-2"`.
         omit_per_residue, bias_per_residue: JSON files, `{"A12": "CM"}` and `{"A12": {"W": 3.0}}`, of one protein, or by
             the ids of several.
@@ -67,8 +70,8 @@ def design_files(
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `assembly`, `shard`): as of `runner.Inputs`.
 
     Returns:
-        What is also in `design.json`: the settings, counts, and `proteins`, of each `id`, `residues`, `designed`,
-        `sequences`, `native_score`, the means of `score` and `seq_recovery`, and `trained_on` (see
+        What is also in `design.json`: the settings, counts, and `proteins`, of each `id`, `file`, `residues`,
+        `designed`, `sequences`, `native_score`, the means of `score` and `seq_recovery`, and `trained_on` (see
         `checkpoints.trained_on`), which `trained_on_sequences` counts.
 
     Raises:
@@ -90,7 +93,7 @@ def design_files(
         raise ValueError(f"`omit_aa` has {', '.join(odd)}; letters are among {AMINO_ACIDS}.")
     model, processor = load_checkpoint(checkpoint, dtype)
     files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
-    reading |= {"as_complex": as_complex and files, "atoms": processor.coordinate_atoms}
+    reading |= {"as_complex": as_complex and files, **processor.reads}
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
     if all(shared[name] is None for name in SELECTING):
         logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
@@ -118,8 +121,8 @@ def design_files(
             finally:
                 bar.update()
             write_text(Path(f"{stem}.fasta"), fasta(designs, note, gaps))
-            table.writerows(_lines(designs, gaps, rescore))
             residues = ResidueNumbers(protein, numbering=asked)
+            table.writerows(_lines(designs, residues, given.file_of(name), gaps, rescore))
             if figures:
                 plot_probabilities(Path(f"{stem}.png"), designs, residues)
             if probabilities:
@@ -127,7 +130,7 @@ def design_files(
             if structures:
                 write_structure(Path(f"{stem}.cif"), protein, designs)
             (trained,) = trained_on(training, [chain_sequences(protein)])
-            reports.append(_report(designs) | {"trained_on": trained})
+            reports.append({"id": name, "file": given.file_of(name)} | _report(designs) | {"trained_on": trained})
         write_text(output / PARTS / f"{part}.csv", text.getvalue())
         counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
         return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
@@ -251,14 +254,18 @@ def fasta(designs: Designs, note: Mapping[str, Any], gaps: str = "X") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lines(designs: Designs, gaps: str, rescore: bool) -> list[list[Any]]:
+def _lines(designs: Designs, residues: ResidueNumbers, file: str, gaps: str, rescore: bool) -> list[list[Any]]:
+    designed = np.flatnonzero(designs.designed).tolist()
+    names = " ".join(map(residues.name, designed))
     lines = []
     for rank, number in enumerate(_ranked(designs), 1):
         values = [designs.scores[number], designs.global_scores[number]]
         values += [*[designs.pseudo_scores[number]] * rescore, designs.recoveries[number]]
         cells = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
         drawn = [f"{designs.temperatures[number]:g}", designs.samples[number]]
-        lines.append([designs.id, rank, *drawn, *cells, _joined(designs, designs.sequences[number], gaps)])
+        sequence = designs.sequences[number]
+        letters = "".join(sequence[index] for index in designed)
+        lines.append([designs.id, file, rank, *drawn, *cells, names, letters, _joined(designs, sequence, gaps)])
     return lines
 
 
@@ -267,7 +274,6 @@ def _report(designs: Designs) -> dict[str, Any]:
         return None if math.isnan(value) else round(float(value), 6)  # JSON has no NaN
 
     return {
-        "id": designs.id,
         "residues": len(designs.native),
         "designed": int(designs.designed.sum()),
         "sequences": len(designs.sequences),
@@ -331,54 +337,6 @@ def write_structure(path: Path, protein: Chain, designs: Designs) -> None:
     structure.assign_serial_numbers()
     text = structure.make_mmcif_document().as_string()
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_sequences(path: str | Path) -> list[Chain]:
-    """Sequences of a FASTA file, such as `fasta` writes: chains are joined by `/`, gaps are `-` or X.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    text = "\n".join(line if line.startswith(">") else line.replace("-", "X") for line in lines)
-    return list(read_proteins(path, as_complex=True, data=text.encode()))
-
-
-def fit_sequence(protein: Chain, given: Chain) -> str:
-    """The letters of a sequence, one for each residue of a protein.
-
-    Raises:
-        ValueError: it has other chains, or one of another length; the message says where they differ, as aligned.
-    """
-    residues, sizes = ResidueNumbers(protein), getattr(given, "chain_lengths", None) or (len(given),)
-    name = f"{protein.id}: the sequence {given.id} has"
-    if len(sizes) != len(residues.chain_lengths):
-        have = counted(len(residues.chain_lengths), "chain")
-        raise ValueError(f"{name} {counted(len(sizes), 'chain')}, the structure {have}; join them by /.")
-    own, other = split_by_chain(residues.sequence, residues.chain_lengths), split_by_chain(given.sequence, sizes)
-    for start, native, letters in zip(residues.chain_starts, own, other, strict=True):
-        if len(letters) != len(native):
-            aligned = gemmi.align_string_sequences(native, list(letters), [])
-            where = _first_gap(aligned.cigar_str(), residues, start, letters)
-            chain = residues.chain_name(start)
-            have = f"{f'chain {chain}' if chain else 'it'} has {len(native)} residues"
-            raise ValueError(f"{name} {len(letters)} letters where {have}: {where}.")
-    return given.sequence
-
-
-def _first_gap(cigar: str, residues: ResidueNumbers, start: int, letters: str) -> str:
-    """Where a chain from `start` on and other letters part, by their alignment."""
-    index, place = start, 0
-    for count, kind in re.findall(r"(\d+)([MID])", cigar):
-        size = int(count)
-        if kind == "I":  # in the structure alone
-            last = f" to {residues.describe(index + size - 1)}" if size > 1 else ""
-            return f"it lacks {residues.describe(index)}{last}"
-        if kind == "D":
-            after = f"after {residues.describe(index - 1)}" if index > start else "in front"
-            return f"it has {letters[place : place + size]} more {after}"
-        index, place = index + size, place + size
-    return "they do not align"
 
 
 def describe(summary: Mapping[str, Any]) -> str:

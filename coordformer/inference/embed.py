@@ -44,7 +44,7 @@ def embed(
             raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(map(str, choices))}.")
     output = Path(output)
     model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
-    given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
+    given = Inputs(inputs, **processor.reads, **reading)
 
     def work(chains: list[Record], part: str, _: Any, bar: tqdm) -> dict[str, Any]:
         options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}

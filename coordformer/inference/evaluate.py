@@ -55,7 +55,7 @@ def evaluate(
     """
     check_file(output, ".json")
     model, processor = load_checkpoint(checkpoint, dtype)
-    given = Inputs(inputs, atoms=model.config.coordinate_atoms, **reading)
+    given = Inputs(inputs, **processor.reads, **reading)
     measured: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "weights": digest_weights(model)}
     measured |= {"data": ", ".join(given.names), "split": given.settings["split"]}
     measured |= {"coordinates": "not given" if without_coords else coordinates_of(model), "dtype": dtype}

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 PLOTTED_LETTERS = "AVILMFYWGPCSTNQDEHKR"  # by kind: aliphatic, aromatic, G and P, polar, charged
 PLOTTED_RESIDUES = 100  # of one row of a heat map, at most
-ROOM = 3  # residues that the number above one takes
+CHARACTER = 0.42  # columns that a character of a number above one takes
 PLOTTED_NAMES = 8  # along the axes of a contact map
 
 
@@ -80,7 +81,8 @@ def plot_scan(
 ) -> None:  # fmt: skip
     """A heat map of a scan (L, 20), nats, as PNG: residues from left to right, in as many rows as they need.
 
-    Every tenth residue has its number above, as `residues` are numbered, and the first one of a chain its chain.
+    Every tenth residue has its number above, as `residues` are numbered, and so has each with an insertion code, of
+    which those after the first have the code alone: `52A B C`. The first residue of a chain has its chain.
 
     Args:
         path, table, residues, title: what is drawn, of which residues, and where.
@@ -142,7 +144,7 @@ def _plot_letters(
             for last in np.flatnonzero(lines):
                 axes.axvline(last + 0.5, **look)
         ticks = _numbered_ticks(residues, start, end, places)
-        axes.secondary_xaxis("top").set_xticks(list(ticks), list(ticks.values()), fontsize=7)
+        axes.secondary_xaxis("top").set_xticks(list(ticks), list(ticks.values()), fontsize=6)
     numbers = "number" if residues.numbering == "file" else "position"
     note = "; hatched: not observed" if hatched.any() else ""
     panels[-1].set_xlabel(f"wild type (dots), {numbers} above{note}")
@@ -154,18 +156,29 @@ def _plot_letters(
 def _numbered_ticks(
     residues: ResidueNumbers, start: int, end: int, shown: Sequence[int] | np.ndarray | None = None
 ) -> dict[int, str]:
-    """What stands above the residues of a row: by place, far enough from each other to be read."""
-    ticks: dict[int, str] = {}
+    """What stands above the residues of a row: by place, far enough from each other to be read.
+
+    First come the beginnings of the row and of chains, then insertion codes, then numbers after a gap, then tens.
+    """
+    wanted: list[tuple[int, int, str, str]] = []  # rank, place, text, and what it is beside the residue before
     for place in range(start, end):
         index, before = (place, place - 1) if shown is None else (shown[place], shown[place - 1] if place else -1)
-        number = residues.numbers[index]
+        number, last = residues.numbers[index], residues.numbers[before] if place > start else ""
+        skipped, coded = index > before + 1, number[-1:].isalpha()
         if place == start or residues.chain_index[index] != residues.chain_index[before]:
             name = residues.chain_name(index) if len(residues.chain_names) > 1 else ""
-            ticks = {each: text for each, text in ticks.items() if place - each > ROOM}
-            ticks[place] = f"{name} {number}".strip()
-        elif (number.endswith("0") or index > before + 1) and place - max(ticks) > ROOM:
-            ticks[place] = number
-    return ticks
+            wanted.append((0, place, f"{name} {number}".strip(), ""))
+        elif coded:
+            same = not skipped and last.rstrip(ascii_letters) == number[:-1]
+            wanted.append((1, place, number, number[-1] if same else ""))
+        elif number and (skipped or number.endswith("0")):
+            wanted.append((2 if skipped else 3, place, number, ""))
+    ticks: dict[int, str] = {}
+    for _, place, text, short in sorted(wanted):
+        text = short if short and place - 1 in ticks else text
+        if all(abs(place - each) > CHARACTER * (len(text) + len(ticks[each])) / 2 for each in ticks):
+            ticks[place] = text
+    return dict(sorted(ticks.items()))
 
 
 def plot_contacts(

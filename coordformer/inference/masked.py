@@ -69,7 +69,8 @@ def predict_masked(
     config = model.config
     window = longest_window(config, window)
     layout: dict[str, Any] = {"atoms": config.coordinate_atoms, "dim": config.coordinate_dim, "rotate": False}
-    layout |= {"missing_atoms": config.partial_backbones, "give_noise_level": config.noise_conditioning and noise > 0}
+    layout |= {"missing_atoms": config.partial_backbones}
+    layout["give_noise_level"] = config.noise_conditioning and not config.noise_level
     collator = CoordformerDataCollator(tokenizer, masking=protocol, noise=noise, **layout)
     truth: dict[int, np.ndarray] = {}
     total: dict[int, np.ndarray] = {}

@@ -7,6 +7,7 @@ The job that finds all parts recorded makes what is made of all of them. What ca
 and costs nothing else.
 """
 
+import csv
 import hashlib
 import json
 import logging
@@ -75,7 +76,7 @@ class Inputs:
     Args:
         inputs: structure and FASTA files, tar archives, folders of these, and data sets (see `is_data_set`).
         split: only rows of the data sets whose column `split` has this value.
-        atoms: the atoms to read of structure files.
+        atoms, missing_atoms: what to read of structure files, as of `read_chains`.
         chain_ids: only these chains of each file, by id or name.
         min_plddt: residues of predicted structures below this confidence count as not observed.
         as_complex, assembly: of structure files each is one complex, as it is or as an assembly, see `read_proteins`.
@@ -96,8 +97,8 @@ class Inputs:
 
     def __init__(
         self, inputs: Sequence[str | Path] | str | Path, *, split: str | None = None, atoms: Sequence[str] = ("CA",),
-        chain_ids: Sequence[str] | None = None, min_plddt: float | None = None, as_complex: bool = False,
-        assembly: str | None = None, entries_per_part: int = 1000, shard: str | None = None,
+        missing_atoms: bool = False, chain_ids: Sequence[str] | None = None, min_plddt: float | None = None,
+        as_complex: bool = False, assembly: str | None = None, entries_per_part: int = 1000, shard: str | None = None,
     ):  # fmt: skip
         given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
         if not given:
@@ -116,11 +117,13 @@ class Inputs:
         self.job, self.jobs = parse_shard(shard)
         self.names = [Path(path).name for path in given]
         self.settings = {"split": split, "chain_ids": chain_ids and list(chain_ids), "min_plddt": min_plddt}
-        self._reading: dict[str, Any] = {"atoms": atoms, "min_plddt": min_plddt, "chain_ids": chain_ids}
+        self._reading: dict[str, Any] = {"atoms": atoms, "missing_atoms": missing_atoms}
+        self._reading |= {"min_plddt": min_plddt, "chain_ids": chain_ids}
         complexes = {"as_complex": as_complex or assembly is not None, "assembly": assembly}
         self.settings |= complexes
         self._reading |= complexes
         self.rejects: list[Reject] = []
+        self._files: dict[str, str] = {}  # of the part that was read last, by id
         self._parts: list[list[Source] | _Rows] = []
         listed: list[Any] = []
         sources: list[Source] = []
@@ -174,8 +177,10 @@ class Inputs:
         """The chains of a part, those of a data set as rows, and `hash`; what cannot be read goes to `rejects`."""
         digest = hashlib.sha256()
         contents = self._contents(number, rejects, digest)
-        if isinstance(self._parts[number], _Rows):
-            return [row for _, _, row in contents], digest.hexdigest()
+        if isinstance(part := self._parts[number], _Rows):
+            rows = [row for _, _, row in contents]
+            self._files = dict.fromkeys(map(id_of, rows), part.name)
+            return rows, digest.hexdigest()
         chains: list[Chain] = []
         names: list[str] = []
         for name, entry, data in contents:
@@ -192,7 +197,17 @@ class Inputs:
         sequences = [not chain.observed.any() for chain in chains]  # a structure has something that is observed
         for chain, chain_id in zip(chains, distinct_ids(list(map(id_of, chains)), names, sequences), strict=True):
             chain.id = chain_id
+        self._files = dict(zip(map(id_of, chains), names, strict=True))
         return list(chains), digest.hexdigest()
+
+    def file_of(self, chain: Record | str) -> str:
+        """What a chain, or an id, of the part that was read last comes from, as tables call it in the column `file`.
+
+        A file has its path below the folder that all inputs have in common, a member of an archive `archive/member`,
+        and a row the name of its data set. So it is the same in every job, and in a run that goes on.
+        """
+        name = self._files.get(chain if isinstance(chain, str) else id_of(chain), "")
+        return name.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
 
     def read_all(self) -> list[Record]:
         """The chains of all parts.
@@ -364,6 +379,7 @@ def _run_parts(inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: 
             if inputs.may_repeat:
                 record["ids"] = list(map(id_of, chains))
             result = work(chains, inputs.name(part), rejects, bar) if chains else {}
+            rejects = [(name or inputs.file_of(chain), chain, reason) for name, chain, reason in rejects]
             write_json(paths[part], {**record, "rejected": rejects, **result})
     records = [_read_record(path) for path in paths if path.exists()]
     rejected = [tuple(reject) for record in records for reject in record["rejected"]]
@@ -483,15 +499,28 @@ def write_arrays(path: Path, **arrays: Any) -> None:
     write_atomically(path, write)
 
 
-def join_tables(paths: Iterable[Path], output: Path) -> None:
-    """Write the tables of parts, CSV or TSV with one head, one after another."""
+def join_tables(paths: Sequence[Path], output: Path, renamed: Mapping[str, str] | None = None) -> None:
+    """Write the CSV files of parts one after another.
+
+    Parts that an older version wrote may be without some columns, which stay empty, or have `renamed` ones.
+    """
+    heads = []
+    for path in paths:
+        with open(path, encoding="utf-8", newline="") as file:
+            heads.append(next(csv.reader(file), []))
+    named = [[(renamed or {}).get(name, name) for name in head] for head in heads]
+    today = max(named, key=len, default=[])
 
     def write(temporary: Path) -> None:
-        with open(temporary, "wb") as joined:
-            for number, path in enumerate(paths):
-                with open(path, "rb") as table:
-                    head = table.readline()
-                    joined.write(b"" if number else head)
-                    shutil.copyfileobj(table, joined)
+        with open(temporary, "w", encoding="utf-8", newline="") as joined:
+            rows = csv.DictWriter(joined, today, restval="", lineterminator="\n")
+            rows.writeheader()
+            for path, head in zip(paths, named, strict=True):
+                with open(path, encoding="utf-8", newline="") as file:
+                    next(csv.reader(file), None)
+                    if head == today:
+                        shutil.copyfileobj(file, joined)
+                    else:
+                        rows.writerows(csv.DictReader(file, head))
 
     write_atomically(output, write)

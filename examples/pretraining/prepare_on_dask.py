@@ -3,8 +3,7 @@
     pip install "dask[distributed]==2026.8.0"
     python examples/pretraining/prepare_on_dask.py FOLDER_OF_STRUCTURES --output runs/chains
 
-For 960 files (60 copies of tests/data/structures) on two cores it took 18 to 19 seconds in three runs, 4 of them to
-read and most others to start three processes; `coordformer prepare --workers 2` took 16 to 18.
+It is for several machines: on one, `coordformer prepare` needs no scheduler.
 
 The shards are, byte for byte, those of `coordformer prepare`. On a cluster:
 

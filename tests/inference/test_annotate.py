@@ -71,9 +71,11 @@ def quietly(classifier, inputs, **options) -> dict:
 def test_terms_come_by_probability(classifier, tmp_path):
     found = quietly(classifier, STRUCTURE, output=tmp_path / "new" / "terms.tsv")
     text = (tmp_path / "new" / "terms.tsv").read_text()
-    assert text == describe(found) + "\n" and list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "terms.tsv"]
+    assert text == describe(found, {"1ORC_A": STRUCTURE.name}) + "\n"
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "terms.tsv"]
     head, *lines = [line.split("\t") for line in text.splitlines()]
-    assert head == ["chain", "term", "name", "probability"]
+    assert head == ["chain", "term", "name", "probability", "file"]
+    assert {line[4] for line in lines} == {STRUCTURE.name}
     assert [line[:3] for line in lines] == [
         ["1ORC_A", "GO:0003677", "DNA binding"],
         ["1ORC_A", "3.4.21.4", ""],
@@ -118,7 +120,7 @@ def test_what_is_left_out_lies_beside_the_table(classifier, tmp_path, caplog, en
         [each["probability"] for each in alone["one"]], abs=1e-6
     )
     rejected = [line.split("\t") for line in (tmp_path / "terms.rejected.tsv").read_text().splitlines()[1:]]
-    assert [row[:2] for row in rejected] == [["b.fasta", "odd"], ["", "one"]][: 1 if entries == 1000 else 2]
+    assert [row[:2] for row in rejected] == [["b.fasta", "odd"], ["c.fasta", "one"]][: 1 if entries == 1000 else 2]
     assert all("has this id, too; rename one" in reason for *_, reason in rejected[1:])
     assert f"{len(rejected)} files or chains were left out; the first: b.fasta: odd: letters '1'" in caplog.text
     for name in ("b.fasta", "c.fasta"):
@@ -175,7 +177,8 @@ def test_one_class_of_each_chain(tmp_path, caplog, problem_type):
     assert [each["probability"] for each in best] == pytest.approx([expected[n] for n in (1, 0, 3, 2)], abs=1e-6)
     assert sum(each["probability"] for each in best) == pytest.approx(1)
     head, line, *_ = (tmp_path / "folds.tsv").read_text().splitlines()
-    assert head == "chain\tterm\tname\tprobability" and line == f"1ORC_A\tall beta\t\t{expected[1]:.4f}"
+    assert head == "chain\tterm\tname\tprobability\tfile"
+    assert line == f"1ORC_A\tall beta\t\t{expected[1]:.4f}\t{STRUCTURE.name}"
     assert quietly(tmp_path / "head", STRUCTURE, threshold=1) == {"1ORC_A": best[:1]}
     assert quietly(tmp_path / "head", STRUCTURE, threshold=0, top=1) == {"1ORC_A": best[:1]}
     # Who trained several labels at once and did not say so in the config learns what was made of it.

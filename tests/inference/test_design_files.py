@@ -23,6 +23,7 @@ from coordformer import CoordformerForMaskedLM, CoordformerProcessor, design, re
 from coordformer.data.rows import SCHEMA, chain_to_row
 from coordformer.inference.design import describe, design_files, fasta, parse_bias, write_structure
 from coordformer.model.chain import AMINO_ACIDS
+from coordformer.model.residues import ResidueNumbers
 from coordformer_command import main
 
 CRO, PROTEASE = STRUCTURES / "1orc.pdb.gz", STRUCTURES / "1hvr.pdb.gz"
@@ -107,6 +108,16 @@ def test_what_a_design_leaves(checkpoint, model, tmp_path, caplog):
     assert [row["sequence"].replace("/", "") for row in rows] == [
         designs.sequences[number] for number in np.argsort(designs.scores, kind="stable")
     ]
+    # What was designed alone, with its numbers, from which the whole can be made again.
+    assert {row["file"] for row in rows} == {PROTEASE.name}
+    numbers = ResidueNumbers(protein)
+    for row in rows:
+        indices = numbers.select(row["designed_residues"])
+        assert indices == np.flatnonzero(designs.designed).tolist() and len(row["designed_sequence"]) == 186
+        whole = list(protein.sequence)
+        for index, letter in zip(indices, row["designed_sequence"], strict=True):
+            whole[index] = letter
+        assert "".join(whole) == row["sequence"].replace("/", "")
 
     # Probabilities before and after, by the file's own numbers.
     with np.load(tmp_path / "1HVR.npz") as arrays:
@@ -221,10 +232,13 @@ def test_many_files(checkpoint, model, no_pictures, tmp_path, caplog):
     summary = quietly(checkpoint, tmp_path / "in", tmp_path / "out", **options)
     assert [report["id"] for report in summary["proteins"]] == ["part00", "part01", "part02", "part03"]
     rejected = [line.split("\t") for line in (tmp_path / "out" / "rejected.tsv").read_text().splitlines()[1:]]
-    assert [row[:2] for row in rejected] == [["broken.pdb", ""], ["", "part04"]] and summary["rejected"] == 2
+    assert [row[:2] for row in rejected] == [["broken.pdb", ""], ["part04.pdb", "part04"]] and summary["rejected"] == 2
     assert "chain A has no residue A6, its residues are 7 to 22" in rejected[1][2]
     rows = read_rows(tmp_path / "out" / "designs.csv")
     assert [(row["id"], row["rank"]) for row in rows] == [(f"part{n:02d}", rank) for n in range(4) for rank in "12"]
+    assert [row["file"] for row in rows] == [f"part{n:02d}.pdb" for n in range(4) for _ in range(2)]
+    assert [report["file"] for report in summary["proteins"]] == [f"part{n:02d}.pdb" for n in range(4)]
+    assert {row["designed_residues"] for row in rows} == {"A6 A7 A8 A9"}
     for number, path in enumerate(paths[:4]):
         protein = dataclasses.replace(read_complex(path), id=path.stem)  # which draws depend on
         expected = design(model, protein, num_samples=2, redesigned_residues="A6-A9")
@@ -277,6 +291,25 @@ def test_a_run_that_is_killed_goes_on(checkpoint, tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 5 and not list((tmp_path / "out").rglob("*.tmp"))
 
 
+def test_a_run_of_an_older_version_goes_on(checkpoint, no_pictures, tmp_path):
+    """Its parts lack columns of today, which stay empty for them."""
+    paths = make_files(tmp_path / "in", 2)
+    options = {"num_samples": 1, "entries_per_part": 1, "redesigned_residues": "A10"}
+    quietly(checkpoint, paths, tmp_path / "out", **options)
+    today = read_rows(tmp_path / "out" / "designs.csv")
+    added = ("file", "designed_residues", "designed_sequence")
+    (first,) = read_rows(tmp_path / "out" / "parts" / "00000-of-00002.csv")
+    old = {name: value for name, value in first.items() if name not in added}
+    with open(tmp_path / "out" / "parts" / "00000-of-00002.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, old, lineterminator="\n")
+        table.writeheader()
+        table.writerow(old)
+    for name in ("designs.csv", "parts/00001-of-00002.csv", "parts/00001-of-00002.json"):
+        (tmp_path / "out" / name).unlink()
+    quietly(checkpoint, paths, tmp_path / "out", **options)
+    assert read_rows(tmp_path / "out" / "designs.csv") == [{**today[0], **dict.fromkeys(added, "")}, today[1]]
+
+
 def test_other_options_are_another_run(checkpoint, no_pictures, tmp_path):
     (tmp_path / "omit.json").write_text('{"A12": "C"}')
     options = {"num_samples": 1, "omit_per_residue": tmp_path / "omit.json"}
@@ -327,8 +360,10 @@ def test_rows_of_a_data_set(checkpoint, model, no_pictures, tmp_path):
     Dataset(table).to_parquet(tmp_path / "proteins.parquet")
     quietly(checkpoint, tmp_path / "proteins.parquet", tmp_path / "out", num_samples=2, redesigned_residues="A10-A20")
     quietly(checkpoint, [CRO, PROTEASE], tmp_path / "files", num_samples=2, redesigned_residues="A10-A20")
-    one, two = ((tmp_path / name / "designs.csv").read_text().splitlines() for name in ("out", "files"))
-    assert sorted(one) == sorted(two) and len(one) == 5
+    one, two = (read_rows(tmp_path / name / "designs.csv") for name in ("out", "files"))
+    assert {(row["id"], row.pop("file")) for row in one} == {(name, "proteins.parquet") for name in ("1ORC", "1HVR")}
+    assert {(row["id"], row.pop("file")) for row in two} == {("1ORC", CRO.name), ("1HVR", PROTEASE.name)}
+    assert sorted(map(str, one)) == sorted(map(str, two)) and len(one) == 4
 
 
 def test_bias_is_parsed():

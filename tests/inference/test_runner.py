@@ -29,7 +29,7 @@ from coordformer.inference.contacts import contacts
 from coordformer.inference.embed import embed
 from coordformer.inference.embeddings import load_embeddings
 from coordformer.inference.evaluate import evaluate
-from coordformer.inference.runner import Inputs, join_tables, parse_shard
+from coordformer.inference.runner import Inputs, parse_shard
 from coordformer.inference.score import score
 from coordformer.model.proteins import Record, id_of
 from coordformer.model.structure import read_proteins
@@ -405,7 +405,7 @@ def test_a_run_has_the_files_of_its_verb(verb, mixture, whole):
         assert {"run.json", "rejected.tsv", *records} < set(whole)
     if verb == "score":
         ids = {row[0] for row in csv.reader(whole["scan.csv"].decode().splitlines())}
-        assert ids > IDS and len(whole["scan.csv"].decode().split("id,position")) == 2
+        assert ids > IDS and len(whole["scan.csv"].decode().split("id,file,position")) == 2
     if verb == "annotate":
         assert {line.split("\t")[0] for line in whole["terms.tsv"].decode().splitlines()} > IDS
 
@@ -791,10 +791,3 @@ def test_an_output_that_cannot_be(verb, checkpoints, mixture, tmp_path):
         function = {"embed": embed, "score": score, "contacts": contacts}[verb]
         with pytest.raises(ValueError, match="`output` is .*file, which is a file; give a folder"):
             function(checkpoints["model"], mixture, tmp_path / "file", progress=False)
-
-
-def test_tables_are_joined(tmp_path):
-    for name, text in (("a", "x,y\n1,2\n"), ("b", "x,y\n"), ("c", 'x,y\n"3\n",4\n')):
-        (tmp_path / name).write_text(text)
-    join_tables([tmp_path / name for name in "abc"], tmp_path / "joined")
-    assert (tmp_path / "joined").read_text() == 'x,y\n1,2\n"3\n",4\n'

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import STRUCTURES
 
-from coordformer.inference.figures import plot_scan
+from coordformer.inference.figures import _numbered_ticks, plot_scan
 from coordformer.model.chain import AMINO_ACIDS, join_chains
 from coordformer.model.residues import ResidueNumbers
 from coordformer.model.structure import read_chains
@@ -31,3 +31,28 @@ def test_a_heat_map_of_some_residues(tmp_path, monkeypatch):
     assert some.get_xlabel() == "wild type (dots), number above; hatched: not observed"
     assert second.get_xlabel() == "wild type (dots), number above"
     assert [line.get_xdata()[0] for line in some.lines[1:]] == [10.5]  # between the chains
+
+
+def test_insertion_codes_have_labels(tmp_path, monkeypatch):
+    """Each as far as there is room: the first with its number, those after it by the code alone."""
+
+    def ticks(numbers: str, start: int = 0) -> dict[int, str]:
+        row = {"id": "1ABC_H", "sequence": "A" * len(numbers.split()), "residue_numbers": numbers.split()}
+        return _numbered_ticks(ResidueNumbers(row), start, len(row["sequence"]))
+
+    kabat = "50 51 52 52A 53 54 55 82 82A 82B 82C 83 84"
+    assert ticks(kabat) == {0: "50", 3: "52A", 8: "82A", 9: "B", 10: "C"}
+    assert ticks(kabat, 9) == {9: "82B", 10: "C"}  # a row that begins within a loop
+    assert ticks("98 99 100 100A 100B 100C 101") == {0: "98", 3: "100A", 5: "100C"}  # no room for B
+    assert ticks("109 110 111 111A 112B 112A 112 113") == {0: "109", 3: "111A", 5: "112A"}  # IMGT counts down
+    assert ticks("8 9 10 11") == {0: "8", 2: "10"}
+
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr("coordformer.inference.figures.save_figure", lambda figure, path: figures.append(figure))
+    (chain,) = read_chains(STRUCTURES / "1orc.pdb.gz")
+    table = np.random.default_rng(0).normal(size=(71, 20))
+    plot_scan(tmp_path / "scan.png", table, ResidueNumbers(chain))
+    above = figures[0].axes[0].child_axes[0]
+    labels = dict(zip(above.get_xticks(), (text.get_text() for text in above.get_xticklabels()), strict=True))
+    assert {place: labels[place] for place in (49, 56, 57, 60)} == {49: "50", 56: "56A", 57: "B", 60: "E"}

@@ -21,7 +21,7 @@ from coordformer.inference import marginals
 from coordformer.inference.figures import _numbered_ticks, plot_scan
 from coordformer.inference.marginals import METHODS, scan_chains
 from coordformer.inference.mutants import read_mutants, spearman
-from coordformer.inference.score import _join, describe, scan_lines, score, score_lines
+from coordformer.inference.score import describe, scan_lines, score, score_lines
 from coordformer.model.chain import AMINO_ACIDS, Chain, Complex, join_chains
 from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.residues import ResidueNumbers
@@ -356,8 +356,8 @@ def test_a_scan_of_a_complex(protease):
     (value,) = score_mutants(model, PROCESSOR, protease, ["PB1W"], "wild_type_marginal")
     assert table[99, AMINO_ACIDS.index("W")] == pytest.approx(value, abs=1e-5)
     observed = np.ones(198, dtype=bool)
-    rows = [row[:5] for row in scan_lines(protease.id, ResidueNumbers(protease), table, observed)]
-    assert rows[98:100] == [["1HVR", "99", "F", "A", "A99"], ["1HVR", "1", "P", "B", "B1"]]
+    rows = [row[:5] for row in scan_lines(protease.id, "a.pdb", ResidueNumbers(protease), table, observed)]
+    assert rows[98:100] == [["1HVR", "a.pdb", "99", "F", "A"], ["1HVR", "a.pdb", "1", "P", "B"]]
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -465,14 +465,14 @@ def test_scores_are_read_back(tmp_path, chain):
     residues = ResidueNumbers(chain)
     parsed = [parse_mutant(text, residues) for text in texts]
     scores, fitness = np.array([-1.5, 2e-9, 0]), np.array([0.1 + 0.2, np.nan, 1])
-    lines = score_lines('a,"b"', residues, texts, parsed, scores, fitness, np.arange(71) != 56)
+    lines = score_lines('a,"b"', "c d.pdb", residues, texts, parsed, scores, fitness, np.arange(71) != 56)
     with open(path, "w", newline="") as file:
-        head = ["id", "mutant", "score", "DMS_score", "residues", "positions", "observed"]
+        head = ["id", "file", "mutant", "score", "DMS_score", "residues", "positions", "observed"]
         csv.writer(file, lineterminator="\n").writerows([head, *lines])
     assert path.read_text().splitlines()[1:] == [
-        '"a,""b""",A36G,-1.5,0.30000000000000004,A36,36,true',
-        '"a,""b""",A36G:D56AS,2e-09,,A36:A56A,36:57,false',
-        '"a,""b""",WT,0,1.0,,,true',
+        '"a,""b""",c d.pdb,A36G,-1.5,0.30000000000000004,A36,36,true',
+        '"a,""b""",c d.pdb,A36G:D56AS,2e-09,,A36:A56A,36:57,false',
+        '"a,""b""",c d.pdb,WT,0,1.0,,,true',
     ]
     mutants, measured, ids = read_mutants(path)
     assert mutants == texts and ids == ['a,"b"'] * 3
@@ -499,15 +499,21 @@ def test_a_heat_map_wraps(tmp_path, chain):
 
 def test_numbers_above_a_heat_map_are_those_of_the_file(antibody, chain):
     """Of the first residue of a row and of a chain, and of every tenth, not so near that they touch."""
-    assert _numbered_ticks(ResidueNumbers(chain), 45, 71) == {45: "46", 49: "50", 64: "60"}
+    assert _numbered_ticks(ResidueNumbers(chain), 45, 71) == {
+        45: "46", 49: "50", 56: "56A", 57: "B", 58: "C", 59: "D", 60: "E", 64: "60"
+    }  # fmt: skip
     assert _numbered_ticks(ResidueNumbers(chain, numbering="sequence"), 45, 71) == {
         45: "46", 49: "50", 59: "60", 69: "70"
     }  # fmt: skip
-    assert _numbered_ticks(ResidueNumbers(antibody), 0, 14) == {0: "H 51", 7: "L 51", 11: "C 1"}
+    assert _numbered_ticks(ResidueNumbers(antibody), 0, 14) == {
+        0: "H 51", 2: "52A", 5: "100", 7: "L 51", 11: "C 1"
+    }  # fmt: skip
     # Of some: where residues are left out, and where another chain begins, though not with its first residue.
     shown = [*range(40, 49), *range(53, 59)]
-    assert _numbered_ticks(ResidueNumbers(chain), 0, 15, shown) == {0: "41", 9: "54"}
-    assert _numbered_ticks(ResidueNumbers(antibody), 0, 8, [0, 1, 2, 3, 4, 8, 9, 10]) == {0: "H 51", 5: "L 53"}
+    assert _numbered_ticks(ResidueNumbers(chain), 0, 12, shown) == {0: "41", 9: "54"}
+    assert _numbered_ticks(ResidueNumbers(antibody), 0, 8, [*range(5), 8, 9, 10]) == {
+        0: "H 51", 2: "52A", 5: "L 53", 7: "100A"
+    }  # fmt: skip
 
 
 def test_a_scan_in_rows(chain):
@@ -515,15 +521,16 @@ def test_a_scan_in_rows(chain):
     table[5] = np.nan
     observed = chain.observed.any(axis=1)
     assert np.flatnonzero(~observed).tolist() == [0, 1, 66, 67, 68, 69, 70]
-    rows = list(scan_lines("cro", ResidueNumbers(chain), table, observed))
-    ends = [["cro", "1", "M", "A", "A1", "false"], ["cro", "71", "A", "A", "A66", "false"]]
-    assert [rows[0][:6], rows[-1][:6]] == ends and rows[58][:6] == ["cro", "59", "E", "A", "A56C", "true"]
-    assert float(rows[70][-1]) == pytest.approx(table[70, 19], rel=1e-5) and rows[5][6:] == [""] * 20
-    counted = list(scan_lines("cro", ResidueNumbers(chain, offset=-3), table, observed))
-    assert [row[1:5] for row in (counted[0], counted[-1])] == [["-3", "M", "A", "A1"], ["67", "A", "A", "A66"]]
+    rows = list(scan_lines("cro", "a.pdb", ResidueNumbers(chain), table, observed))
+    assert {(*row[:2],) for row in rows} == {("cro", "a.pdb")}
+    ends = [["1", "M", "A", "A1", "false"], ["71", "A", "A", "A66", "false"]]
+    assert [rows[0][2:7], rows[-1][2:7]] == ends and rows[58][2:7] == ["59", "E", "A", "A56C", "true"]
+    assert float(rows[70][-1]) == pytest.approx(table[70, 19], rel=1e-5) and rows[5][7:] == [""] * 20
+    counted = list(scan_lines("cro", "a.pdb", ResidueNumbers(chain, offset=-3), table, observed))
+    assert [row[2:6] for row in (counted[0], counted[-1])] == [["-3", "M", "A", "A1"], ["67", "A", "A", "A66"]]
     sequence = ResidueNumbers({"id": "cro", "sequence": chain.sequence}, offset=-3)
-    assert next(scan_lines("cro", sequence, table, observed))[:5] == ["cro", "-3", "M", "", "-3"]
-    assert list(scan_lines("cro", ResidueNumbers(chain), table, observed, [58, 70])) == [rows[58], rows[70]]
+    assert next(scan_lines("cro", "a.pdb", sequence, table, observed))[2:6] == ["-3", "M", "", "-3"]
+    assert list(scan_lines("cro", "a.pdb", ResidueNumbers(chain), table, observed, [58, 70])) == [rows[58], rows[70]]
 
 
 @pytest.fixture(scope="module")
@@ -547,7 +554,9 @@ def test_given_mutants(checkpoint, tmp_path, chain):
     model = CoordformerForMaskedLM.from_pretrained(checkpoint)
     expected = score_mutants(model, PROCESSOR, chain, ["M1A", "T6W:L7G", "G24P", "L7L"])
     rows = read_rows(tmp_path / "out" / "scores.csv")
-    assert list(rows[0])[:4] == ["id", "mutant", "score", "DMS_score"] and {row["id"] for row in rows} == {"1ORC_A"}
+    assert list(rows[0])[:5] == ["id", "file", "mutant", "score", "DMS_score"] and {row["id"] for row in rows} == {
+        "1ORC_A"
+    }
     assert [(row["residues"], row["positions"]) for row in rows[:2]] == [("A1", "1"), ("A6:A7", "6:7")]
     assert [row["mutant"] for row in rows] == ["M1A", "T6W:L7G", "G24P", "L7L"]
     assert [row["DMS_score"] for row in rows] == ["1.5", "-2.0", "0.5", ""]
@@ -567,8 +576,10 @@ def test_given_mutants(checkpoint, tmp_path, chain):
     two = quietly(checkpoint, fasta, tmp_path / "two", **options)
     assert [each["coordinates"] for each in (one, two)] == ["not given", "unknown"]
     texts = [(tmp_path / name / "scores.csv").read_text() for name in ("one", "two")]
-    assert texts[0].startswith("id,mutant,score,residues,positions,observed\n1ORC_A,T16W,")
-    assert texts[0] == texts[1].replace(",16,16,false\n", ",A6,16,true\n") != texts[1]
+    assert texts[0].startswith("id,file,mutant,score,residues,positions,observed\n1ORC_A,1orc.pdb.gz,T16W,")
+    assert (
+        texts[0] == texts[1].replace(",16,16,false\n", ",A6,16,true\n").replace("cro.fasta", "1orc.pdb.gz") != texts[1]
+    )
     assert (one["numbering"], two["numbering"], one["offset"]) == ("sequence", "sequence", 11)
     assert "spearman" not in one and "spearman" not in two
 
@@ -602,7 +613,7 @@ def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
     assert list(reasons) == ["1BD2_B", "1BD2_D", "1BD2_E", "nowhere"] and summary["rejected"] == 4
     assert "no mutant has this chain" in reasons["1BD2_B"] and "the inputs have no such chain" in reasons["nowhere"]
     assert f"E1 (position 1 of chain E) is {first['1BD2_E']}, not W" in reasons["1BD2_E"]
-    assert "4 files or chains were left out; the first: 1BD2_B: no mutant" in caplog.text
+    assert "4 files or chains were left out; the first: chains.parquet: 1BD2_B: no mutant" in caplog.text
     assert summary["residues"] == len(chains[0]) + len(chains[2])
 
     # Other measurements are another run, and a run without a single chain leaves the folder free.
@@ -639,19 +650,6 @@ def test_scores_of_residues_that_were_not_observed(checkpoint, tmp_path, caplog)
     assert not caplog.messages
 
 
-def test_tables_of_an_older_version_are_joined(tmp_path):
-    """A run that it began, and that goes on with columns of today."""
-    (tmp_path / "old.csv").write_text('id,score\n"a,b",1\n')
-    (tmp_path / "new.csv").write_text("id,global_score,observed\nc,2,true\n")
-    tables = [tmp_path / "old.csv", tmp_path / "new.csv"]
-    _join(tables, tmp_path / "joined.csv", {"score": "global_score"})
-    assert (tmp_path / "joined.csv").read_text() == 'id,global_score,observed\n"a,b",1,\nc,2,true\n'
-    _join(tables[:1], tmp_path / "joined.csv", {"score": "global_score"})
-    assert (tmp_path / "joined.csv").read_text() == 'id,global_score\n"a,b",1\n'
-    _join(tables[1:] * 2, tmp_path / "joined.csv")
-    assert (tmp_path / "joined.csv").read_text() == "id,global_score,observed\nc,2,true\nc,2,true\n"
-
-
 def make_data_set(chains, path: Path) -> Path:
     Dataset(pa.Table.from_pylist([chain_to_row(chain) for chain in chains], schema=SCHEMA)).to_parquet(path)
     return path
@@ -661,7 +659,7 @@ def test_a_scan_of_one_chain_of_a_file(checkpoint, tmp_path):
     options = {"chain_ids": ["C"], "method": "wild_type_marginal", "offset": 4}
     assert quietly(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path, **options)["residues"] == 9
     rows = read_rows(tmp_path / "scan.csv")
-    assert list(rows[0]) == ["id", "position", "wild_type", "chain", "residue", "observed", *AMINO_ACIDS]
+    assert list(rows[0]) == ["id", "file", "position", "wild_type", "chain", "residue", "observed", *AMINO_ACIDS]
     assert "".join(row["wild_type"] for row in rows) == "LLFGYPVYV" and rows[0]["position"] == "4"
     assert rows[0]["residue"] == "C1" and rows[8]["residue"] == "C9"
     assert all(float(row[row["wild_type"]]) == 0 and row["id"] == "1BD2_C" for row in rows)
@@ -687,9 +685,10 @@ def test_a_scan_of_several_chains(checkpoint, tmp_path, monkeypatch):
     ]
     one, two = ((tmp_path / name / "scan.csv").read_text() for name in ("one", "two"))
     rows = [line.split(",") for line in one.splitlines()]
-    assert one.count("id,position") == two.count("id,position") == 1
-    assert [row[:3] for row in rows[5:]] == [["A/B", "1", "M"], ["A/B", "2", "X"], ["rejected", "1", "W"]]
-    assert rows[6][3:] == ["", "2", "false"] + [""] * 20 and two.splitlines()[5].split(",")[:3] == rows[5][:3]
+    assert one.count("id,file,position") == two.count("id,file,position") == 1
+    assert {row[1] for row in rows[1:]} == {"few.fasta"}
+    assert [row[::2][:2] for row in rows[5:]] == [["A/B", "1"], ["A/B", "2"], ["rejected", "1"]]
+    assert rows[6][3:] == ["X", "", "2", "false"] + [""] * 20 and two.splitlines()[5].split(",")[:4] == rows[5][:4]
 
 
 def test_a_complex_of_a_data_set(checkpoint, protease, tmp_path):

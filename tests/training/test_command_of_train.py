@@ -41,6 +41,7 @@ def test_help_is_of_what_is_ours_and_of_the_trainer_what_most_need(capsys):
         assert f"  {name}" in short or f", {name}" in short, name
     assert "--torch_compile_mode" not in short and "--help-all" in short
     named = {name for name in TrainingArguments.__dataclass_fields__ if f"--{name} " in whole}
+    assert "(default: 0.15)" in " ".join(short.split()) and "default: [" not in " ".join(whole.split())  # as one types
     assert len(named) > 90 and set(SHOWN) <= named | {"help"}
 
 

@@ -1,0 +1,62 @@
+"""Chosen residues and chains: which are scored, what of the others stays context, and what is said of it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..model.chain import Chain, Complex
+from ..model.residues import ResidueNumbers
+from .runner import Inputs
+
+logger = logging.getLogger(__name__)
+
+LOOKED_THROUGH = 8  # files, for chains that are left out
+
+
+def select_residues(numbers: ResidueNumbers, residues: str | None, protein: Chain, given: Inputs) -> list[int]:
+    """Indices of the chosen residues, in the order of the file; all if none were.
+
+    Raises:
+        ValueError: of `ResidueNumbers.select`; of chains that are read one by one it names --complex.
+    """
+    if residues is None:
+        return list(range(len(protein)))
+    try:
+        return sorted(numbers.select(residues))
+    except ValueError as error:
+        if given.settings["as_complex"] or not any(numbers.chain_names):
+            raise
+        fix = "--complex reads the chains of a file together"
+        raise ValueError(f"{str(error).removesuffix('.')}; {fix}.") from None
+
+
+def say_left_out(inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, Any], what: str) -> None:
+    """Of complexes of which only some chains are read: which of a file are not, and how they stay context."""
+    chosen, together = reading.get("chain_ids"), reading.get("as_complex") or reading.get("assembly") is not None
+    if not chosen or not together:
+        return
+    wanted = {chosen} if isinstance(chosen, str) else set(chosen)
+    files = Inputs(inputs, **{**reading, "chain_ids": None, "shard": None}, entries_per_part=1)
+    for number in range(min(len(files), LOOKED_THROUGH)):
+        for whole in files.read(number, [])[0]:
+            if not isinstance(whole, Complex) or not whole.observed.any():  # of FASTA, chain_ids are sequences
+                continue
+            names = whole.chain_names
+            left = [name for name in names if not {name, f"{whole.id}_{name}"} & wanted]
+            if 0 < len(left) < len(names):
+                _name_left_out(whole, left, len(files), what)
+                return
+
+
+def _name_left_out(whole: Complex, left: Sequence[str], inputs: int, what: str) -> None:
+    kept = [f"{name}/" if name[-1:].isdigit() else name for name in whole.chain_names if name not in left]
+    chosen = f"'{' '.join(kept)}'" if len(kept) > 1 else kept[0]
+    listed = ", ".join([*left[:8], *["..."] * (len(left) > 8)])
+    fix = {
+        "scan": f"--residues {chosen} in its place scans the same residues, and keeps {{}} as context",
+        "sequences": f"--residues {chosen} in its place, and sequences of all chains, keep {{}} as context",
+        "mutants": "leave it out to keep {} as context, and name the chain in mutants, as in SH195A",
+    }[what].format("it" if len(left) == 1 else "them")
+    among = f", among {inputs:,} inputs" if inputs > 1 else ""
+    logger.warning("--chains leaves out chain%s %s of %s%s; %s", "s" * (len(left) > 1), listed, whole.id, among, fix)
