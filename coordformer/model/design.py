@@ -21,6 +21,8 @@ from .windows import cut_window, longest_window
 
 ROUNDS = 1
 """Rounds of `design` unless others are asked for; chosen by measurement, see examples/design."""
+NOISE_LEVEL = 0.2
+"""Å, what `design` tells a model of coordinates unless another is given."""
 
 
 @dataclass
@@ -250,7 +252,7 @@ def _tie(task: DesignTask, protein: Chain, residues: ResidueNumbers, symmetry, w
 def design(
     model: Any, protein: Chain, task: DesignTask | None = None, *, processor: Any = None, num_samples: int = 8,
     temperature: float | Iterable[float] = 0.1, seed: int = 0, rounds: int | str | None = None,
-    rescore: bool = False, token_budget: int = 8192, **options: Any,
+    rescore: bool = False, noise_level: float | None = None, token_budget: int = 8192, **options: Any,
 ) -> Designs:  # fmt: skip
     """Design sequences for a chain or complex.
 
@@ -266,6 +268,8 @@ def design(
         rounds: 1 draws all residues at once, each by itself; N draws all in each round, keeps those it is surest of, an
             Nth, and draws the others again; `"all"` draws one residue after another in random order. Default: `ROUNDS`.
         rescore: also score by pseudo-likelihood, which takes a row for each designed residue of each sequence.
+        noise_level: standard deviation of noise on the coordinates, Å, that a model with `config.noise_conditioning` is
+            told. Default: `NOISE_LEVEL`, since a backbone to design for has no traces of a sequence.
         token_budget: tokens of a batch.
 
     Raises:
@@ -283,7 +287,9 @@ def design(
     elif options:
         raise ValueError(f"Give `task`, or its options ({', '.join(options)}), not both.")
     temperatures, rounds = check_drawing(num_samples, temperature, seed, rounds)
-    passes = _Passes(model, processor or CoordformerProcessor(), protein, token_budget)
+    if noise_level is None and model.config.noise_conditioning:
+        noise_level = NOISE_LEVEL
+    passes = _Passes(model, processor or CoordformerProcessor(), protein, token_budget, noise_level)
     places, length = np.flatnonzero(task.designed), len(protein)
 
     # One pass with the designed residues masked and one with all, which score every sequence.
@@ -399,7 +405,7 @@ def check_drawing(
 class _Passes:
     """Passes of a model over one structure, whose features are computed once."""
 
-    def __init__(self, model: Any, processor: Any, protein: Chain, token_budget: int):
+    def __init__(self, model: Any, processor: Any, protein: Chain, token_budget: int, noise_level: float | None = None):
         length = len(protein)
         if (longest := longest_window(model.config, max(length, 2))) < length:
             raise ValueError(f"{protein.id} has {length} residues, the model has positions for {longest}; cut it.")
@@ -414,6 +420,10 @@ class _Passes:
             name: batch[name].to(model.device) for name in ("input_ids", "position_ids", "chain_ids") if name in batch
         }
         self.positions = {name: given[name] for name in ("position_ids",) if name in given}
+        if noise_level is not None:
+            if not 0 <= noise_level < math.inf:
+                raise ValueError(f"`noise_level` is {noise_level} Å; it is a standard deviation, 0 or more.")
+            given["noise_level"] = torch.full(given["input_ids"].shape, float(noise_level), device=model.device)
         self.structure = model.base_model.encode_structure(batch["coords"].to(model.device), **given)
         self.ends = given["input_ids"][:, :1], given["input_ids"][:, -1:]
         self.tokens = batch["input_ids"][0, 1:-1].numpy()

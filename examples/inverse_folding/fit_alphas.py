@@ -1,6 +1,6 @@
 """Give a ProteinMPNN for backbones the C-alphas alone: edges between these become what those of backbones are.
 
-    python examples/inverse_folding/fit_alphas.py MODEL BACKBONES.parquet OUTPUT --num_chains 300 --noise 0.1
+    python examples/inverse_folding/fit_alphas.py MODEL BACKBONES.parquet OUTPUT --num_chains 200 --noise 0.1
 
 OUTPUT is MODEL with `partial_backbones` and `noise_conditioning`. What is added for edges between C-alphas is fitted by
 linear least squares to what the distances of backbones give there; so a training need not find it. The noise that the
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("data", metavar="BACKBONES.parquet")
     parser.add_argument("output", type=Path)
     parser.add_argument("--split", default="train", help="default: %(default)s")
-    parser.add_argument("--num_chains", type=int, default=300, help="default: %(default)s")
+    parser.add_argument("--num_chains", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--noise", type=float, default=0.1, help="on all coordinates, Å (default: %(default)s)")
     arguments = parser.parse_args()
     before, processor = load_checkpoint(arguments.model)

@@ -7,8 +7,9 @@
 Every model is asked for the same residues under `masked15`, chosen once. Half of the clusters of --split is there to
 choose among models (`choose`), the other half to be looked at once, in the end (`test`); a hash of the cluster's number
 says which. Intervals are 95 % of a bootstrap over clusters; `gain` is by how much the perplexity is below that of the
-first model, as a share of it. --predicted has the column `max_train_identity`: from 0.3 on a chain is a relative of one
-to train on, and reported apart. Run it again after a stop, or with further models: what is counted stays in --output.
+first model, as a share of it. Models with `config.noise_conditioning` are told how much noise is added. --predicted has
+the column `max_train_identity`: from 0.3 on a chain is a relative of one to train on, and reported apart. Run it again
+after a stop, or with further models: what is counted stays in --output.
 """
 
 import argparse
@@ -79,6 +80,8 @@ def main() -> None:
     parser.add_argument("--halves", nargs="+", default=list(HALVES), choices=HALVES, help="default: both")
     parser.add_argument("--model", nargs=2, action="append", required=True, metavar=("NAME", "FOLDER"))
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.1, 0.2], help="Å (default: 0 0.1 0.2)")
+    parser.add_argument("--noise_level", type=float, help="told to models in place of the noise that is added, Å")
+    parser.add_argument("--without_coords", action="store_true", help="give letters alone; --noise changes nothing")
     parser.add_argument("--num_chains", type=int, help="chains of each part, drawn at random (default: all)")
     parser.add_argument("--token_budget", type=int, default=2048)
     parser.add_argument("--output", type=Path, default=Path("runs/noise"), metavar="FOLDER")
@@ -93,18 +96,25 @@ def main() -> None:
         found = predicted(arguments.predicted, arguments.num_chains)
         parts |= {name: (arguments.predicted, *rows) for name, rows in found.items()}
     models = {name: load_checkpoint(folder)[0] for name, folder in arguments.model}
+    told = arguments.noise_level
+    for model in models.values():
+        if told is not None and model.config.noise_conditioning:
+            model.config.noise_level = told
+    options = {"without_coords": arguments.without_coords, "token_budget": arguments.token_budget}
+    state = "-without" * arguments.without_coords + (f"-told{told:g}" if told is not None else "")
     letters = letter_ids(build_tokenizer())
     summary: dict[str, Any] = {"protocol": "masked15", "split": arguments.split, "num_mask_samples": 1}
+    summary |= {"coordinates": "not given" if arguments.without_coords else "given", "noise_level": told}
     summary |= {"torch": torch.__version__, "parts": {}}
     for part, (path, rows, clusters) in parts.items():
-        data = f"{hash_data(path)[:16]}-{part.partition(',')[0]}{'-relatives' * (',' in part)}-{len(rows)}"
+        data = f"{hash_data(path)[:16]}-{part.partition(',')[0]}{'-relatives' * (',' in part)}-{len(rows)}{state}"
         measured: dict[str, Any] = {"chains": len(rows), "clusters": len(set(clusters)), "noise": {}}
         for noise in arguments.noise if part in HALVES else [0.0]:
             tables = {}
             for name, model in models.items():
                 saved = count(
                     arguments.output, f"{digest_weights(model)}-{data}-{noise:g}", 1, rows, lambda model=model: model,
-                    ["masked15"], token_budget=arguments.token_budget, noise=noise, progress=False,
+                    ["masked15"], noise=noise, progress=False, **options,
                 )  # fmt: skip
                 tables[name] = saved["masked15"]["counts"]
             gains = bootstrap({name: table[0] for name, table in tables.items()}, clusters)

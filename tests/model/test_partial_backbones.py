@@ -10,7 +10,7 @@ from conftest import STRUCTURES, make_config, make_model, outputs_of, pack_rows,
 from proteinmpnn_reference import random_weights
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
-from coordformer import CoordformerProcessor, from_proteinmpnn, read_chains
+from coordformer import CoordformerProcessor, design, from_proteinmpnn, read_chains
 from coordformer.data.collator import CoordformerDataCollator
 from coordformer.inference.masked import predict_masked
 from coordformer.model.configuration_coordformer import BACKBONE
@@ -300,3 +300,19 @@ def test_evaluation_tells_the_noise_that_it_adds():
         found[noise] = list(predict_masked(model, chain, tokenizer, noise=noise))
     assert not seen[0].any()
     torch.testing.assert_close(seen[1][0, 1:-1], torch.full((71,), 0.1))
+    model.config.noise_level = 0.3  # unless it was told otherwise
+    list(predict_masked(model, chain, tokenizer, noise=0.1))
+    torch.testing.assert_close(seen[2], torch.full((1, 73), 0.3))
+
+
+def test_design_reckons_with_noise():
+    (chain,) = read_chains(STRUCTURES / "1orc.pdb.gz", atoms=BACKBONE)
+    model, processor, seen = partial_model(), CoordformerProcessor(coordinate_atoms=BACKBONE), []
+    model.coordformer.proteinmpnn.features.register_forward_pre_hook(lambda _, given: seen.append(given[-1].clone()))
+    for options in ({}, {"noise_level": 0.0}, {"noise_level": 0.1}):
+        design(model, chain, processor=processor, num_samples=1, **options)
+    assert [float(level.unique()) for level in seen] == pytest.approx([0.2, 0.0, 0.1])
+    with pytest.raises(ValueError, match="`noise_level` is -1 Å"):
+        design(model, chain, processor=processor, noise_level=-1)
+    with pytest.raises(ValueError, match="models with `config.noise_conditioning`"):
+        design(make_model(), read_chains(STRUCTURES / "1orc.pdb.gz")[0], noise_level=0.1)
