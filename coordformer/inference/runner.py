@@ -308,7 +308,8 @@ class Outcome:
             return
         if self.rejects:
             first = ": ".join(filter(None, self.rejects[0]))
-            logger.warning("%d files or chains were left out; the first: %s", len(self.rejects), first)
+            several = f"{len(self.rejects):,} files or chains were left out; the first"
+            logger.warning("%s: %s", several if len(self.rejects) > 1 else "1 file or chain was left out", first)
             if path is not None:
                 write_rejects(path, self.rejects)
         elif path is not None:  # of a run before this one

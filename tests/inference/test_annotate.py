@@ -122,7 +122,8 @@ def test_what_is_left_out_lies_beside_the_table(classifier, tmp_path, caplog, en
     rejected = [line.split("\t") for line in (tmp_path / "terms.rejected.tsv").read_text().splitlines()[1:]]
     assert [row[:2] for row in rejected] == [["b.fasta", "odd"], ["c.fasta", "one"]][: 1 if entries == 1000 else 2]
     assert all("has this id, too; rename one" in reason for *_, reason in rejected[1:])
-    assert f"{len(rejected)} files or chains were left out; the first: b.fasta: odd: letters '1'" in caplog.text
+    several = {1: "1 file or chain was left out", 2: "2 files or chains were left out; the first"}
+    assert f"{several[len(rejected)]}: b.fasta: odd: letters '1'" in caplog.text
     for name in ("b.fasta", "c.fasta"):
         (folder / name).unlink()
     quietly(classifier, folder, output=tmp_path / "terms.tsv")
