@@ -270,7 +270,7 @@ def test_a_run_that_is_killed_goes_on(checkpoint, tmp_path):
     command += ["--entries_per_part", "1", "--num_samples", "2", "--temperature", "0.5", "--rounds", "2"]
     process = subprocess.Popen([*command, "--output", str(tmp_path / "out")], stderr=subprocess.DEVNULL)
     parts = tmp_path / "out" / "parts"
-    for _ in range(3000):
+    for _ in range(15000):
         if len(list(parts.glob("*.json"))) >= 2 or process.poll() is not None:
             break
         time.sleep(0.02)
