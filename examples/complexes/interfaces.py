@@ -5,7 +5,8 @@
 Of each complex 15 % of the residues of all chains are masked, drawn by its id, and predicted twice: in the complex,
 and in their chain alone, with the same residues masked. A residue is of the interface if its C-alpha is less than 8 Å
 from one of another chain. Intervals are a bootstrap over the clusters of the complexes where the data has them. In a
-complex of equal chains the copy shows most of the letters that are asked for; so these are listed apart.
+complex of equal chains the copy shows most of the letters that are asked for; so these are listed apart. What
+--output has of a noise is not measured again.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 from tqdm.auto import tqdm
 
+from coordformer.data.files import write_json
 from coordformer.inference.checkpoints import digest_weights, load_checkpoint
 from coordformer.inference.masked import chain_generator
 from coordformer.inference.metrics import interval, resample
@@ -125,8 +127,15 @@ def main() -> None:
     report: dict[str, Any] = {"checkpoint": Path(arguments.checkpoint).name, "weights": digest_weights(model)}
     report |= {"data": Path(arguments.data).name, "complexes": len(proteins)}
     lines = []
-    with tqdm(total=len(arguments.noise) * len(proteins), unit="complex") as bar:
-        for noise in arguments.noise:
+    if arguments.output.exists():  # goes on where it was stopped
+        before = json.loads(arguments.output.read_text())
+        lines = before.pop("results")
+        if before != report:
+            parser.error(f"{arguments.output} is of other weights or data; delete it, or choose another file.")
+    noises = [noise for noise in arguments.noise if noise not in {line["noise"] for line in lines}]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(noises) * len(proteins), unit="complex") as bar:
+        for noise in noises:
             tables = measure(model, processor.tokenizer, proteins, noise, bar)
             for kind, wanted in (("different chains", False), ("equal chains", True)):
                 here = [number for number, each in enumerate(equal) if each == wanted]
@@ -136,9 +145,7 @@ def main() -> None:
                     chosen = [tables[number] for number in here], [inside[number] for number in here]
                     result = summarize(*chosen, None if None in clusters else [clusters[number] for number in here])
                     lines.append({"noise": noise, "chains": kind, "residues": place} | {"measured": result})
-    report["results"] = lines
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+            write_json(arguments.output, report | {"results": lines})
     for line in lines:
         result = line["measured"]
         print(f"{line['noise']:.1f} Å  {line['chains']:17}{line['residues']:10}", end="")
