@@ -253,17 +253,22 @@ def difference(inputs: Path, roots: dict[str, Path]) -> dict[str, float]:
 
 
 def summary(raw: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Medians, and of each side over this build the median over turns of the ratio, with the quartiles."""
+    """Medians, and of each side over this build the median over turns of the ratio, with the quartiles; by the
+    processor, and by the clock."""
     result: dict[str, Any] = {"seconds_of_each_turn": raw}
-    result["median_seconds"] = {side: statistics.median(turn[0] for turn in turns) for side, turns in raw.items()}
-    ratios = {}
-    for side, turns in raw.items():
-        if side != NOW and NOW in raw:
-            found = [other[0] / own[0] for other, own in zip(turns, raw[NOW], strict=True)]
-            ratios[side] = {
-                name: float(np.quantile(found, q)) for name, q in (("low", 0.25), ("median", 0.5), ("high", 0.75))
-            }
-    return result | {"over this build": ratios}
+    for which, note in enumerate(("", ", clock")):
+        result[f"median_seconds{note}"] = {
+            side: statistics.median(turn[which] for turn in turns) for side, turns in raw.items()
+        }
+        ratios = {}
+        for side, turns in raw.items():
+            if side != NOW and NOW in raw:
+                found = [other[which] / own[which] for other, own in zip(turns, raw[NOW], strict=True)]
+                ratios[side] = {
+                    name: float(np.quantile(found, q)) for name, q in (("low", 0.25), ("median", 0.5), ("high", 0.75))
+                }
+        result[f"over this build{note}"] = ratios
+    return result
 
 
 def draw_inputs(data: Path, token_budget: int, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
@@ -309,7 +314,7 @@ def main() -> None:
         for what in [each for each in TURNS if each in wanted]:
             inputs = Path(folder) / f"{what}.pt"
             torch.save(chain if what == "scan" else batches, inputs)
-            record[what] = {}
+            record.setdefault(what, {})  # of other numbers of threads it keeps what was measured
             for threads in options.threads if what != "scan" else [1]:
                 sides: dict[str, Any] = {name: Build(root, what, inputs, threads) for name, root in roots.items()}
                 builds = list(sides.values())
@@ -320,7 +325,15 @@ def main() -> None:
                     build.close()
                 record[what]["largest difference"] = difference(inputs, roots)
                 write()
-                print(what, threads, record[what][f"{threads} threads"]["over this build"], file=sys.stderr, flush=True)
+                found = record[what][f"{threads} threads"]
+                print(
+                    what,
+                    threads,
+                    found["over this build"],
+                    found["over this build, clock"],
+                    file=sys.stderr,
+                    flush=True,
+                )
         if "memory" in wanted:
             inputs = Path(folder) / "memory.pt"
             torch.save(batches, inputs)
@@ -333,6 +346,8 @@ def main() -> None:
             print(record["memory"], file=sys.stderr, flush=True)
         if "starts" in wanted:
             record["starts"] = {}
+            for root in roots.values():  # as pip does when it installs a package
+                subprocess.run([sys.executable, "-m", "compileall", "-q", str(root / "coordformer")], check=True)
             for title, command in STARTS.items():
                 sides = {name: _starter(root, command, Path(folder)) for name, root in roots.items()}
                 record["starts"][title] = summary(take_turns(sides, options.repeats))

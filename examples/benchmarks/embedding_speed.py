@@ -12,21 +12,26 @@ The token budget is by default little more than the longest chain on a CPU, wher
 - EsmModel, like lengths: chains of like length, as many as fit into a token budget when padded, which is what
   `ChainBatches` with packing=False makes;
 - coordformer, like lengths: the same batches, with coordinates;
-- coordformer, packed: rows of chains one after another up to the same budget, "varlen" attention, no padding.
+- coordformer, packed: rows of chains one after another up to the same budget, "varlen" attention, no padding;
+- esm-cpp, a CPU engine for ESM-2 (`pip install --no-deps esm-cpp==0.2.1`; without it left out): one at a time, as its
+  `forward_with_hidden_states` takes one chain, and packed by its own scheduler, which gives logits alone.
 
 All have the same weights but for the coordinate embedding, in float32; three also with bfloat16 weights. EsmModel has
 sdpa attention, and the built-in fast tokenizer, not its own slower one; what collating takes by itself is in the
 record. Coordformer's GELU is torch's, the default of its config; EsmModel writes it out, which takes longer: with
---hidden_act gelu_python both do.
+--hidden_act gelu_python both do. On a machine that others use, `--threads 1 --processor_time` counts seconds of the
+processor, which others disturb less.
 
 The sides take turns in one process; a side's time is the median over the repeats of the time for all chains. Before the
-clock starts, some chains are compared: coordformer padded with packed, and coordformer without coordinates with
-EsmModel.
+clock starts, some chains are compared: coordformer padded with packed, and coordformer without coordinates and esm-cpp
+with EsmModel.
 """
 
 import argparse
 import copy
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -37,8 +42,9 @@ import numpy as np
 import torch
 from bars import draw_bars
 from harness import CUDA, take_turns, write_record
+from safetensors.torch import save_file
 from torch import nn
-from transformers import EsmConfig, EsmModel
+from transformers import EsmConfig, EsmForMaskedLM, EsmModel
 
 from coordformer import build_tokenizer, from_esm
 from coordformer.data.batching import ChainBatches
@@ -57,7 +63,8 @@ RANDOM, ONE, LIKE = "EsmModel, random batches", "EsmModel, one at a time", "EsmM
 OURS_LIKE, PACKED = "coordformer, like lengths", "coordformer, packed"
 BF16 = ", bfloat16"
 IN_BFLOAT16 = (ONE, LIKE, PACKED)
-SIDES = (RANDOM, ONE, LIKE, OURS_LIKE, PACKED, *(side + BF16 for side in IN_BFLOAT16))
+ESM_CPP, ESM_CPP_LOGITS = "esm-cpp, one at a time", "esm-cpp, packed, logits"
+SIDES = (RANDOM, ONE, LIKE, OURS_LIKE, PACKED, *(side + BF16 for side in IN_BFLOAT16), ESM_CPP, ESM_CPP_LOGITS)
 CHECKED = 20  # chains
 
 Rows = list[dict[str, Any]]
@@ -146,6 +153,42 @@ def embed(model: nn.Module, collate: Collate, chains: Chains, batching: dict[str
     return found[np.argsort(np.concatenate(batches.order()))]
 
 
+def load_esm_cpp(model: nn.Module, threads: int) -> Any:
+    """The engine with the same weights; None without the package."""
+    os.environ["ESM_NUM_THREADS"] = str(threads)  # read when the first model is loaded
+    try:
+        import esm_cpp
+    except ImportError:
+        return None
+    whole = EsmForMaskedLM(model.config)
+    whole.esm.load_state_dict(model.state_dict(), strict=False)
+    # It asks for frequencies of positions in each layer, as the files of ESM-2 have them. Transformers saves none.
+    head_size = model.config.hidden_size // model.config.num_attention_heads
+    frequencies = 10000.0 ** (-torch.arange(0, head_size, 2).float() / head_size)
+    weights = {name: weight.detach().clone() for name, weight in whole.state_dict().items()}
+    for layer in range(model.config.num_hidden_layers):
+        name = f"esm.encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"
+        weights[name] = frequencies.clone()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file(weights, path, metadata={"format": "pt"})
+        return esm_cpp.Model.load_from_safetensors(str(path))
+
+
+def embed_by_esm_cpp(engine: Any, chains: Chains) -> torch.Tensor:
+    tokenizer, means = build_tokenizer(), []
+    for row in chains.rows:
+        tokens = np.array(tokenizer(row["sequence"])["input_ids"], dtype=np.int32)
+        _, hidden = engine.forward_with_hidden_states(tokens)
+        means.append(torch.from_numpy(hidden[-1][1:-1].mean(axis=0)))
+    return torch.stack(means)
+
+
+def logits_by_esm_cpp(engine: Any, chains: Chains) -> None:
+    tokenizer = build_tokenizer()
+    engine.forward_scheduled([np.array(tokenizer(row["sequence"])["input_ids"], dtype=np.int32) for row in chains.rows])
+
+
 def collate_all(collate: Collate, chains: Chains, batching: dict[str, Any]) -> None:
     batches = ChainBatches(chains, **batching)
     for number in range(len(batches)):
@@ -155,7 +198,7 @@ def collate_all(collate: Collate, chains: Chains, batching: dict[str, Any]) -> N
 def check(runs: dict[str, Callable[[Chains], torch.Tensor]], rows: Rows) -> dict[str, float]:
     """The largest differences of the embeddings."""
     missing = [row | {"coords": np.full_like(row["coords"], np.nan)} for row in rows]
-    found = {side: run(Chains(rows)) for side, run in runs.items()}
+    found = {side: run(Chains(rows)) for side, run in runs.items() if side != ESM_CPP_LOGITS}
     pairs = {
         "padded and packed": (found[OURS_LIKE], found[PACKED]),
         "EsmModel and coordformer without coordinates": (found[LIKE], runs[OURS_LIKE](Chains(missing))),
@@ -164,14 +207,16 @@ def check(runs: dict[str, Callable[[Chains], torch.Tensor]], rows: Rows) -> dict
     differences = {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
     assert max(differences.values()) < 1e-4, differences
     assert (found[LIKE] - found[PACKED]).abs().max() > 1e-2, "coordinates change nothing"
+    if ESM_CPP in found:
+        differences["EsmModel and esm-cpp"] = float((found[LIKE] - found[ESM_CPP]).abs().max())
     differences["packed, float32 and bfloat16"] = float((found[PACKED] - found[PACKED + BF16]).abs().max())
     return differences
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def main() -> None:
@@ -181,7 +226,9 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=300)
     parser.add_argument("--token_budget", type=int, default=8192 if CUDA else 2048)
     parser.add_argument("--chains_per_batch", type=int, default=16, help="of the random batches")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: all but those of packages that are missing")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--processor_time", action="store_true", help="seconds of the processor, for one thread")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="20 chains, 2 repeats")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "embedding_speed.json")
@@ -198,27 +245,36 @@ def main() -> None:
     batching |= {side: {"chains_per_batch": 1} for side in (ONE, ONE + BF16)}
     batching |= {side: {"token_budget": options.token_budget} for side in (PACKED, PACKED + BF16)}
     models, collators = build_models(options.shape, options.hidden_act), make_collators()
-    runs = {
-        side: partial(embed, models[side], collators[side.partition(",")[0]], batching=batching[side]) for side in SIDES
+    runs: dict[str, Callable[[Chains], Any]] = {
+        side: partial(embed, models[side], collators[side.partition(",")[0]], batching=batching[side])
+        for side in models
     }
+    if (engine := load_esm_cpp(models[RANDOM], options.threads)) is not None:
+        runs |= {ESM_CPP: partial(embed_by_esm_cpp, engine), ESM_CPP_LOGITS: partial(logits_by_esm_cpp, engine)}
     differences = check(runs, rows[:CHECKED])
+    if options.sides:
+        runs = {side: runs[side] for side in options.sides}
 
     whole = {side: partial(run, chains) for side, run in runs.items()}
     alone = {
         f"collating for {name}": partial(collate_all, collate, chains, like) for name, collate in collators.items()
     }
-    raw = take_turns({side: partial(seconds, run) for side, run in (whole | alone).items()}, options.repeats)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    raw = take_turns({side: partial(seconds, run, clock) for side, run in (whole | alone).items()}, options.repeats)
     rates = {side: float(lengths.sum()) / statistics.median(times) for side, times in raw.items()}
     collating = {side: rates.pop(side) for side in alone}
-    padding = {side: ChainBatches(chains, **batching[side]).padding_share() for side in SIDES}
+    padding = {side: ChainBatches(chains, **batching[side]).padding_share() for side in models}
     pairs = [*((PACKED, theirs) for theirs in (RANDOM, ONE, LIKE)), (OURS_LIKE, LIKE)]
     pairs += [(PACKED + BF16, theirs + BF16) for theirs in (ONE, LIKE)]
-    ratios = {f"{ours} over {theirs}": rates[ours] / rates[theirs] for ours, theirs in pairs}
+    pairs += [(PACKED, ESM_CPP), (PACKED, ESM_CPP_LOGITS)]
+    ratios = {
+        f"{ours} over {theirs}": rates[ours] / rates[theirs] for ours, theirs in pairs if {ours, theirs} <= rates.keys()
+    }
 
     print(f"{len(rows)} chains, {lengths.sum():,} residues, longest {lengths.max():,}; model of {options.shape}")
-    print(f"\n| side | residues/s | padding | over {RANDOM} |\n| --- | ---: | ---: | ---: |")
-    for side in SIDES:
-        print(f"| {side} | {rates[side]:,.0f} | {padding[side]:.0%} | {rates[side] / rates[RANDOM]:.2f} |")
+    print("\n| side | residues/s | padding |\n| --- | ---: | ---: |")
+    for side in rates:
+        print(f"| {side} | {rates[side]:,.0f} | {padding.get(side, 0):.0%} |")
     print()
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
@@ -235,6 +291,7 @@ def main() -> None:
         "token_budget": options.token_budget,
         "chains_per_batch": options.chains_per_batch,
         "threads": options.threads,
+        "of": "processor" if options.processor_time else "clock",
         "residues_per_second": rates,
         "residues_per_second_of_collating": collating,
         "padding_share": padding,
@@ -242,7 +299,7 @@ def main() -> None:
         "largest_differences": differences,
         "seconds": raw,
     }
-    write_record(options.output, record, ("numpy", "torch", "transformers"))
+    write_record(options.output, record, ("numpy", "torch", "transformers", "esm-cpp"))
     title = f"{len(rows)} chains of {lengths.min()} to {lengths.max():,} residues, ESM-2's {options.shape} shape"
     draw_bars(options.output.with_suffix(".png"), title, "residues embedded a second", rates)
 

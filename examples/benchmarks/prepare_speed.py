@@ -2,6 +2,7 @@
 
     python examples/benchmarks/prepare_speed.py
     python examples/benchmarks/prepare_speed.py --folder ~/pdb --processes 1 8 --output pdb.json
+    python examples/benchmarks/prepare_speed.py --skip_biopython --output processes.json
 
 Biopython's side reads each file as in read_structures.py and writes one Parquet file with the same columns, but leaves
 B-factors, method and resolution empty. `prepare` fills these, looks for equal sequences (all are kept), writes parts
@@ -11,10 +12,13 @@ reads while the others start; `prepare` hands out files in parts of 32 and start
 
 Without --folder the mmCIF files of tests/data/structures are copied, each some times under other names. Both read from
 and write to the same disk, every run into a fresh folder. The sides take turns; the time of a side is the median over
-the repeats. Before the clock starts, the two results are compared.
+the repeats. Before the clock starts, the two results are compared. Several processes gain only where cores are free:
+the cores that other programs used in each turn are in the record, on Linux.
 """
 
 import argparse
+import os
+import resource
 import shutil
 import statistics
 import sys
@@ -98,6 +102,33 @@ def seconds(write: Callable[[Sequence[Path], Path], None], files: Sequence[Path]
         return time.perf_counter() - start
 
 
+def busy_seconds() -> float | None:
+    """Of all cores since the machine started, less those of this process and of children that ended; Linux only."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _, _, irq, softirq = map(int, words[1:8])
+    own = sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - own
+
+
+def watched(turn: Callable[[], float], busy: list[float | None]) -> Callable[[], float]:
+    """The same turn; `busy` then has the cores that other programs used meanwhile, on average."""
+
+    def watch() -> float:
+        before, start = busy_seconds(), time.perf_counter()
+        found, after = turn(), busy_seconds()
+        elapsed = time.perf_counter() - start
+        busy.append(None if before is None or after is None else round((after - before) / elapsed, 3))
+        return found
+
+    return watch
+
+
 def compare(files: Sequence[Path]) -> dict[str, int]:
     """Chains and residues that both sides write, and how many of these have the same C-alpha on both.
 
@@ -132,6 +163,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=30, help="of the files in tests/data/structures")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="of prepare")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--skip_biopython", action="store_true", help="one process against several, no other side")
     parser.add_argument("--quick", action="store_true", help="8 copies, 2 repeats")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "prepare_speed.json")
     options = parser.parse_args()
@@ -145,22 +177,26 @@ def main() -> None:
         sys.exit(f"{folder}: no mmCIF files; give --folder")
     with tempfile.TemporaryDirectory() as temporary:
         files = found if options.folder else copy_files(found, options.copies, Path(temporary))
-        agreement = compare(files[: len(found)])
+        agreement = {} if options.skip_biopython else compare(files[: len(found)])
+        busy: dict[str, list[float | None]] = {}
         sides: dict[str, Callable[[], float]] = {
-            ours(n): partial(seconds, partial(with_prepare, processes=n), files) for n in options.processes
+            ours(n): watched(partial(seconds, partial(with_prepare, processes=n), files), busy.setdefault(ours(n), []))
+            for n in options.processes
         }
-        sides[BIOPYTHON] = partial(seconds, with_biopython, files)
+        if not options.skip_biopython:
+            sides[BIOPYTHON] = partial(seconds, with_biopython, files)
         starts = {f"starting {n} processes": partial(start_workers, n) for n in options.processes if n > 1}
         starts = starts if len(files) > FILES_PER_PART else {}
         raw = take_turns(sides | starts, options.repeats)
 
     medians = {side: statistics.median(times) for side, times in raw.items()}
     rates = {side: len(files) / medians[side] for side in sides}
-    ratios = {side: rates[side] / rates[BIOPYTHON] for side in sides if side != BIOPYTHON}
+    base = ours(options.processes[0]) if options.skip_biopython else BIOPYTHON
+    ratios = {side: rates[side] / rates[base] for side in sides if side != base}
     print(f"{len(files)} mmCIF files; of {len(found)} compared: {agreement}")
-    print(f"\n| side | files/s | s | over {BIOPYTHON} |\n| --- | ---: | ---: | ---: |")
+    print(f"\n| side | files/s | s | over {base} |\n| --- | ---: | ---: | ---: |")
     for side in sides:
-        print(f"| {side} | {rates[side]:,.1f} | {medians[side]:.2f} | {rates[side] / rates[BIOPYTHON]:.1f} |")
+        print(f"| {side} | {rates[side]:,.1f} | {medians[side]:.2f} | {rates[side] / rates[base]:.2f} |")
     print()
     for name in starts:
         print(f"{name}: {medians[name]:.2f} s")
@@ -173,8 +209,11 @@ def main() -> None:
         "ratios": ratios,
         "seconds_to_start": {name: medians[name] for name in starts},
         "seconds": raw,
+        "cores_that_other_programs_used": busy,
     }
     write_record(options.output, record, ("coordformer", "gemmi", "biopython", "pyarrow", "numpy"))
+    if options.skip_biopython:
+        return
     title = f"{len(files)} mmCIF files to Parquet, the start of the processes included"
     draw_bars(options.output.with_suffix(".png"), title, "files a second", rates)
 

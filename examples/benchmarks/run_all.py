@@ -66,12 +66,16 @@ def prepare_speed(record: Mapping[str, Any]) -> Iterator[Cells]:
             yield compare(what, "files/s", rates[side], rates[theirs], theirs)
 
 
+def one_thread(record: Mapping[str, Any]) -> str:
+    return ", one thread" if "--processor_time" in record["command"] else ""
+
+
 def embedding_speed(record: Mapping[str, Any]) -> Iterator[Cells]:
     rates = record["residues_per_second"]
     for pair in record["ratios"]:
         ours, _, theirs = pair.partition(" over ")
         way = ours.removeprefix("coordformer, ")
-        what = f"embedding {record['chains']} chains, {record['shape']}, {way}, with coordinates"
+        what = f"embedding {record['chains']} chains, {record['shape']}, {way}, with coordinates{one_thread(record)}"
         yield compare(what, "residues/s", rates[ours], rates[theirs], theirs)
 
 
@@ -98,7 +102,12 @@ def structure_layers(record: Mapping[str, Any]) -> Iterator[Cells]:
     )
 
 
-def training_speed(record: Mapping[str, Any]) -> Iterator[Cells]:
+def training_by_length(record: Mapping[str, Any]) -> Iterator[Cells]:
+    return training_speed(record, by_length=True)
+
+
+def training_speed(record: Mapping[str, Any], by_length: bool = False) -> Iterator[Cells]:
+    """Beside batches by length there is a record of its own."""
     for size, result in record["sizes"].items():
         rates, memory = result.get("residues_per_second", {}), result.get("peak_bytes", {})
 
@@ -108,10 +117,10 @@ def training_speed(record: Mapping[str, Any]) -> Iterator[Cells]:
             return ", ".join(parts)
 
         for name, ratio in result.get("ratios", {}).items():
-            if not isinstance(ratio, int | float):
+            if not isinstance(ratio, int | float) or ("batches by length" in name) != by_length:
                 continue
             theirs = name.removeprefix("over ")
-            ours, what = "coordformer", f"training, {size}"
+            ours, what = "coordformer", f"training, {size}{one_thread(record)}"
             if name == "cost of coordinates":
                 theirs, ratio = "coordformer without coordinates", 1 / (1 + ratio)
             elif theirs.endswith(", ours in bfloat16"):
@@ -144,13 +153,26 @@ class Benchmark(NamedTuple):
     rows: Callable[[Mapping[str, Any]], Iterator[Cells]]
 
 
+ONE_THREAD = ("--threads", "1", "--processor_time", "--repeats", "5")
+BY_LENGTH = (
+    *ONE_THREAD, "--skip_memory", "--sizes", "8M", "--chains_a_batch", "6",
+    *("--sides", "EsmForMaskedLM, batches by length", "EsmForMaskedLM, batches by length, bfloat16"),
+    *("coordformer", "coordformer, bfloat16"),
+)  # fmt: skip
+ENGINES = (
+    *ONE_THREAD, "--chains", "6",
+    *("--sides", "EsmModel, one at a time", "coordformer, packed", "EsmModel, one at a time, bfloat16"),
+    *("coordformer, packed, bfloat16", "esm-cpp, one at a time", "esm-cpp, packed, logits"),
+)  # fmt: skip
 BENCHMARKS = {  # the keys name the JSON files
     "training_speed": Benchmark("training_speed", (), True, training_speed),
+    "training_by_length": Benchmark("training_speed", BY_LENGTH, False, training_by_length),
     "read_structures": Benchmark("read_structures", (), False, read_structures),
     "collate": Benchmark("collate", (), False, collate),
     "collate_4096": Benchmark("collate", ("--token_budget", "4096"), False, collate_4096),
     "prepare_speed": Benchmark("prepare_speed", (), True, prepare_speed),
     "embedding_speed": Benchmark("embedding_speed", (), True, embedding_speed),
+    "embedding_engines": Benchmark("embedding_speed", ENGINES, False, embedding_speed),
     "structure_layers": Benchmark("structure_layers", (), True, structure_layers),
     "contacts": Benchmark("contacts", (), True, contacts),
 }
@@ -198,7 +220,7 @@ def run(name: str, folder: Path, options: argparse.Namespace) -> int:
         command += ["--output", from_root(folder / f"{name}.json")]
     if options.quick and benchmark.has_quick:
         command.append("--quick")
-    if options.data is not None and name == "training_speed":
+    if options.data is not None and benchmark.script == "training_speed":
         command += ["--data", from_root(options.data)]
     print(f"\n== {' '.join(['python', *command[1:]])}", flush=True)
     start = time.perf_counter()

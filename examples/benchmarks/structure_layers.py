@@ -204,12 +204,14 @@ def measure_in_fresh_process(kind: str, points: int, options: argparse.Namespace
     return in_fresh_process(arguments, options.memory_limit, options.time_limit)
 
 
-def seconds_a_pass(layer: nn.Module, features: torch.Tensor, coords: torch.Tensor) -> float:
-    passes, start = 0, time.perf_counter()
-    while passes == 0 or time.perf_counter() - start < 0.2:
+def seconds_a_pass(
+    layer: nn.Module, features: torch.Tensor, coords: torch.Tensor, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    passes, start = 0, clock()
+    while passes == 0 or clock() - start < 0.2:
         forward_and_backward(layer, features, coords)
         passes += 1
-    return (time.perf_counter() - start) / passes
+    return (clock() - start) / passes
 
 
 def growth(values: Mapping[int, float]) -> float | None:
@@ -253,6 +255,8 @@ def draw(path: Path, title: str, seconds: Mapping[str, dict[int, float]], memory
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--processor_time", action="store_true", help="seconds of the processor, for one thread")
     parser.add_argument("--repeats", type=int, default=7, help="fewer, but at least 3, where they would take a minute")
     parser.add_argument("--time_limit", type=int, default=60, help="seconds for one forward and backward pass")
     parser.add_argument("--memory_limit", type=float, default=6.0, help="GiB")
@@ -269,7 +273,7 @@ def main() -> None:
 
     layers: dict[str, nn.Module] = {}
     stopped: dict[str, str] = {}
-    for kind in KINDS:
+    for kind in options.kinds:
         try:
             layers[kind] = build(kind)
         except ImportError as error:
@@ -288,7 +292,8 @@ def main() -> None:
             else:
                 memory[kind][points], once[kind] = result["bytes"], result["seconds"]
         inputs = draw_points(points)
-        sides = {kind: partial(seconds_a_pass, layers[kind], *inputs) for kind in once}
+        clock = time.process_time if options.processor_time else time.perf_counter
+        sides = {kind: partial(seconds_a_pass, layers[kind], *inputs, clock) for kind in once}
         turns = min(repeats, max(3, int(60 / sum(once.values())))) if once else 0
         for kind, times in take_turns(sides, turns).items():
             raw[kind][points] = times
@@ -299,11 +304,13 @@ def main() -> None:
     print_table("forward and backward (ms)", sizes, seconds, 1e-3)
     print_table("peak memory (MiB)", sizes, memory, 2**20)
     print()
-    for kind, (_, package, _, settings) in KINDS.items():
+    for kind in options.kinds:
+        _, package, _, settings = KINDS[kind]
         numbers = f"{parameters[kind]:,} parameters; " if kind in layers else ""
         print(f"- {kind} ({package}): {settings}; {numbers}{stopped.get(kind, 'reached the last size')}")
     record = {
         "threads": options.threads,
+        "of": "processor" if options.processor_time else "clock",
         "settings": {kind: KINDS[kind].settings for kind in KINDS},
         "parameters": parameters,
         "stopped": stopped,

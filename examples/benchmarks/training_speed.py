@@ -17,7 +17,10 @@ seconds, and a side's rate the median of its turns. The cost of coordinates is t
 ratio of the two times on the very same chains. Peak memory is of two turns in a fresh process, weights, gradients and
 optimizer included; a side that passes the limit is left out. Utilization is the floating-point operations that the
 residues need (6 per weight, 12 x layers x width x length of the chain for attention) over those of a large matrix
-product in the same time and precision. On a GPU `--profile FILE` writes the kernels of one update.
+product in the same time and precision. `--profile FILE` writes the kernels of one update; `--shares FILE` of
+each side the share of its operations in the time of one turn.
+
+On a machine that others use, `--threads 1 --processor_time` counts seconds of the processor, which others disturb less.
 """
 
 import argparse
@@ -45,7 +48,7 @@ from coordformer.data.pack import open_chains
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-CHAINS_A_BATCH = 24
+CHAINS_A_BATCH = 24  # of EsmForMaskedLM and the paper's recipe
 STRATA = 6
 SHAPES = {  # width, layers, heads, feed-forward
     "8M": (320, 6, 20, 1280),
@@ -106,19 +109,17 @@ def collate_by_loops(rows: list[dict[str, Any]], longest: int) -> dict[str, torc
     return {name: torch.tensor(values) for name, values in batch.items()}
 
 
-def random_batches(chains: int) -> Iterator[list[int]]:
+def random_batches(chains: int, size: int) -> Iterator[list[int]]:
     generator = random.Random(0)
     while True:
         order = generator.sample(range(chains), chains)
-        yield from (
-            order[start : start + CHAINS_A_BATCH] for start in range(0, chains - CHAINS_A_BATCH, CHAINS_A_BATCH)
-        )
+        yield from (order[start : start + size] for start in range(0, chains - size, size))
 
 
-def grouped_batches(lengths: list[int]) -> Iterator[list[int]]:
+def grouped_batches(lengths: list[int], size: int) -> Iterator[list[int]]:
     """In turns short and long ones: each `STRATA` in a row are spread evenly over the batches sorted by length."""
-    order = list(LengthGroupedSampler(CHAINS_A_BATCH, lengths=lengths, generator=torch.Generator().manual_seed(0)))
-    batches = [order[start : start + CHAINS_A_BATCH] for start in range(0, len(order), CHAINS_A_BATCH)]
+    order = list(LengthGroupedSampler(size, lengths=lengths, generator=torch.Generator().manual_seed(0)))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
     batches.sort(key=lambda batch: sum(lengths[chain] for chain in batch))
     offsets = random.Random(0)
     while True:
@@ -132,7 +133,15 @@ def packed_batches(batches: ChainBatches) -> Iterator[list[dict[str, Any]]]:
         batches.set_epoch(batches.epoch + 1)
 
 
-def make_turn(side: str, size: str, rows: Any, token_budget: int, compiled: bool) -> tuple[nn.Module, Turn]:
+def make_turn(
+    side: str,
+    size: str,
+    rows: Any,
+    token_budget: int,
+    compiled: bool,
+    chains_a_batch: int = CHAINS_A_BATCH,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[nn.Module, Turn]:
     """The model of a side, and what it does when its turn comes."""
     width, layers, heads, feed_forward = SHAPES[size]
     tokenizer = build_tokenizer()
@@ -142,7 +151,7 @@ def make_turn(side: str, size: str, rows: Any, token_budget: int, compiled: bool
     torch.manual_seed(0)
     if name == PAPER:
         model: nn.Module = PaperModel(width, layers, heads, feed_forward, int(lengths.max()) + 2)
-        batches = (fetch_rows(rows, batch) for batch in random_batches(len(rows)))
+        batches = (fetch_rows(rows, batch) for batch in random_batches(len(rows), chains_a_batch))
         collate: Callable[[Any], dict[str, Any]] = partial(collate_by_loops, longest=int(lengths.max()))
     elif name in (RANDOM, GROUPED):
         config = EsmConfig(
@@ -152,7 +161,11 @@ def make_turn(side: str, size: str, rows: Any, token_budget: int, compiled: bool
         )  # fmt: skip
         model = EsmForMaskedLM._from_config(config, attn_implementation="sdpa")
         model.esm.contact_head.requires_grad_(False)
-        order = random_batches(len(rows)) if name == RANDOM else grouped_batches(lengths.tolist())
+        order = (
+            random_batches(len(rows), chains_a_batch)
+            if name == RANDOM
+            else grouped_batches(lengths.tolist(), chains_a_batch)
+        )
         batches = (fetch_rows(rows, batch) for batch in order)
         mask = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
         collate = lambda chains: dict(mask([{"input_ids": chain["tokens"]} for chain in chains]))  # noqa: E731
@@ -171,12 +184,12 @@ def make_turn(side: str, size: str, rows: Any, token_budget: int, compiled: bool
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
     weights = sum(weight.numel() for weight in model.parameters() if weight.dim() > 1)
 
-    def update() -> tuple[int, float, float]:
+    def update(now: Callable[[], float]) -> tuple[int, float, float]:
         chains = next(batches)
         if name in (RANDOM, GROUPED):  # made once for a data set, as `datasets.map` does
             for chain in chains:
                 chain["tokens"] = tokenizer(chain["sequence"])["input_ids"]
-        start = time.perf_counter()
+        start = now()
         batch = {key: value.to(DEVICE) if torch.is_tensor(value) else value for key, value in collate(chains).items()}
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=side.endswith(BF16)):
             output = model(**batch)
@@ -185,14 +198,14 @@ def make_turn(side: str, size: str, rows: Any, token_budget: int, compiled: bool
         optimizer.zero_grad()
         if CUDA:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = now() - start
         residues = [len(chain["sequence"]) for chain in chains]
         operations = sum(6.0 * weights * n + 12.0 * layers * width * n * n for n in residues)
         return sum(residues), seconds, operations
 
     def turn() -> tuple[int, float, float]:
         """An update, or of batches by length several: short chains cost less a residue than long ones."""
-        parts = [update() for _ in range(STRATA if name == GROUPED else 1)]
+        parts = [update(clock) for _ in range(STRATA if name == GROUPED else 1)]
         return sum(n for n, _, _ in parts), sum(s for _, s, _ in parts), sum(f for _, _, f in parts)
 
     return model, turn
@@ -202,12 +215,12 @@ def measure(side: str, size: str, rows: Any, options: argparse.Namespace) -> dic
     """Peak memory of two turns; passing a limit ends this process."""
     gc.collect()
     before = start_of_peak(options.memory_limit, options.time_limit)
-    _, turn = make_turn(side, size, rows, options.token_budget, options.compile)
+    _, turn = make_turn(side, size, rows, options.token_budget, options.compile, options.chains_a_batch)
     turn(), turn()
     return {"bytes": peak() - before}
 
 
-def ceiling(dtype: torch.dtype) -> float:
+def ceiling(dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """Floating-point operations a second of a large matrix product, the best of several."""
     n = 8192 if CUDA else 1024
     a, b = torch.randn(2, n, n, device=DEVICE, dtype=dtype)
@@ -215,12 +228,27 @@ def ceiling(dtype: torch.dtype) -> float:
     for _ in range(12):
         if CUDA:
             torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = clock()
         a @ b
         if CUDA:
             torch.cuda.synchronize()
-        best = max(best, 2.0 * n**3 / (time.perf_counter() - start))
+        best = max(best, 2.0 * n**3 / (clock() - start))
     return best
+
+
+def shares_of(side: str, size: str, rows: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Of the operations that take a hundredth of a turn and more."""
+    _, turn = make_turn(side, size, rows, options.token_budget, options.compile, options.chains_a_batch)
+    turn()
+    with torch.profiler.profile() as profiler:
+        turn()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    whole = sum(times.values())
+    return {
+        name: round(time / whole, 3)
+        for name, time in sorted(times.items(), key=lambda pair: -pair[1])
+        if time > 0.01 * whole
+    }
 
 
 def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -228,7 +256,8 @@ def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str,
     limits += ["--data", str(options.data), "--token_budget", str(options.token_budget)]
     limits += ["--compile"] if options.compile else []
     memory, stopped, sides = {}, {}, {}
-    for side in SIDES:
+    clock = time.process_time if options.processor_time else time.perf_counter
+    for side in options.sides:
         result = {"bytes": None}
         if not options.skip_memory:
             result = in_fresh_process(
@@ -239,15 +268,17 @@ def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str,
         else:
             if result["bytes"] is not None:
                 memory[side] = result["bytes"]
-            sides[side] = make_turn(side, size, rows, options.token_budget, options.compile)[1]
+            sides[side] = make_turn(
+                side, size, rows, options.token_budget, options.compile, options.chains_a_batch, clock
+            )[1]
     for turn in sides.values():
         turn()  # warm
     raw = take_turns(sides, options.repeats)
     # Both have the same chains, turn by turn.
     pair = {side: sides[side] for side in (OURS, WITHOUT) if side in sides}
-    raw_pair = take_turns(pair, 2 * options.repeats)
+    raw_pair = take_turns(pair, 2 * options.repeats) if len(pair) == 2 else {}
     rates = {side: statistics.median(n / seconds for n, seconds, _ in turns) for side, turns in raw.items()}
-    tops = {"float32": ceiling(torch.float32), "bfloat16": ceiling(torch.bfloat16)}
+    tops = {"float32": ceiling(torch.float32, clock), "bfloat16": ceiling(torch.bfloat16, clock)}
     utilization = {
         side: statistics.median(operations / seconds for _, seconds, operations in turns)
         / tops["bfloat16" if side.endswith(BF16) else "float32"]
@@ -302,16 +333,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE.parent / "data" / "chains.parquet")
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["8M", "33M"])
     parser.add_argument("--token_budget", type=int, default=8192, help="of coordformer's batches")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--processor_time", action="store_true", help="seconds of the processor, for one thread")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="torch.compile coordformer's layers")
     parser.add_argument("--memory_limit", type=float, default=120.0 if CUDA else 16.0, help="GiB")
     parser.add_argument("--time_limit", type=int, default=900, help="seconds for two turns")
     parser.add_argument("--skip_memory", action="store_true", help="time alone")
     parser.add_argument("--quick", action="store_true", help="8M, 2 repeats")
+    parser.add_argument("--shares", type=Path, help="write the shares of operations here as JSON, and measure no more")
     parser.add_argument("--profile", type=Path, help="write the kernels of one update here, as a Chrome trace")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "training_speed.json")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--chains_a_batch", type=int, default=CHAINS_A_BATCH, help="of the sides with such batches")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = open_chains(options.data)
@@ -320,8 +355,13 @@ def main() -> None:
         return
     if options.quick:
         options.sizes, options.repeats = ["8M"], 2
+    if options.shares:
+        shares = {side: shares_of(side, options.sizes[0], rows, options) for side in options.sides}
+        return write_record(options.shares, {"threads": options.threads, "shares": shares}, ("torch", "transformers"))
     if options.profile:
-        _, turn = make_turn(OURS + BF16, options.sizes[-1], rows, options.token_budget, options.compile)
+        _, turn = make_turn(
+            OURS + BF16, options.sizes[-1], rows, options.token_budget, options.compile, options.chains_a_batch
+        )
         turn(), turn()
         with torch.profiler.profile() as profiler:
             turn()
@@ -344,7 +384,7 @@ def main() -> None:
     for size in options.sizes:
         sizes[size] = result = measure_size(size, rows, options)
         print(f"\n| {size} | residues/s | peak GiB | utilization |\n| --- | ---: | ---: | ---: |")
-        for side in SIDES:
+        for side in options.sides:
             if side in result["stopped"]:
                 print(f"| {side} | {result['stopped'][side]} | | |")
             else:
@@ -357,6 +397,8 @@ def main() -> None:
             "threads": options.threads,
             "token_budget": options.token_budget,
             "compiled": options.compile,
+            "chains_a_batch": options.chains_a_batch,
+            "of": "processor" if options.processor_time else "clock",
             "shapes": {size: SHAPES[size] for size in sizes},
             "sizes": sizes,
         }  # fmt: skip
