@@ -83,8 +83,8 @@ def test_the_table_of_the_page_is_as_measured():
         for line in json.loads(path.read_text())["results"]:
             if (line["noise"], line["residues"]) == (0.0, "interface"):
                 chains = "different" if line["chains"] == "different chains" else "with equal ones"
-                cells = [
-                    f"{line['measured'][name]:.2f} ({' to '.join(f'{end:.2f}' for end in line['measured'][f'{name}_interval'])})"
-                    for name in ("alone", "complex", "ratio")
-                ]
+                cells = []
+                for name in ("alone", "complex", "ratio"):
+                    low, high = line["measured"][f"{name}_interval"]
+                    cells.append(f"{line['measured'][name]:.2f} ({low:.2f} to {high:.2f})")
                 assert f"| {path.stem} | {chains} | {' | '.join(cells)} |" in lines
