@@ -62,6 +62,13 @@ VARIANTS = {
         "num_neighbors": 5,
         "message_gating": True,
     },
+    "message attention, edge updates": {
+        "coordinate_embedding": "local_frame",
+        "num_qk_points": 2,
+        "num_neighbors": 5,
+        "message_attention": True,
+        "edge_updates": True,
+    },
     "points without positions": {"num_qk_points": 2, "position_embedding_type": "none"},
     "ProteinMPNN": {"encoder_type": "proteinmpnn", "num_neighbors": 6},
     "behind ESM-2": {"sequence_encoder": ESM_2, "lm_head": "linear"},

@@ -215,7 +215,9 @@ def coordinates_of(model: PreTrainedModel) -> str:
     config = model.config
     ways = [config.coordinate_embedding.replace("_", " ")] if config.coordinate_embedding != "none" else []
     ways += ["distance bias"] * bool(config.num_distance_bins) + ["invariant points"] * bool(config.num_qk_points)
-    ways += ["gated messages" if config.message_gating else "messages"] * bool(config.num_neighbors)
+    messages = "gated messages" if config.message_gating else "messages"
+    messages += " with attention" * config.message_attention + " over updated edges" * config.edge_updates
+    ways += [messages] * bool(config.num_neighbors)
     return " and ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or "none"
 
 

@@ -26,6 +26,8 @@ PROTEINMPNN_FIELDS = {
     "num_qk_points": 0,
     "num_v_points": 0,
     "message_gating": False,
+    "message_attention": False,
+    "edge_updates": False,
     "token_dropout": False,
     "emb_layer_norm_before": False,
     "sequence_encoder": None,
@@ -84,6 +86,10 @@ class CoordformerConfig(EsmConfig):
         message_gating: whether messages are as wide as the hidden states and multiplied by a gate of the sender and the
             edge features, which then also hold the distances between the residues beside both along the chain; else
             half as wide, without a gate. More accurate, for up to six times the memory of messages in training.
+        message_attention: whether the mean over the messages of a residue is weighted, by attention of as many heads as
+            the others have.
+        edge_updates: whether from layer to layer the edge features change with the states of both residues. They then
+            depend on letters, and no two rows share them.
         position_embedding_type: `"rotary"`, `"absolute"` (learned), `"sinusoidal"` (fixed) or `"none"`: without
             positions the encoder is equivariant to permutations.
         hidden_act: activation of the feed-forward layers, any name that Transformers knows. `"gelu_python"` is ESM-2's
@@ -139,6 +145,8 @@ class CoordformerConfig(EsmConfig):
     num_v_points: int | None = None
     num_neighbors: int = 0
     message_gating: bool = False
+    message_attention: bool = False
+    edge_updates: bool = False
     hidden_act: str = "gelu"
     lm_head: str = "esm"
     classifier_pooling: str = "cls"
@@ -275,6 +283,15 @@ class CoordformerConfig(EsmConfig):
             raise ValueError(
                 f"`num_neighbors` is {self.num_neighbors}, but messages are passed beside invariant point attention: "
                 "set `num_qk_points`, too."
+            )
+        for name in ("message_attention", "edge_updates"):
+            if getattr(self, name) and not self.num_neighbors:
+                raise ValueError(f"`{name}` is True, but without `num_neighbors` there are no messages: set it, too.")
+        width = self.hidden_size if self.message_gating else self.hidden_size // 2
+        if self.message_attention and width % heads:
+            raise ValueError(
+                f"`message_attention` is True, but {heads} heads (`num_attention_heads`) cannot share messages {width} "
+                "wide; their number must divide it."
             )
         if (self.num_qk_points or embedding == "local_frame") and self.coordinate_dim != 3:
             raise ValueError(

@@ -356,7 +356,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
             embeddings = (embeddings + structure.embedding).to(embeddings.dtype)
         bias = None if structure.bias is None else structure.bias.to(embeddings.dtype)
         if structure.frames is not None:
-            kwargs |= {"frames": structure.frames} | ({} if structure.graph is None else {"graph": structure.graph})
+            graph = structure.graph
+            kwargs |= {"frames": structure.frames} | ({} if graph is None else {"graph": graph.begin()})
         embeddings = self._add_positions(embeddings, position_ids)
         if self.esm.embeddings.layer_norm is not None:
             embeddings = self.esm.embeddings.layer_norm(embeddings)

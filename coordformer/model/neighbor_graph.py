@@ -11,10 +11,9 @@ from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import CoordformerConfig
 from .coordinates import FeatureLinear, Frames, shift_residues
+from .edge_blocks import BLOCK, block_size, blocks_of, blockwise, in_blocks
 from .fused import is_plain, joint_linear
 from .kernels import Messages, kernel_takes, run_kernel
-
-BLOCK = 64  # residues whose edges a thread has in its cache, see `in_blocks`: a megabyte
 
 
 def k_nearest_neighbors(
@@ -85,11 +84,27 @@ class NeighborGraph:
         places: (batch x sequence x k,), the neighbors' places in the flattened batch.
         exist: (batch, sequence, k), which of them there are.
         edges: (batch, sequence, k, hidden / 2), the edge features.
+        updated: the graph as each layer that updated its edges left it, by the layer's number.
     """
 
     def __init__(self, places: Tensor, exist: Tensor, edges: Tensor):
         self.places, self.exist, self.edges = places, exist, edges
+        self.updated: dict[int, NeighborGraph] = {}
         self._kept: dict[nn.Module, Tensor] | None = None
+
+    def begin(self) -> "NeighborGraph":
+        """The same for one pass through the layers, which may update its edges: what is shared stays as it is."""
+        graph = NeighborGraph(self.places, self.exist, self.edges)
+        graph._kept = self._kept
+        return graph
+
+    def with_edges(self, edges: Tensor) -> "NeighborGraph":
+        """With other edges (rows, sequence, k, width): each row has its own, also where all rows shared a graph."""
+        (batch, length), rows = self.exist.shape[:2], len(edges)
+        if batch == rows:
+            return NeighborGraph(self.places, self.exist, edges)
+        starts = length * torch.arange(rows, device=self.places.device).unsqueeze(1)
+        return NeighborGraph((self.places + starts).flatten(), self.exist.expand(rows, -1, -1), edges)
 
     def keep(self) -> None:
         """From now on keep what `project` gives: for many passes over one structure, without gradients."""
@@ -117,29 +132,13 @@ class NeighborGraph:
 
     def to(self, *args, **kwargs) -> "NeighborGraph":
         """On another device, as accelerate moves what a layer is given."""
-        return NeighborGraph(*(each.to(*args, **kwargs) for each in (self.places, self.exist, self.edges)))
-
-
-def in_blocks(device: torch.device) -> bool:
-    """Whether edges are worked on in blocks of residues, `BLOCK` for each thread.
-
-    A CPU is two to four times as fast on numbers that stay in its cache; other devices and compilers want all at once.
-    """
-    return device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def block_size() -> int:
-    """Residues of a block. Threads share an operation, in the same parts each time."""
-    return BLOCK * torch.get_num_threads()
-
-
-def blocks_of(residues: int, size: int | None = None) -> list[slice]:
-    size = size or block_size()
-    return [slice(start, min(start + size, residues)) for start in range(0, residues, size)]
+        graph = NeighborGraph(*(each.to(*args, **kwargs) for each in (self.places, self.exist, self.edges)))
+        graph.updated = self.updated  # layers on several devices pass it on
+        return graph
 
 
 class EdgeFeatures(nn.Module):
-    """Features of the edges from each residue to its k nearest neighbors; computed once, for all layers.
+    """Features of the edges from each residue to its k nearest neighbors; computed once, before the first layer.
 
     Of an edge: the direction to the neighbor in both backbone frames, the rotation from frame to frame, radial basis
     functions of the distance, and the separation along the chain, up to 16 residues, or that the two are in different
@@ -211,6 +210,45 @@ class EdgeFeatures(nn.Module):
         return edges.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else edges
 
 
+class EdgeUpdate(nn.Module):
+    """Edge features that change from layer to layer with the states of receiver and sender (`config.edge_updates`).
+
+    e_ij + W SiLU(receiver h_i + sender h_j + edge e_ij), as in the encoder of ProteinMPNN (Dauparas et al. 2022), but
+    with one hidden layer and without a norm after the sum: with W at zero the edges stay what they are. In every layer
+    but the first, of the states that the layer before left. On a CPU only the edges of each layer are kept for the
+    backward pass.
+    """
+
+    def __init__(self, config: CoordformerConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx, self.gain = layer_idx, MessagePassing.gain
+        hidden, width = config.hidden_size, config.hidden_size // 2
+        self.receiver, self.sender = nn.Linear(hidden, width), nn.Linear(hidden, width, bias=False)
+        self.edge, self.output = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, graph: NeighborGraph) -> NeighborGraph:
+        """The graph with new edges, one of its own for each row, of states (batch, sequence, hidden)."""
+        before = graph.updated.get(self.layer_idx - 1, graph)
+        if before.places.device != hidden_states.device:
+            before = before.to(hidden_states.device)
+        exist, edges = before.exist.flatten(0, 1), before.edges.flatten(0, 1).unsqueeze(0)
+        states = joint_linear(hidden_states, [self.receiver, self.sender], [self.gain] * 2)
+        received, sent = states.reshape(-1, len(exist), states.shape[-1]).chunk(2, dim=-1)
+
+        def change(block: slice, sent: Tensor, received: Tensor, edges: Tensor) -> Tensor:
+            hidden = nn.functional.silu(torch.add(sent, self.edge(edges)).add_(received.unsqueeze(2)))
+            return torch.add(edges, self.dropout(self.output(hidden)), alpha=self.gain).to(edges.dtype)
+
+        places, layers = before.places.view(exist.shape), [self.edge, self.output]
+        changed = blockwise(change, layers, places, sent, (received, edges), len(received), BLOCK)
+        if not torch.is_grad_enabled():
+            graph.updated.clear()  # nobody asks for the edges of earlier layers again, as checkpoints do
+        after = before.with_edges(changed.reshape(*hidden_states.shape[:2], *edges.shape[2:]))
+        graph.updated[self.layer_idx] = after
+        return after
+
+
 class MessagePassing(nn.Module):
     """Messages from a residue's k nearest neighbors (senders) to it (the receiver), and their mean.
 
@@ -219,11 +257,16 @@ class MessagePassing(nn.Module):
     `config.num_neighbors`; a neighbor that does not exist counts as zero. With `config.message_gating` a message is
     multiplied by a linear function of the sender's state and the edge features (Shazeer 2020). On a CPU nothing is kept
     of an edge for the backward pass, elsewhere hidden / 2 numbers a layer, gated three times hidden.
+
+    With `config.message_attention` the mean is weighted: each head has its part of the message, and weights that are a
+    softmax over the neighbors of a linear function of the whole message (Brody et al. 2022, arXiv 2105.14491). Their
+    sum is the share of neighbors that exist, so that equal weights give the mean. With `config.edge_updates` the edges
+    are first changed, see `EdgeUpdate`.
     """
 
     gain = 5.0  # of each of the two steps, as in `EdgeFeatures`
 
-    def __init__(self, config: CoordformerConfig):
+    def __init__(self, config: CoordformerConfig, layer_idx: int = 0):
         super().__init__()
         hidden, edges = config.hidden_size, config.hidden_size // 2
         width = hidden if config.message_gating else edges
@@ -232,18 +275,34 @@ class MessagePassing(nn.Module):
         self.gate_sender = nn.Linear(hidden, width, bias=False) if config.message_gating else None
         self.gate_edge = nn.Linear(edges, width, bias=False) if config.message_gating else None
         self.output = nn.Linear(width, hidden, bias=False)
+        self.edge_update = EdgeUpdate(config, layer_idx) if config.edge_updates and layer_idx else None
+        heads = config.num_attention_heads
+        self.attention = nn.Linear(width, heads, bias=False) if config.message_attention else None
 
-    def zero_init(self) -> None:
-        """Set the output to zero, so that a trained model to which messages are added predicts what it did."""
-        nn.init.zeros_(self.output.weight)
+    def zero_init(self, added: Sequence[str] | None = None) -> None:
+        """Let what was added to a trained model be silent, so that it predicts what it did.
+
+        `added`: names of the config's fields, `"edge_updates"` and `"message_attention"`; by default all messages.
+        """
+        if added is None:
+            nn.init.zeros_(self.output.weight)
+        elif "edge_updates" in added and self.edge_update is not None:
+            nn.init.zeros_(self.edge_update.output.weight)
+        if added and "message_attention" in added and self.attention is not None:
+            nn.init.zeros_(self.attention.weight)
 
     def forward(self, hidden_states: Tensor, graph: NeighborGraph) -> Tensor:
         """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
+        if self.edge_update is not None:
+            graph = self.edge_update(hidden_states, graph)
         senders = [layer for layer in (self.sender, self.gate_sender) if layer is not None]
         edge_layers: list[Any] = [layer for layer in (self.edge, self.gate_edge) if layer is not None]
         states = joint_linear(hidden_states, [self.receiver, *senders], [self.gain] * (1 + len(senders)))
-        received, *sent = states.chunk(1 + len(senders), dim=-1)
         exist, device = graph.exist, hidden_states.device
+        if self.attention is not None:
+            mean = self._attend(graph, states, edge_layers).view(*states.shape[:2], -1)
+            return self.output(self.gain * mean)
+        received, *sent = states.chunk(1 + len(senders), dim=-1)
         if in_blocks(device):
             plain = all(map(is_plain, edge_layers))
             weights = [layer.weight for layer in edge_layers] if plain and not graph.keeps else None
@@ -261,6 +320,35 @@ class MessagePassing(nn.Module):
             messages = messages * sums[1]
         mean_weights = exist.to(messages.dtype).unsqueeze(-2) * (self.gain / exist.shape[-1])
         return self.output((mean_weights @ messages).squeeze(-2))
+
+    def _attend(self, graph: NeighborGraph, states: Tensor, edge_layers: list[Any]) -> Tensor:
+        """Means of messages by the weights of attention, (rows, residues, width); `states` side by side."""
+        attention: Any = self.attention
+        exist = graph.exist.flatten(0, 1)
+        missing, shares = ~exist.unsqueeze(1), exist.float().mean(dim=-1)[:, None, None]
+        width = self.receiver.out_features
+        received, sent = states.view(-1, len(exist), states.shape[-1]).split([width, states.shape[-1] - width], dim=-1)
+        edges = graph.edges.flatten(0, 1).unsqueeze(0)
+        if graph.keeps:
+            kept = [graph.project(layer, states.dtype).view(*edges.shape[:3], -1) for layer in edge_layers]
+            edges = torch.cat(kept, dim=-1)
+
+        def mean(block: slice, sent: Tensor, received: Tensor, edges: Tensor) -> Tensor:
+            added = edges.split(width, dim=-1) if graph.keeps else [layer(edges) for layer in edge_layers]
+            sums = [torch.add(*both) for both in zip(sent.split(width, dim=-1), added, strict=True)]
+            messages = nn.functional.silu(sums[0].add_(received.unsqueeze(2)))
+            if len(sums) > 1:
+                messages = messages * sums[1]
+            logits = self.gain * attention(messages).float().transpose(-1, -2)  # (rows, n, heads, k)
+            logits = logits.masked_fill(missing[block], torch.finfo(logits.dtype).min)
+            weights = logits.softmax(dim=-1) * shares[block]
+            # Of all heads' weights with all heads' messages, in one product, those that belong together.
+            means = (weights.to(messages.dtype) @ messages).unflatten(-1, (weights.shape[2], -1))
+            return means.diagonal(dim1=2, dim2=3).transpose(-1, -2).flatten(-2)
+
+        layers = [attention] if graph.keeps else [attention, *edge_layers]
+        places = graph.places.view(exist.shape)
+        return blockwise(mean, layers, places, sent, (received, edges), len(received), BLOCK)
 
 
 class _Memory:

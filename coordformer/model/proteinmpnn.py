@@ -19,121 +19,23 @@ C-alphas is invariant to translations alone, that of backbones to rotations, too
 `config.invariant_quaternions` both are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import BACKBONE, CoordformerConfig
 from .coordinates import FeatureLinear
-from .neighbor_graph import NeighborGraph, blocks_of, in_blocks, k_nearest_neighbors, radial_basis_functions
+from .edge_blocks import blockwise, in_blocks
+from .neighbor_graph import NeighborGraph, k_nearest_neighbors, radial_basis_functions
 from .structure_layers import Structure
 
 FAR = 1e4  # Å, in all directions: a C-alpha that does not exist
-BLOCK = 32  # residues whose edges a thread has in its cache, see `in_blocks`
 PAIRS_AT_ONCE = 512  # of a hidden residue and one that is computed for it, whose edges are in memory
-
-# --- Edges, a block of residues at a time ---
-
-
-def blockwise(
-    function: Callable[..., Tensor], layers: Sequence[nn.Module], places: Tensor, sent: Tensor | None = None,
-    along: Sequence[Tensor] = (), rows: int = 1,
-) -> Tensor:  # fmt: skip
-    """`function` of a block of residues after the other: (rows, residues, ...).
-
-    On a CPU a block fits into its cache, and nothing of an edge is kept for the backward pass, which computes it again.
-    Elsewhere all residues are one block.
-
-    Args:
-        function: of a block, as a slice, then of what is sent to it (rows, n, k, width), then of each of `along` (rows,
-            n, ...); gives (rows, n, ...).
-        layers: whose parameters `function` uses.
-        places: (residues, k), of senders.
-        sent: (rows, senders, width), or None.
-        along: (rows or 1, residues, ...) each.
-        rows: that share a graph.
-    """
-    tensors = [*([] if sent is None else [sent]), *along]
-    if not in_blocks(places.device):
-        return function(slice(None), *_parts(slice(None), places, tensors, sent is not None))
-    blocks = blocks_of(len(places), max(1, BLOCK * torch.get_num_threads() // rows))
-    if torch.is_grad_enabled():
-        parameters = [each for layer in layers for each in layer.parameters()]
-        options = function, places, blocks, len(tensors), sent is not None
-        return _Blockwise.apply(*options, *tensors, *parameters)  # type: ignore[no-any-return]
-    parts = [function(block, *_parts(block, places, tensors, sent is not None)) for block in blocks]
-    return torch.cat(parts, dim=1)
-
-
-def _parts(block: slice, places: Tensor, tensors: Sequence[Tensor], sends: bool) -> list[Tensor]:
-    """Of tensors (rows, residues, ...) what belongs to a block; of the first one, if it is sent, the neighbors'."""
-    if not sends:
-        return [each[:, block] for each in tensors]
-    near, (sent, *along) = places[block], tensors
-    gathered = sent.index_select(1, near.flatten()).view(len(sent), *near.shape, -1)
-    return [gathered, *_parts(block, places, along, False)]
-
-
-class _Blockwise(torch.autograd.Function):
-    """`blockwise` with gradients for the first `count` tensors and for parameters, which are the others."""
-
-    @staticmethod
-    def forward(ctx, function, places, blocks, count, sends, *tensors):
-        ctx.function, ctx.blocks, ctx.count, ctx.sends = function, blocks, count, sends
-        # A cached weight would belong to the graph of one block, or to none.
-        autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"), False
-        ctx.autocast = lambda: torch.autocast("cpu", *autocast)
-        ctx.save_for_backward(places, *tensors)
-        outputs, ctx.random = [], []  # what dropout draws is drawn again
-        with ctx.autocast():
-            for block in blocks:
-                ctx.random.append(torch.get_rng_state())
-                outputs.append(function(block, *_parts(block, places, tensors[:count], sends)))
-        return torch.cat(outputs, dim=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, of_output):
-        places, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[-len(tensors) :]
-        # Sums over many edges are in float32, whatever the messages are in.
-        wide = [torch.promote_types(each.dtype, torch.float32) for each in tensors]
-        sums: list[Any] = [None] * len(tensors)
-        wanted = [number for number, need in enumerate(needed) if need]
-        for number in wanted:
-            sums[number] = torch.zeros_like(tensors[number], dtype=wide[number])
-        with torch.random.fork_rng(devices=()):
-            for block, random in zip(ctx.blocks, ctx.random, strict=True):
-                torch.set_rng_state(random)
-                parts = _parts(block, places, tensors[: ctx.count], ctx.sends)
-                parts = [each.detach().requires_grad_(need) for each, need in zip(parts, needed, strict=False)]
-                with torch.enable_grad(), ctx.autocast():
-                    output = ctx.function(block, *parts)
-                inputs = [*parts, *tensors[ctx.count :]]
-                wrt = [inputs[number] for number in wanted]
-                found = torch.autograd.grad(output, wrt, of_output[:, block], allow_unused=True)  # of silent adapters
-                for number, gradient in zip(wanted, found, strict=True):
-                    if number == 0 and ctx.sends:
-                        sums[0].index_add_(1, places[block].flatten(), gradient.flatten(1, 2).to(wide[0]))
-                    elif number < ctx.count:
-                        sums[number][:, block] = gradient
-                    elif gradient is not None:
-                        sums[number] += gradient
-        return (
-            None,
-            None,
-            None,
-            None,
-            None,
-            *(None if each is None else each.to(of.dtype) for each, of in zip(sums, tensors, strict=True)),
-        )
-
 
 # --- Geometry ---
 

@@ -163,7 +163,7 @@ class InvariantPointAttention(SelfAttention):
         self.output_points = FeatureLinear(heads * (self.num_v_points * 4 + 1), width)
         self.log_sigma = nn.Parameter(torch.empty(heads))
         self.missing = nn.Parameter(torch.empty(heads))
-        self.message_passing = MessagePassing(config) if config.num_neighbors else None
+        self.message_passing = MessagePassing(config, layer_idx) if config.num_neighbors else None
 
     def log_sigmas(self, first: float, last: float) -> Tensor:
         """Values of `log_sigma` for widths from `first` to `last`, Å, over the heads."""

@@ -31,6 +31,8 @@ NEW_MODEL: dict[str, Any] = {
     "num_qk_points": 0,
     "num_neighbors": 0,
     "message_gating": False,
+    "message_attention": False,
+    "edge_updates": False,
     "coordinate_atoms": ("CA",),
 }
 
@@ -137,6 +139,12 @@ class ModelArguments:
     # `bool`, so that the option may stand alone; None where it is not given.
     message_gating: bool = _new(
         "message_gating", "Wider messages with a gate: more accurate, slower, need more memory."
+    )
+    message_attention: bool = _new(
+        "message_attention", "Attention weights for the messages; a checkpoint with messages can be given them."
+    )
+    edge_updates: bool = _new(
+        "edge_updates", "Edge features that change from layer to layer; a checkpoint with messages can be given them."
     )
     coordinate_atoms: list[str] | None = field(
         default=None, metadata={"help": "Atoms of a residue that the model reads (new model: CA)"}

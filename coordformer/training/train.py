@@ -50,9 +50,14 @@ logger = logging.getLogger(__name__)
 
 # How coordinates enter: an ESM-2 to start from may get all of it, a Coordformer has it already.
 COORDINATES = ("coordinate_embedding", "coordinate_atoms", "num_distance_bins", "num_qk_points", "num_v_points",
-               "num_neighbors", "message_gating")  # fmt: skip
+               "num_neighbors", "message_gating", "message_attention", "edge_updates")  # fmt: skip
 # Names of the weights of messages.
 MESSAGE_WEIGHTS = r"edge_features\.|message_passing\."
+# Of what messages can be given, by the config's field.
+ADDED_WEIGHTS = {
+    "message_attention": r"message_passing\.attention\.",
+    "edge_updates": r"message_passing\.edge_update\.",
+}
 # What decides the weights, beside the model and the data.
 SETTINGS = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "optim",
             "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1",
@@ -63,9 +68,10 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from`.
 
     An ESM-2 there may get any of the coordinate fields, a Coordformer with `num_qk_points` and without messages
-    `num_neighbors`, one with ProteinMPNN's layers `noise_conditioning`, on C-alphas `invariant_quaternions`, on
-    backbones `partial_backbones`, and each another dropout. All else is the checkpoint's, and an argument that says
-    otherwise is refused. In float32, whatever is saved there: updates are smaller than what bfloat16 resolves.
+    `num_neighbors`, one with messages `message_attention` and `edge_updates`, one with ProteinMPNN's layers
+    `noise_conditioning`, on C-alphas `invariant_quaternions`, on backbones `partial_backbones`, and each another
+    dropout. All else is the checkpoint's, and an argument that says otherwise is refused. In float32, whatever is saved
+    there: updates are smaller than what bfloat16 resolves.
 
     Raises:
         ValueError: an argument is unusable, or the checkpoint has other fields than those given.
@@ -107,7 +113,9 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
         return model
     # Messages can be added to a model with points, which computes what it did until they are trained.
     if add_messages := bool(config.num_qk_points and given.get("num_neighbors") and not config.num_neighbors):
-        changed |= {name: given[name] for name in ("num_neighbors", "message_gating") if name in given}
+        changed |= {name: given[name] for name in ("num_neighbors", "message_gating", *ADDED_WEIGHTS) if name in given}
+    added = [name for name in ADDED_WEIGHTS if config.num_neighbors and given.get(name) and not getattr(config, name)]
+    changed |= dict.fromkeys(added, True)
     has = CoordformerConfig.from_dict(config.to_dict() | changed)  # given to `from_pretrained` it is not validated
     _refuse_contradictions(source, has, given)
     try:
@@ -117,13 +125,14 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
     except SafetensorError as error:
         raise ValueError(f"The weights in {source} are damaged or cut off ({error}); copy them again.") from error
     for module in model.modules():
-        if add_messages and isinstance(module, MessagePassing):
-            module.zero_init()
+        if isinstance(module, MessagePassing) and (add_messages or added):
+            module.zero_init(None if add_messages else added)
         if isinstance(module, ProteinMPNNFeatures):
-            added = [name for name in ("partial_backbones", "noise_conditioning") if getattr(model.config, name)]
-            module.zero_init([name for name in added if not getattr(config, name)])
+            told = [name for name in ("partial_backbones", "noise_conditioning") if getattr(model.config, name)]
+            module.zero_init([name for name in told if not getattr(config, name)])
     if _freezes(arguments):
-        freeze(model, MESSAGE_WEIGHTS if add_messages else r"$^", arguments.lora_rank)
+        new = [MESSAGE_WEIGHTS] if add_messages else [ADDED_WEIGHTS[name] for name in added]
+        freeze(model, "|".join(new) or r"$^", arguments.lora_rank)
     return model
 
 

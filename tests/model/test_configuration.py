@@ -37,6 +37,17 @@ from coordformer import CoordformerConfig
         ),
         ({"message_gating": "loud"}, "message_gating"),
         ({"num_neighbors": 4}, "`num_neighbors` is 4, but messages are passed beside invariant point attention"),
+        ({"edge_updates": True}, "`edge_updates` is True, but without `num_neighbors` there are no messages"),
+        ({"message_attention": True}, "`message_attention` is True, but without `num_neighbors`"),
+        (
+            {"num_qk_points": 1, "num_neighbors": 3, "message_attention": True, "num_attention_heads": 16}
+            | {"position_embedding_type": "none"},
+            "16 heads .`num_attention_heads`. cannot share messages 24 wide",
+        ),
+        (
+            {"encoder_type": "proteinmpnn", "num_neighbors": 3, "edge_updates": True},
+            "`edge_updates` is True, but with `encoder_type=.proteinmpnn",
+        ),
         ({"num_v_points": 2}, "`num_qk_points` is 0 and `num_v_points` 2; invariant point attention needs both"),
         ({"num_qk_points": 2, "num_v_points": -2}, "`num_v_points` is -2; give a number of points, or 0 for none"),
         ({"num_qk_points": 2, "coordinate_dim": 2}, "`coordinate_dim` must be 3, not 2"),
