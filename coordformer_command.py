@@ -120,6 +120,11 @@ COMPUTING = option("--dtype", "of the model", "float32", choices=("float32", "bf
     "--token_budget", "tokens of a batch", 8192
 )
 PREDICTION = CHOICE | COMPUTING | switch("--without_coords", "give the model no coordinates")
+NOISE_LEVEL = option(
+    "--noise_level",
+    "noise on coordinates, Å, that a model with noise conditioning is told (default: its own)",
+    type=float,
+)
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
 NUMBERINGS = ("file", "sequence")
@@ -196,6 +201,7 @@ VERBS = {
         | MASK_SAMPLES
         | option("--num_rotations", "frames whose predictions are averaged", 1)
         | PREDICTION
+        | NOISE_LEVEL
         | window("longest chain predicted in one piece")
         | parts()
         | option("--output", "gets all numbers, and FILE.png recovery by residue", type=Path, metavar="FILE.json"),
@@ -211,6 +217,7 @@ VERBS = {
         | switch("--per_residue", "one vector for each residue", "store_const", dest="pooling", const=None)
         | option("--format", "of the files", "parquet", dest="file_format", choices=("parquet", "safetensors"))
         | PREDICTION
+        | NOISE_LEVEL
         | window("longest chain embedded in one piece")
         | parts(),
     ),
@@ -287,6 +294,7 @@ VERBS = {
         | option("--chains", "only these of each file, by id or name", dest="chain_ids", nargs="+", type=chain_name)
         | MIN_PLDDT
         | option("--assembly", "the biological assembly of this name, 1 in most entries", metavar="NAME")
+        | option("--noise_level", "as of score, for a new backbone (default: 0.2)", type=float)
         | COMPUTING
         | parts(16),
     ),
@@ -328,6 +336,7 @@ VERBS = {
             metavar="FILE.fasta",
         )
         | PREDICTION
+        | NOISE_LEVEL
         | window("what is read around each residue of a longer chain; not with --sequences")
         | parts(16),
         one_of=("--mutants", "--scan", "--sequences"),

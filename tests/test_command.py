@@ -72,7 +72,7 @@ def test_options_are_the_parameters_of_what_does_the_work(verb):
         parameters = dict(inspect.signature(Inputs).parameters) | parameters
     if parameters.pop("options", None) is not None:  # those of `prepare`
         parameters = dict(inspect.signature(module.PrepareSettings).parameters) | parameters
-    no_options = {"atoms": verb != "prepare", "failed": True, "progress": True}
+    no_options = {"atoms": verb != "prepare", "missing_atoms": True, "failed": True, "progress": True}
     expected = {name: each.default for name, each in parameters.items() if not no_options.get(name)}
     asked = {action.dest: action for action in parsers()[verb]._actions if action.dest not in ("help", "json", "quiet")}
     assert set(asked) - {"shard", "entries_per_part"} == set(expected) - {"shard", "entries_per_part"}
@@ -323,8 +323,8 @@ def test_results_are_short_and_readable(folder, tmp_path, capsys):
         line, _ = run("score", model, STRUCTURE, "--output", tmp_path / options[0], "--mutants", *options)
         assert line == "1ORC_A: 3 mutants of 71 residues by masked_marginal, coordinates given"
     own, counted = ((tmp_path / name / "scores.csv").read_text().split() for name in ("A66G", "A71G"))
-    assert [line.split(",")[2:] for line in own] == [line.split(",")[2:] for line in counted]
-    assert own[2].endswith(",A56A,57,true") and own[3] == "1ORC_A,WT,0,,,true"
+    assert [line.split(",")[3:] for line in own] == [line.split(",")[3:] for line in counted]
+    assert own[2].endswith(",A56A,57,true") and own[3] == "1ORC_A,1orc.pdb.gz,WT,0,,,true"
     assays = tmp_path / "assay.csv"
     assays.write_text("mutant,DMS_score\nM1A,1\nE2G,2\nQ3A,0\n")
     line, _ = run("score", model, STRUCTURE, "--mutants", assays, "--output", tmp_path / "assay")

@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from ..data.records import counted
 from ..data.training_sequences import NEW, SAME, SIMILAR, TrainingSequences, read_training_sequences
 from ..model import modeling_coordformer
-from ..model.configuration_coordformer import CoordformerConfig
+from ..model.configuration_coordformer import CoordformerConfig, check_noise_level
 from ..model.processing_coordformer import CoordformerProcessor
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _refuse_other_shapes(info: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(
-    checkpoint: str | Path, dtype: str = "float32", any_head: bool = False
+    checkpoint: str | Path, dtype: str = "float32", any_head: bool = False, noise_level: float | None = None
 ) -> tuple[PreTrainedModel, CoordformerProcessor]:
     """A masked-LM Coordformer, on the GPU if there is one, and its processor.
 
@@ -86,13 +86,27 @@ def load_checkpoint(
             weights of the model that it names.
         dtype: of the weights: `"float32"`, `"bfloat16"`, or `"auto"`, as its config (an adapter: its base's) says.
         any_head: take a Coordformer with the head that it was saved or adapted with, or without one.
+        noise_level: `config.noise_level` in place of the checkpoint's, for a model with `config.noise_conditioning`.
 
     Raises:
-        ValueError: the folder or name holds no such model, the processor is missing, or an adapter cannot be merged.
+        ValueError: the folder or name holds no such model, the processor is missing, or an adapter cannot be merged;
+            or it is not told of noise.
         ImportError: there is an adapter and no `peft`.
     """
     if (settings := adapter_settings(checkpoint)) is not None:
-        return _merge_adapter(Path(checkpoint), settings, dtype, any_head)
+        model, processor = _merge_adapter(Path(checkpoint), settings, dtype, any_head)
+    else:
+        model, processor = _load(checkpoint, dtype, any_head)
+    if noise_level is not None:
+        check_noise_level(noise_level)
+        if not model.config.noise_conditioning:
+            raise ValueError(f"`noise_level` is {noise_level} Å, but {checkpoint} is not told of noise; leave it out.")
+        model.config.noise_level = noise_level
+    return model, processor
+
+
+def _load(checkpoint: str | Path, dtype: str, any_head: bool) -> tuple[PreTrainedModel, CoordformerProcessor]:
+    """`load_checkpoint` of what is no adapter."""
     fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
     path = Path(checkpoint)
     # What lies beside it is here: no name on the Hub, which would be asked again and again.
@@ -120,6 +134,11 @@ def load_checkpoint(
     except UNUSABLE as error:
         raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def stated_noise(noise_level: float | None) -> dict[str, float]:
+    """The setting of a run, where it was given: other runs, also older ones, do not have it."""
+    return {} if noise_level is None else {"noise_level": noise_level}
 
 
 def adapter_settings(checkpoint: str | Path) -> dict[str, Any] | None:

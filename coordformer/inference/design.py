@@ -21,7 +21,14 @@ from ..model.chain import AMINO_ACIDS, Chain, split_by_chain
 from ..model.design import Designs, check_drawing, design, plan_design
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
-from .checkpoints import digest_weights, load_checkpoint, trained_on, training_sequences_of, warn_of_training
+from .checkpoints import (
+    digest_weights,
+    load_checkpoint,
+    stated_noise,
+    trained_on,
+    training_sequences_of,
+    warn_of_training,
+)
 from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
 
@@ -42,8 +49,8 @@ def design_files(
     omit_per_residue: str | Path | None = None, bias_per_residue: str | Path | None = None,
     symmetry_residues: str | None = None, symmetry_weights: str | None = None, homo_oligomer: bool = False,
     pssm: str | Path | None = None, gaps: str = "X", rescore: bool = False, probabilities: bool = False,
-    structures: bool = False, figures: bool = True,
-    numbering: str | None = None, as_complex: bool = True, dtype: str = "float32", token_budget: int = 8192,
+    structures: bool = False, figures: bool = True, numbering: str | None = None, as_complex: bool = True,
+    noise_level: float | None = None, dtype: str = "float32", token_budget: int = 8192,
     entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Design sequences for structures; arguments that are not below are those of `design` and `plan_design`.
@@ -91,14 +98,15 @@ def design_files(
     matrices = _read_pssm(pssm)
     if odd := sorted(set(omit_aa) - set(AMINO_ACIDS)):
         raise ValueError(f"`omit_aa` has {', '.join(odd)}; letters are among {AMINO_ACIDS}.")
-    model, processor = load_checkpoint(checkpoint, dtype)
+    # Told again by `design`, which has a default of its own.
+    model, processor = load_checkpoint(checkpoint, dtype, noise_level=noise_level)
     files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     reading |= {"as_complex": as_complex and files, **processor.reads}
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
     if all(shared[name] is None for name in SELECTING):
         logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
     drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
-    drawing |= {"rounds": rounds, "rescore": rescore}
+    drawing |= {"rounds": rounds, "rescore": rescore, **stated_noise(noise_level)}
     training = training_sequences_of(checkpoint)
     note = {"model": Path(checkpoint).name, "seed": seed, "commit": current_commit()[:12] or "installed"}
 

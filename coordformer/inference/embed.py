@@ -9,15 +9,16 @@ from tqdm.auto import tqdm
 from ..data.records import counted
 from ..model.embedding import POOLINGS, embed_chains
 from ..model.proteins import Record
-from .checkpoints import digest_weights, load_checkpoint
+from .checkpoints import digest_weights, load_checkpoint, stated_noise
 from .embeddings import FORMATS, write_shard
 from .runner import REJECTS, Inputs, parts_in, run_parts
 
 
 def embed(
     checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
-    pooling: str | None = "mean", file_format: str = "parquet", without_coords: bool = False, dtype: str = "float32",
-    token_budget: int = 8192, window: int = 1024, progress: bool = True, **reading: Any,
+    pooling: str | None = "mean", file_format: str = "parquet", without_coords: bool = False,
+    noise_level: float | None = None, dtype: str = "float32", token_budget: int = 8192, window: int = 1024,
+    progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Embed chains; arguments that are not below are those of `embed_chains`.
 
@@ -28,6 +29,7 @@ def embed(
             has the order of the chains; see `embeddings` for what is in it, without pooling the residues' own numbers,
             too.
         file_format: `"parquet"` or `"safetensors"`.
+        noise_level: what a model with `config.noise_conditioning` is told, Å; default: its `config.noise_level`.
         dtype: in which the model computes; the vectors are float32.
         reading: `split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `entries_per_part` and `shard`, as of
             `runner.Inputs`.
@@ -43,7 +45,7 @@ def embed(
         if value not in choices:
             raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(map(str, choices))}.")
     output = Path(output)
-    model, processor = load_checkpoint(checkpoint, dtype, any_head=True)
+    model, processor = load_checkpoint(checkpoint, dtype, any_head=True, noise_level=noise_level)
     given = Inputs(inputs, **processor.reads, **reading)
 
     def work(chains: list[Record], part: str, _: Any, bar: tqdm) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def embed(
 
     settings: dict[str, Any] = {"verb": "embed", "checkpoint": Path(checkpoint).name}
     settings |= {"weights": digest_weights(model.base_model), "without_coords": without_coords, "pooling": pooling}
-    settings |= {"dtype": dtype, "window": window, "format": file_format}
+    settings |= {"dtype": dtype, "window": window, "format": file_format, **stated_noise(noise_level)}
     with parts_in(output, given):
         outcome = run_parts(given, output, settings, work, progress)
         outcome.list_rejects(output / REJECTS)

@@ -20,6 +20,7 @@ from .checkpoints import (
     describe_trained_on,
     digest_weights,
     load_checkpoint,
+    stated_noise,
     trained_on,
     training_sequences_of,
 )
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 def evaluate(
     checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, *, output: str | Path | None = None,
     protocols: Sequence[str] = PROTOCOLS, num_mask_samples: int = 3, without_coords: bool = False,
-    num_rotations: int = 1, dtype: str = "float32", token_budget: int = 8192, window: int = 1024,
-    progress: bool = True, **reading: Any,
+    num_rotations: int = 1, noise_level: float | None = None, dtype: str = "float32", token_budget: int = 8192,
+    window: int = 1024, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate a checkpoint; arguments that are not below are those of `count_chains`.
 
@@ -42,6 +43,7 @@ def evaluate(
         checkpoint: folder or Hub name of a masked-LM Coordformer.
         inputs: data sets, structure files, archives, folders.
         output: FILE.json, gets the report; FILE.png recovery by residue, and FILE.rejected.tsv what was left out.
+        noise_level: what a model with `config.noise_conditioning` is told, Å; default: its `config.noise_level`.
         dtype: of the weights.
         reading: `split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `entries_per_part` and `shard`, as of
             `runner.Inputs`.
@@ -54,11 +56,12 @@ def evaluate(
         `summarize_samples` returns; of a job of several only counts.
     """
     check_file(output, ".json")
-    model, processor = load_checkpoint(checkpoint, dtype)
+    model, processor = load_checkpoint(checkpoint, dtype, noise_level=noise_level)
     given = Inputs(inputs, **processor.reads, **reading)
     measured: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "weights": digest_weights(model)}
     measured |= {"data": ", ".join(given.names), "split": given.settings["split"]}
     measured |= {"coordinates": "not given" if without_coords else coordinates_of(model), "dtype": dtype}
+    measured |= stated_noise(noise_level)
     known_sequences = training_sequences_of(checkpoint)
     samples: dict[str, Any] = {"num_rotations": num_rotations, "num_mask_samples": num_mask_samples}
     measured |= samples

@@ -25,6 +25,7 @@ from .checkpoints import (
     coordinates_given,
     digest_weights,
     load_checkpoint,
+    stated_noise,
     trained_on,
     training_sequences_of,
     warn_of_training,
@@ -46,8 +47,8 @@ def score(
     checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, *,
     mutants: Sequence[str] | None = None, sequences: str | Path | None = None, residues: str | None = None,
     method: str = "masked_marginal", numbering: str | None = None, offset: int | None = None,
-    without_coords: bool = False, dtype: str = "float32", token_budget: int = 8192, window: int = 1024,
-    entries_per_part: int = 16, progress: bool = True, **reading: Any,
+    without_coords: bool = False, noise_level: float | None = None, dtype: str = "float32", token_budget: int = 8192,
+    window: int = 1024, entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Score mutants of proteins, or all substitutions of one of their residues.
 
@@ -68,6 +69,7 @@ def score(
         numbering, offset: what numbers in mutants and `residues` are, as of `parse_mutant`, and those above the heat
             map.
         method, without_coords, token_budget, window: as of `score_substitutions` and `log_probabilities`.
+        noise_level: what a model with `config.noise_conditioning` is told, Å; default: its `config.noise_level`.
         dtype: of the weights.
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `shard`): as of
             `runner.Inputs`.
@@ -90,6 +92,7 @@ def score(
         if mutants is not None:
             raise ValueError("Give `mutants` or `sequences`, not both.")
         shared: dict[str, Any] = {"without_coords": without_coords, "dtype": dtype, "token_budget": token_budget}
+        shared["noise_level"] = noise_level
         shared |= {"entries_per_part": entries_per_part, "progress": progress, "residues": residues}
         shared |= {"numbering": numbering, "offset": offset}
         return score_given_sequences(checkpoint, inputs, output, sequences, **shared, **reading)
@@ -104,7 +107,7 @@ def score(
         raise ValueError("There is nothing to score: the list of mutants is empty.")
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
-    model, processor = load_checkpoint(checkpoint, dtype)
+    model, processor = load_checkpoint(checkpoint, dtype, noise_level=noise_level)
     given = Inputs(inputs, **processor.reads, entries_per_part=entries_per_part, **reading)
     options: dict[str, Any] = {"without_coords": without_coords, "window": window, "token_budget": token_budget}
     timed = mutants is not None or not progress
@@ -198,6 +201,7 @@ def score(
         "window": window,
         "dtype": dtype,
         "chosen_residues": residues,
+        **stated_noise(noise_level),
     }
     guarded: dict[str, Any] = {"verb": "score", "weights": digest_weights(model), "without_coords": without_coords}
     if mutants is not None:

@@ -28,6 +28,7 @@ from .checkpoints import (
     coordinates_given,
     digest_weights,
     load_checkpoint,
+    stated_noise,
     trained_on,
     training_sequences_of,
     warn_of_training,
@@ -45,8 +46,8 @@ OF_ALL = {"pseudo_score": "global_pseudo_score", "seq_recovery": "global_seq_rec
 def score_given_sequences(
     checkpoint: str | Path, inputs: Sequence[str | Path] | str | Path, output: str | Path, sequences: str | Path, *,
     residues: str | None = None, numbering: str | None = None, offset: int | None = None,
-    without_coords: bool = False, dtype: str = "float32", token_budget: int = 8192, entries_per_part: int = 16,
-    progress: bool = True, **reading: Any,
+    without_coords: bool = False, noise_level: float | None = None, dtype: str = "float32", token_budget: int = 8192,
+    entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Score sequences on structures.
 
@@ -61,7 +62,8 @@ def score_given_sequences(
             letter.
         sequences: a FASTA file, chains joined by `/`, such as `design` writes. Of several structures each gets the
             sequences with its id, alone or with `_` and more behind it.
-        residues, numbering, offset, without_coords, dtype, token_budget, entries_per_part, reading: as of `score`.
+        residues, numbering, offset, without_coords, noise_level, dtype, token_budget, entries_per_part, reading: as of
+            `score`.
 
     Returns:
         What is also in `score.json`: the settings, counts, and `proteins`, of each its `id`, `file`, `residues`, the
@@ -73,7 +75,7 @@ def score_given_sequences(
     """
     output, given_sequences = Path(output), read_sequences(sequences)
     asked_numbering, first = choose_numbering(numbering, offset)
-    model, processor = load_checkpoint(checkpoint, dtype)
+    model, processor = load_checkpoint(checkpoint, dtype, noise_level=noise_level)
     files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     reading |= {"as_complex": files}
     given = Inputs(inputs, **processor.reads, entries_per_part=entries_per_part, **reading)
@@ -162,7 +164,7 @@ def score_given_sequences(
         return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
 
     settings: dict[str, Any] = {"checkpoint": Path(checkpoint).name, "dtype": dtype, "without_coords": without_coords}
-    settings["chosen_residues"] = residues
+    settings |= {"chosen_residues": residues, **stated_noise(noise_level)}
     if residues is not None:
         settings |= {"numbering": asked_numbering, "offset": first}
     guarded = {"verb": "score", "weights": digest_weights(model), "sequences": hash_file(sequences)}

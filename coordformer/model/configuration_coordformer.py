@@ -43,6 +43,12 @@ AUTO_MAP = {
 }
 
 
+def check_noise_level(noise_level: float) -> None:
+    """Raise a ValueError unless it is a standard deviation, Å."""
+    if not 0 <= noise_level < float("inf"):
+        raise ValueError(f"`noise_level` is {noise_level} Å; it is a standard deviation, 0 or more.")
+
+
 @strict
 class CoordformerConfig(EsmConfig):
     r"""An ESM encoder that also reads coordinates.
@@ -213,8 +219,7 @@ class CoordformerConfig(EsmConfig):
                 "`noise_conditioning` is True, but only ProteinMPNN's layers are told of noise: leave it out, or set "
                 '`encoder_type="proteinmpnn"`.'
             )
-        if not 0 <= self.noise_level < float("inf"):
-            raise ValueError(f"`noise_level` is {self.noise_level} Å; it is a standard deviation, 0 or more.")
+        check_noise_level(self.noise_level)
         if self.noise_level and not self.noise_conditioning:
             raise ValueError(
                 f"`noise_level` is {self.noise_level} Å, but without `noise_conditioning` the model is not told of it; "

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .chain import AMINO_ACIDS, Chain, split_by_chain
+from .configuration_coordformer import check_noise_level
 from .processing_coordformer import CoordformerProcessor, letter_ids
 from .residues import ResidueNumbers
 from .windows import cut_window, longest_window
@@ -416,13 +417,12 @@ class _Passes:
         batch = {
             name: torch.from_numpy(values)[None] for name, values in cut_window(whole, 0, length, model.config).items()
         }
-        given = {
+        given: dict[str, torch.Tensor] = {
             name: batch[name].to(model.device) for name in ("input_ids", "position_ids", "chain_ids") if name in batch
         }
         self.positions = {name: given[name] for name in ("position_ids",) if name in given}
         if noise_level is not None:
-            if not 0 <= noise_level < math.inf:
-                raise ValueError(f"`noise_level` is {noise_level} Å; it is a standard deviation, 0 or more.")
+            check_noise_level(noise_level)
             given["noise_level"] = torch.full(given["input_ids"].shape, float(noise_level), device=model.device)
         self.structure = model.base_model.encode_structure(batch["coords"].to(model.device), **given)
         self.ends = given["input_ids"][:, :1], given["input_ids"][:, -1:]

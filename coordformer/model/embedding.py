@@ -97,7 +97,8 @@ def embed_dataset(
             raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(map(str, choices))}.")
     encoder, tokenizer = model.base_model, _find_tokenizer(model, processor)
     own = model_processor(encoder, tokenizer)
-    reading = {"chain_ids": chain_ids, "min_plddt": min_plddt, "as_complex": as_complex, "assembly": assembly}
+    reading: dict[str, Any] = {"chain_ids": chain_ids, "min_plddt": min_plddt}
+    reading |= {"as_complex": as_complex, "assembly": assembly}
     proteins: dict[str, Record] = {}
     for name, record in collect_proteins(inputs, problems=problems, **own.reads, **reading):
         if (first := proteins.setdefault(name, record)) is not record:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import STRUCTURES, make_config, make_model, outputs_of, pack_rows, random_chain
+from conftest import CHAINS, STRUCTURES, make_config, make_model, outputs_of, pack_rows, random_chain
 from proteinmpnn_reference import random_weights
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
@@ -226,7 +226,17 @@ def test_verbs_and_folders(tmp_path, capsys):
     assert main(["embed", str(folder), file, "--output", str(tmp_path / "embeddings")]) == 0
     assert main(["evaluate", str(folder), file, "--output", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["rejected"] == 0 and found["residues"] == 71
+    assert found["rejected"] == 0 and found["residues"] == 71 and "noise_level" not in found
+    for number, level in enumerate(([], ["--noise_level", "0"], ["--noise_level", "0.2"])):
+        output = tmp_path / f"{number}"
+        assert main(["score", str(folder), file, "--mutants", "Y26A", *level, "--output", str(output)]) == 0
+    first, second, third = ((tmp_path / f"{number}" / "scores.csv").read_text() for number in range(3))
+    assert first == second != third
+    assert json.loads((tmp_path / "2" / "score.json").read_text())["noise_level"] == 0.2
+    capsys.readouterr()
+    shipped = str(CHAINS.parents[2] / "hub_cards" / "coordformer-1M-pdb")
+    assert main(["evaluate", shipped, file, "--noise_level", "0.2"]) == 1
+    assert "coordformer-1M-pdb is not told of noise; leave it out" in capsys.readouterr().err
 
 
 # --- Training ---
