@@ -88,7 +88,7 @@ def test_scores_of_chosen_residues_are_those_of_designs(checkpoint, protease, tm
     summary = quietly(checkpoint, hvr, tmp_path / "out", sequences=fasta, residues=chosen)
     designs = {f"1HVR_2_{row['sample']}": row for row in read_rows(tmp_path / "design" / "designs.csv")}
     rows = {row["sequence_id"]: row for row in read_rows(tmp_path / "out" / "sequences.csv")}
-    assert list(rows["1HVR"]) == ["id", "sequence_id", "pseudo_score", "global_score", "seq_recovery", "sequence"]
+    assert list(rows["1HVR"]) == ["id", "file", "sequence_id", "pseudo_score", "global_score", "seq_recovery", "sequence"]
     assert len(designs) == 3 and rows.keys() == {"1HVR", *designs} and rows["1HVR"]["seq_recovery"] == "1"
     for name, design in designs.items():
         for column in ("pseudo_score", "seq_recovery"):
@@ -120,7 +120,7 @@ def test_sequences_count_rows_and_say_how_long(checkpoint, protease, tmp_path, m
             super().__init__(*arguments, **keywords)
             bars.append(self)
 
-    monkeypatch.setattr("coordformer.inference.score.tqdm", Bar)
+    monkeypatch.setattr("coordformer.inference.sequences.tqdm", Bar)
     (tmp_path / "given.fasta").write_text(f">a\n{protease.sequence[:99]}/X{protease.sequence[100:]}\n>b\n"
                                           f"{protease.sequence[:99]}/{protease.sequence[99:]}\n")  # fmt: skip
     command = ["score", str(checkpoint), str(STRUCTURES / "1hvr.pdb.gz"), "--sequences", str(tmp_path / "given.fasta")]
