@@ -88,7 +88,8 @@ def test_scores_of_chosen_residues_are_those_of_designs(checkpoint, protease, tm
     summary = quietly(checkpoint, hvr, tmp_path / "out", sequences=fasta, residues=chosen)
     designs = {f"1HVR_2_{row['sample']}": row for row in read_rows(tmp_path / "design" / "designs.csv")}
     rows = {row["sequence_id"]: row for row in read_rows(tmp_path / "out" / "sequences.csv")}
-    assert list(rows["1HVR"]) == ["id", "file", "sequence_id", "pseudo_score", "global_score", "seq_recovery", "sequence"]
+    expected = ["id", "file", "sequence_id", "pseudo_score", "global_score", "seq_recovery", "sequence"]
+    assert list(rows["1HVR"]) == expected
     assert len(designs) == 3 and rows.keys() == {"1HVR", *designs} and rows["1HVR"]["seq_recovery"] == "1"
     for name, design in designs.items():
         for column in ("pseudo_score", "seq_recovery"):
@@ -104,7 +105,7 @@ def test_scores_of_chosen_residues_are_those_of_designs(checkpoint, protease, tm
     )
     every = quietly(checkpoint, hvr, tmp_path / "all", sequences=fasta)
     assert "global_pseudo_score" in every["proteins"][0] and "pseudo_score" not in every["proteins"][0]
-    assert list(read_rows(tmp_path / "all" / "sequences.csv")[0])[2:5] == [
+    assert list(read_rows(tmp_path / "all" / "sequences.csv")[0])[3:6] == [
         "global_pseudo_score", "global_score", "global_seq_recovery"
     ]  # fmt: skip
     table = {row["sequence_id"]: float(row["global_score"]) for row in read_rows(tmp_path / "all" / "sequences.csv")}
