@@ -11,7 +11,9 @@ gets schedules.csv (a row per run), schedules_history.csv (losses on the way), s
 import argparse
 import csv
 import json
+import math
 import shutil
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -174,6 +176,30 @@ def markdown(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def by_exponent(results: Path) -> list[str]:
+    """After how many updates of the code's schedule every exponent would have the paper's loss.
+
+    Of the runs of point_clouds.py, results.csv and history.csv: a line through log loss against log update, of all
+    validations after the warm-up, goes on to the paper's value.
+    """
+    tables = []
+    for name in ("results.csv", "history.csv"):
+        with open(results / name, newline="") as file:
+            tables.append([row for row in csv.DictReader(file) if row["experiment"] == "exponents"])
+    lines = ["| p | loss falls as | the paper's loss after |", "| --- | --- | --- |"]
+    for row in tables[0]:
+        points = [
+            (math.log(int(entry["update"])), math.log(float(entry["valid"])))
+            for entry in tables[1]
+            if entry["exponent"] == row["exponent"] and int(entry["update"]) > WARMUP
+        ]
+        slope = statistics.linear_regression(*zip(*points, strict=True)).slope
+        ratio = float(row["best"]) / float(row["paper"])
+        updates = round(int(row["updates"]) * ratio ** (-1 / slope), -2)
+        lines.append(f"| {float(row['exponent']):g} | t^{slope:.2f} | {updates:,.0f} updates |")
+    return lines
+
+
 def plot(found: dict[str, list[dict[str, Any]]], results: Path) -> None:
     """Rates, and validation losses of single weights, against the number of the update."""
     if (figure := new_figure((11, 4), results / "schedules.png")) is None:
@@ -204,13 +230,14 @@ def main() -> None:
     if not arguments.only_report:
         for name in arguments.only:
             train(name, arguments.output)
-    found = histories(arguments.output)
-    if not found:
-        parser.error(f"{arguments.output} has no runs yet.")
+    # The losses of fewer updates than the published ones compare to nothing.
+    found = {name: run for name, run in histories(arguments.output).items() if run[-1]["update"] >= PAPER_UPDATES}
     arguments.results.mkdir(parents=True, exist_ok=True)
-    rows = collect(found, arguments.results)
-    plot(found, arguments.results)
-    text = "\n".join(["# Decays of the learning rate, p = 2", "", *markdown(rows)]) + "\n"
+    lines = ["# The code's schedule, every exponent", "", *by_exponent(HERE / "results")]
+    if found:
+        lines += ["", "# Decays of the learning rate, p = 2", "", *markdown(collect(found, arguments.results))]
+        plot(found, arguments.results)
+    text = "\n".join(lines) + "\n"
     (arguments.results / "schedules.md").write_text(text, encoding="utf-8")
     print(text)
 

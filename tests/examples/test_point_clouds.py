@@ -303,3 +303,44 @@ def test_best_and_first_below():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]) + "\n")
+
+
+def test_a_loss_that_falls_as_a_power_is_followed_to_the_papers(tmp_path):
+    """Half of what is left after 12,600 updates of 8 / t is reached after twice as many; the warm-up does not count."""
+    losses = [{"experiment": "exponents", "exponent": 2, "update": update, "valid": 8 / update if update > 4000 else 9}
+              for update in range(600, 12_601, 600)]  # fmt: skip
+    row = {"experiment": "exponents", "exponent": 2, "updates": 12_600, "best": 8 / 12_600, "paper": 4 / 12_600}
+    write_rows(tmp_path / "history.csv", [*losses, losses[0] | {"experiment": "augmentation", "valid": 1e-9}])
+    write_rows(tmp_path / "results.csv", [row, row | {"experiment": "dimensions"}])
+    assert schedules.by_exponent(tmp_path)[2:] == ["| 2 | t^-1.00 | 25,200 updates |"]
+
+
+def test_the_table_of_the_page_is_as_measured():
+    folder = Path(point_clouds.__file__).parent
+    rows = schedules.by_exponent(folder / "results")
+    assert len(rows) == 2 + len(point_clouds.EXPONENTS)
+    for path in (folder / "README.md", folder / "results" / "schedules.md"):
+        assert set(rows) <= set(path.read_text().splitlines())
+
+
+def test_runs_are_reported_from_the_published_number_of_updates_on(tmp_path):
+    """A longer run has a row after the published updates, too; its best losses are those of until then."""
+    history = [
+        {"update": update, "train": [1.0], "valid": [loss], "averaged": [loss / 2]}
+        for update, loss in ((6300, 0.004), (12_600, 0.001), (18_900, 0.0008), (25_200, 0.0009))
+    ]
+    rows = schedules.collect({"inverse_sqrt": history, "polynomial": history[:2]}, tmp_path)
+    assert [(row["run"], row["updates"], row["best"], row["updates_to_paper"]) for row in rows] == [
+        ("inverse_sqrt", 12_600, 0.001, None),
+        ("inverse_sqrt", 25_200, 0.0008, 18_900),
+        ("polynomial", 12_600, 0.001, None),
+    ]
+    assert len((tmp_path / "schedules_history.csv").read_text().splitlines()) == 1 + 4 + 2
+    assert '| `polynomial`, `{"power": 2}` | 12,600 | 0.00100 | 1.22 |' in schedules.markdown(rows)[-1]
