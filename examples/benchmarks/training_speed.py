@@ -403,7 +403,8 @@ def main() -> None:
             "sizes": sizes,
         }  # fmt: skip
         write_record(options.output, record, ("torch", "transformers"))  # after each, as the large ones take long
-        draw(options.output.with_suffix(".png"), sizes)
+        if not options.skip_memory:
+            draw(options.output.with_suffix(".png"), sizes)
 
 
 if __name__ == "__main__":
