@@ -124,6 +124,8 @@ def describe(report: Mapping[str, Any]) -> str:
         for name, scale, digits in (("perplexity", 1, 2), ("recovery", 100, 1)):
             values = (report[protocol][name], *report[protocol][f"{name}_interval"])
             value, low, high = (f"{scale * each:.{digits}f}" for each in values)
-            cells.append(f"{value} ({low} to {high})")
+            # One chain, or one cluster of them, drawn again is the same one: its interval would have no width.
+            several = (report["clusters"] or report["chains"]) > 1
+            cells.append(f"{value} ({low} to {high})" if several else value)
         lines.append(f"{protocol:10}{cells[0]:26}{cells[1]}")
     return "\n".join(lines)

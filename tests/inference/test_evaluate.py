@@ -233,6 +233,8 @@ def test_the_report_is_that_of_the_counts(checkpoint, valid_rows, tmp_path):
         over_chains = bootstrap({"model": counts.sum(axis=0)})["model"]["perplexity"]
         assert unclear[protocol]["perplexity_interval"] == pytest.approx(over_chains, rel=1e-6)
         assert over_chains != pytest.approx(report[protocol]["perplexity_interval"], rel=1e-3)
+    one = describe(report | {"chains": 1, "clusters": None})
+    assert " to " not in one, "an interval over one chain would have no width"
     text = describe(report)
     assert f"12 chains with {report['residues']:,} residues of clusters.parquet; coordinates: linear; float32" in text
     assert f"{report['masked15']['perplexity']:.2f} (" in text and len(text.splitlines()) == 4

@@ -328,8 +328,8 @@ def fast(monkeypatch):
 
 
 @cache
-def load_once(checkpoint: Path, dtype: str, any_head: bool = False):
-    return load_checkpoint(checkpoint, dtype, any_head)
+def load_once(checkpoint: Path, dtype: str, any_head: bool = False, noise_level: float | None = None):
+    return load_checkpoint(checkpoint, dtype, any_head, noise_level)
 
 
 PARTS = 9  # of the mixture, with four entries each
