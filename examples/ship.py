@@ -64,7 +64,7 @@ def ship(run: Path, output: Path, data: Path | None = None, split: str = "valid"
         return
     with tempfile.TemporaryDirectory() as scratch:  # figures and parts stay there
         for name, without_coords in (("evaluation", False), ("evaluation_1", True)):
-            if without_coords and config["encoder_type"] == "proteinmpnn":
+            if without_coords and config["encoder_type"] == "proteinmpnn" and not config["partial_backbones"]:
                 continue  # it then says the same of every residue
             report = Path(scratch) / f"{name}.json"
             options: Any = {"num_mask_samples": 1, "token_budget": 2048, "without_coords": without_coords}
