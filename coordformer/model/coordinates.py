@@ -150,7 +150,7 @@ def shift_residues(
 def backbone_frames(
     coords: Tensor, coords_mask: Tensor, position_ids: Tensor, runs: Tensor | None, atoms: Sequence[str]
 ) -> Frames:
-    """Frames of residues from N, CA and C, or else from CA and those of the residues beside it.
+    """Frames of residues from N, CA and C, or where one of these is missing from CA and those of the residues beside it.
 
     The first axis points from one neighbor to the other, the third is normal to the plane of the three. `atoms` names
     the atoms of `coords` (batch, sequence, atoms, 3); without a CA the first of them stands for it. Translations have
@@ -159,13 +159,16 @@ def backbone_frames(
     place = {name: number for number, name in enumerate(atoms)}
     center = place.get("CA", 0)
     translations, observed = coords[:, :, center], coords_mask[:, :, center]
+    before, has_before = shift_residues(translations, observed, -1, position_ids, runs)
+    after, has_after = shift_residues(translations, observed, 1, position_ids, runs)
+    known = observed & has_before & has_after
     if {"N", "CA", "C"} <= place.keys():
-        before, after = coords[:, :, place["N"]], coords[:, :, place["C"]]
-        known = coords_mask[:, :, [place["N"], center, place["C"]]].all(dim=-1)
-    else:
-        before, has_before = shift_residues(translations, observed, -1, position_ids, runs)
-        after, has_after = shift_residues(translations, observed, 1, position_ids, runs)
-        known = observed & has_before & has_after
+        whole = coords_mask[:, :, [place["N"], center, place["C"]]].all(dim=-1)
+        before, after = (
+            torch.where(whole.unsqueeze(-1), coords[:, :, place[name]], trace)
+            for name, trace in (("N", before), ("C", after))
+        )
+        known = known | whole
     before, after = before - translations, after - translations
     first = nn.functional.normalize(after - before, dim=-1)
     third = nn.functional.normalize(torch.linalg.cross(before, after), dim=-1)

@@ -104,10 +104,25 @@ def test_frames_end_at_gaps_breaks_and_segments():
 def test_backbone_atoms_need_no_neighbors():
     atoms = torch.randn(1, 5, 3, 3)
     coords_mask = torch.ones(1, 5, 3, dtype=torch.bool)
-    coords_mask[0, 2, 0] = False  # without its N
+    coords_mask[0, 0, 0] = False  # the first without its N
     rotations, translations, known = backbone_frames(atoms, coords_mask, torch.arange(5)[None], None, ["N", "CA", "C"])
     assert torch.equal(translations, atoms[:, :, 1]) and known.all()
-    assert have_axes(rotations)[0].tolist() == [True, True, False, True, True]
+    assert have_axes(rotations)[0].tolist() == [False, True, True, True, True]
+
+
+def test_frames_are_of_c_alphas_where_atoms_are_missing():
+    """Those of the residues beside it; whole residues keep theirs, whatever their neighbors lack."""
+    coords, positions = torch.randn(1, 8, 3, 3), torch.arange(8)[None]
+    coords_mask = torch.ones(1, 8, 3, dtype=torch.bool)
+    atoms = ["N", "CA", "C"]
+    whole = backbone_frames(coords, coords_mask, positions, None, atoms).rotations
+    trace = backbone_frames(coords[:, :, 1:2], coords_mask[:, :, 1:2], positions, None, ["CA"]).rotations
+    coords_mask[0, 3, 0] = coords_mask[0, 5, 2] = coords_mask[0, 0, 2] = False
+    found = backbone_frames(coords, coords_mask, positions, None, atoms).rotations
+    expected = whole.clone()
+    expected[0, [3, 5]], expected[0, 0] = trace[0, [3, 5]], 0.0  # nothing is before the first
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert (whole - trace).abs().max() > 0.1
 
 
 def test_residues_of_an_ideal_helix_have_the_same_coordinates_in_each_frame():
