@@ -21,8 +21,8 @@ from ..model.windows import SPECIAL_TOKENS
 PROTOCOLS = ("paper", "masked15")
 
 # Where the random numbers of a row lie in its stream, one for each residue or coordinate from there on.
-_STREAMS = np.arange(11, dtype=np.uint64) << np.uint64(40)
-CHOOSE, FATE, CROP, DROP, ROTATE, NOISE, SPLIT, SHARE, WIDTH, ATOMS, LOSE = _STREAMS
+_STREAMS = np.arange(12, dtype=np.uint64) << np.uint64(40)
+CHOOSE, FATE, CROP, DROP, ROTATE, NOISE, SPLIT, SHARE, WIDTH, ATOMS, LOSE, EXACT = _STREAMS
 
 
 def splitmix(counters: np.ndarray) -> np.ndarray:
@@ -104,6 +104,7 @@ class CoordformerDataCollator:
         rotate: give a random rotation for each chain, by which the model rotates it about its center.
         noise: standard deviation in Å of Gaussian noise on each coordinate. Of two values each chain draws its own
             between them.
+        exact_coords: probability with which a chain has no noise all the same.
         drop_coords: probability with which a chain is without any coordinates.
         drop_atoms: probability with which a chain lacks atoms of the backbone: half of these chains have C-alphas
             alone, a quarter have them alone in a share of their residues that each chain draws, a quarter lack O.
@@ -136,6 +137,7 @@ class CoordformerDataCollator:
     mlm_probability: float | Sequence[float] = 0.15
     rotate: bool = True
     noise: float | Sequence[float] = 0.0
+    exact_coords: float = 0.0
     drop_coords: float = 0.0
     drop_atoms: float = 0.0
     give_noise_level: bool = False
@@ -154,7 +156,7 @@ class CoordformerDataCollator:
         self.atoms = (self.atoms,) if isinstance(self.atoms, str) else tuple(self.atoms)
         if self.masking not in PROTOCOLS:
             raise ValueError(f"`masking` is {self.masking!r}; choose 'paper' or 'masked15'.")
-        for name in ("mlm_probability", "drop_coords", "drop_atoms", "split_chains"):
+        for name in ("mlm_probability", "exact_coords", "drop_coords", "drop_atoms", "split_chains"):
             if not all(0 <= value <= 1 for value in np.atleast_1d(getattr(self, name))):
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it is a probability between 0 and 1.")
         if not all(0 <= value < np.inf for value in np.atleast_1d(self.noise)):
@@ -219,7 +221,8 @@ class CoordformerDataCollator:
         chosen = self._choose(uniform(streams, CHOOSE + residue), shares, letters, coords, starts)
         tokens = letters.copy()
         tokens[chosen] = self._replacements(letters[chosen], uniform(streams[chosen], FATE + residue[chosen]))
-        deviations = _draw(self._deviations, keys, WIDTH) * augment
+        noisy = augment & (uniform(keys, EXACT) >= self.exact_coords)
+        deviations = _draw(self._deviations, keys, WIDTH) * noisy
         if any(self._deviations):
             numbers = np.arange(coords[0].size, dtype=np.uint64)
             places = NOISE + residue[:, None] * np.uint64(len(numbers)) + numbers

@@ -211,6 +211,7 @@ class DataArguments:
             "help": "Standard deviation of noise on coordinates, Å; of two values each chain draws its own between."
         },
     )
+    exact_coords: float = _option(0.0, "Share of chains that --coordinate_noise leaves as they are.")
     drop_coords: float = _option(0.0, "Share of chains that come without coordinates, for one model with and without.")
     drop_atoms: float = _option(
         0.0,

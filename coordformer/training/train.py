@@ -370,9 +370,9 @@ def train(
         args=args,
         data_collator=CoordformerDataCollator(
             processor.tokenizer, **reads, masking=data_args.masking, mlm_probability=data_args.mlm_probability,
-            rotate=data_args.rotate, noise=data_args.coordinate_noise, drop_coords=data_args.drop_coords,
-            drop_atoms=data_args.drop_atoms, split_chains=data_args.split_chains, max_length=data_args.max_length,
-            give_noise_level=model.config.noise_conditioning, seed=args.seed,
+            rotate=data_args.rotate, noise=data_args.coordinate_noise, exact_coords=data_args.exact_coords,
+            drop_coords=data_args.drop_coords, drop_atoms=data_args.drop_atoms, split_chains=data_args.split_chains,
+            max_length=data_args.max_length, give_noise_level=model.config.noise_conditioning, seed=args.seed,
         ),
         train_dataset=batches,
         eval_dataset=None if valid_rows is None else _EvaluationRows(valid_rows),

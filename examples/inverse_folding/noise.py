@@ -30,6 +30,7 @@ from coordformer.data.rows import load_rows
 from coordformer.inference.checkpoints import digest_weights, load_checkpoint
 from coordformer.inference.masked import summarize_samples
 from coordformer.inference.metrics import bootstrap
+from coordformer.model.chain import chain_arrays
 from coordformer.model.processing_coordformer import letter_ids
 
 HALVES = ("choose", "test")
@@ -72,6 +73,13 @@ def predicted(path: str, number: int | None) -> dict[str, tuple[list, list]]:
     return {name: (fetch_rows(rows, places), components[places].tolist()) for name, places in drawn.items()}
 
 
+def with_atoms(rows: list[dict[str, Any]], atoms: list[str] | None) -> list[dict[str, Any]]:
+    """Rows with no other atoms than these."""
+    if atoms is None:
+        return rows
+    return [{**row, "atoms": atoms, "coords": chain_arrays(row, atoms)[1].reshape(-1)} for row in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, metavar="CHAINS.parquet")
@@ -80,6 +88,7 @@ def main() -> None:
     parser.add_argument("--halves", nargs="+", default=list(HALVES), choices=HALVES, help="default: both")
     parser.add_argument("--model", nargs=2, action="append", required=True, metavar=("NAME", "FOLDER"))
     parser.add_argument("--noise", nargs="+", type=float, default=[0.0, 0.1, 0.2], help="Å (default: 0 0.1 0.2)")
+    parser.add_argument("--atoms", nargs="+", help="leave out all others, for models with `partial_backbones`")
     parser.add_argument("--noise_level", type=float, help="told to models in place of the noise that is added, Å")
     parser.add_argument("--without_coords", action="store_true", help="give letters alone; --noise changes nothing")
     parser.add_argument("--num_chains", type=int, help="chains of each part, drawn at random (default: all)")
@@ -101,12 +110,18 @@ def main() -> None:
         if told is not None and model.config.noise_conditioning:
             model.config.noise_level = told
     options = {"without_coords": arguments.without_coords, "token_budget": arguments.token_budget}
-    state = "-without" * arguments.without_coords + (f"-told{told:g}" if told is not None else "")
+    state = (
+        "-".join(["", *(arguments.atoms or ())])
+        + "-without" * arguments.without_coords
+        + (f"-told{told:g}" if told is not None else "")
+    )
     letters = letter_ids(build_tokenizer())
     summary: dict[str, Any] = {"protocol": "masked15", "split": arguments.split, "num_mask_samples": 1}
     summary |= {"coordinates": "not given" if arguments.without_coords else "given", "noise_level": told}
+    summary["atoms"] = arguments.atoms
     summary |= {"torch": torch.__version__, "parts": {}}
     for part, (path, rows, clusters) in parts.items():
+        rows = with_atoms(rows, arguments.atoms)
         data = f"{hash_data(path)[:16]}-{part.partition(',')[0]}{'-relatives' * (',' in part)}-{len(rows)}{state}"
         measured: dict[str, Any] = {"chains": len(rows), "clusters": len(set(clusters)), "noise": {}}
         for noise in arguments.noise if part in HALVES else [0.0]:

@@ -291,6 +291,11 @@ def test_collator_drops_atoms_and_states_the_noise():
     told = batch["noise_level"][~nothing]
     assert (told[:, 1:-1] == told[:, 1:2]).all() and not told[:, [0, -1]].any()
     torch.testing.assert_close(deviations, told[:, 1], rtol=0.3, atol=0.01)
+    exact_share = CoordformerDataCollator(
+        tokenizer, **options, noise=[0.1, 0.3], exact_coords=0.3, give_noise_level=True
+    )(rows)
+    unmoved = (exact_share["coords"] == exact).any(dim=-1).any(dim=-1).any(dim=-1)
+    assert (unmoved == (exact_share["noise_level"][:, 1] == 0)).all() and 0.2 < unmoved.double().mean() < 0.4
     still = collate([row | {"augment": False} for row in rows[:5]])
     assert not still["noise_level"].any()
     torch.testing.assert_close(still["coords"][3], exact, rtol=0, atol=0, equal_nan=True)
