@@ -150,7 +150,7 @@ def shift_residues(
 def backbone_frames(
     coords: Tensor, coords_mask: Tensor, position_ids: Tensor, runs: Tensor | None, atoms: Sequence[str]
 ) -> Frames:
-    """Frames of residues from N, CA and C, or where one of these is missing from CA and those of the residues beside it.
+    """Frames of residues from N, CA and C, or where one is missing from CA and those of the residues beside it.
 
     The first axis points from one neighbor to the other, the third is normal to the plane of the three. `atoms` names
     the atoms of `coords` (batch, sequence, atoms, 3); without a CA the first of them stands for it. Translations have
