@@ -72,7 +72,7 @@ def test_options_are_the_parameters_of_what_does_the_work(verb):
         parameters = dict(inspect.signature(Inputs).parameters) | parameters
     if parameters.pop("options", None) is not None:  # those of `prepare`
         parameters = dict(inspect.signature(module.PrepareSettings).parameters) | parameters
-    no_options = {"atoms": verb != "prepare", "missing_atoms": True, "failed": True, "progress": True}
+    no_options = {"atoms": verb != "prepare", "optional_atoms": True, "failed": True, "progress": True}
     expected = {name: each.default for name, each in parameters.items() if not no_options.get(name)}
     asked = {action.dest: action for action in parsers()[verb]._actions if action.dest not in ("help", "json", "quiet")}
     assert set(asked) - {"shard", "entries_per_part"} == set(expected) - {"shard", "entries_per_part"}

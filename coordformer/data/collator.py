@@ -96,7 +96,7 @@ class CoordformerDataCollator:
     Args:
         tokenizer: maps letters or tokens to ids.
         atoms, dim: the model's `config.coordinate_atoms` and `config.coordinate_dim`.
-        missing_atoms: whether rows may lack some of the atoms, the model's `config.partial_backbones`.
+        optional_atoms: those of `atoms` that rows may lack, the model's `config.optional_atoms`.
         masking: `"paper"` (section 2: of the chosen residues 80 % become `<mask>`, 10 % a random residue, 10 % stay)
             or `"masked15"` (all chosen residues become `<mask>`; X and residues without coordinates are not chosen).
         mlm_probability: with which a residue is chosen; at least one is, unless this is 0: then nothing is masked. Of
@@ -132,7 +132,7 @@ class CoordformerDataCollator:
     tokenizer: PreTrainedTokenizerBase
     atoms: Sequence[str] = ("CA",)
     dim: int = 3
-    missing_atoms: bool = False
+    optional_atoms: Sequence[str] = ()
     masking: str = "paper"
     mlm_probability: float | Sequence[float] = 0.15
     rotate: bool = True
@@ -190,7 +190,7 @@ class CoordformerDataCollator:
         sequences, arrays = [], []
         layouts: list[tuple[np.ndarray, ...] | None] = []
         for row, crop in zip(rows, uniform(keys, CROP), strict=True):
-            sequence, xyz = chain_arrays(row, self.atoms, self.dim, self.missing_atoms)
+            sequence, xyz = chain_arrays(row, self.atoms, self.dim, self.optional_atoms)
             width = len(sequence) if self.max_length is None else min(self.max_length, len(sequence))
             start = int(crop * (len(sequence) - width + 1))
             sequences.append(sequence[start : start + width])

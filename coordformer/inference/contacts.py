@@ -127,7 +127,7 @@ def contacts(
         ):
             chain, stem, residues = chains[number], stems[number], ResidueNumbers(chains[number])
             labels, separation = chain_labels(chain), separations(chain)
-            sequence, coords = chain_arrays(chain, atoms, missing_atoms=processor.partial_backbones)
+            sequence, coords = chain_arrays(chain, atoms, optional_atoms=processor.optional_atoms)
             precision = precision_at(probabilities, labels, separation)
             known = bool((labels >= 0).any())
             report: dict[str, Any] = {"id": id_of(chain), "file": stem.relative_to(output).as_posix()}

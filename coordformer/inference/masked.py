@@ -69,7 +69,7 @@ def predict_masked(
     config = model.config
     window = longest_window(config, window)
     layout: dict[str, Any] = {"atoms": config.coordinate_atoms, "dim": config.coordinate_dim, "rotate": False}
-    layout |= {"missing_atoms": config.partial_backbones}
+    layout |= {"optional_atoms": config.optional_atoms}
     layout["give_noise_level"] = config.noise_conditioning and not config.noise_level
     collator = CoordformerDataCollator(tokenizer, masking=protocol, noise=noise, **layout)
     truth: dict[int, np.ndarray] = {}

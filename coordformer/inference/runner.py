@@ -76,7 +76,7 @@ class Inputs:
     Args:
         inputs: structure and FASTA files, tar archives, folders of these, and data sets (see `is_data_set`).
         split: only rows of the data sets whose column `split` has this value.
-        atoms, missing_atoms: what to read of structure files, as of `read_chains`.
+        atoms, optional_atoms: what to read of structure files, as of `read_chains`.
         chain_ids: only these chains of each file, by id or name.
         min_plddt: residues of predicted structures below this confidence count as not observed.
         as_complex, assembly: of structure files each is one complex, as it is or as an assembly, see `read_proteins`.
@@ -97,7 +97,7 @@ class Inputs:
 
     def __init__(
         self, inputs: Sequence[str | Path] | str | Path, *, split: str | None = None, atoms: Sequence[str] = ("CA",),
-        missing_atoms: bool = False, chain_ids: Sequence[str] | None = None, min_plddt: float | None = None,
+        optional_atoms: Sequence[str] = (), chain_ids: Sequence[str] | None = None, min_plddt: float | None = None,
         as_complex: bool = False, assembly: str | None = None, entries_per_part: int = 1000, shard: str | None = None,
     ):  # fmt: skip
         given = [inputs] if isinstance(inputs, str | Path) else list(inputs)
@@ -117,7 +117,7 @@ class Inputs:
         self.job, self.jobs = parse_shard(shard)
         self.names = [Path(path).name for path in given]
         self.settings = {"split": split, "chain_ids": chain_ids and list(chain_ids), "min_plddt": min_plddt}
-        self._reading: dict[str, Any] = {"atoms": atoms, "missing_atoms": missing_atoms}
+        self._reading: dict[str, Any] = {"atoms": atoms, "optional_atoms": optional_atoms}
         self._reading |= {"min_plddt": min_plddt, "chain_ids": chain_ids}
         complexes = {"as_complex": as_complex or assembly is not None, "assembly": assembly}
         self.settings |= complexes

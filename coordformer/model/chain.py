@@ -213,11 +213,11 @@ def join_chains(name: str, chains: Sequence[Chain], chain_names: Sequence[str]) 
 
 
 def chain_arrays(
-    record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3, missing_atoms: bool = False
+    record: Chain | Mapping[str, Any], atoms: Sequence[str], dim: int = 3, optional_atoms: Sequence[str] = ()
 ) -> tuple[Any, np.ndarray]:
     """Sequence and coordinates (L, atoms, dim), float32 Å, of a `Chain` or of a data set row; `atoms` picks the atoms.
 
-    With `missing_atoms` atoms that the record does not hold are NaN, if it holds the C-alphas.
+    Those of `optional_atoms` that the record does not hold are NaN.
 
     A row keeps its coordinates as one flat list; its sequence is a string of letters or a list of tokens.
     """
@@ -243,19 +243,13 @@ def chain_arrays(
     coords = coords.reshape(shape)
     if tuple(atoms) == available:
         return sequence, coords
-    missing = [atom for atom in atoms if atom not in available]
-    if missing_atoms and "CA" in available:
-        held = np.full((len(sequence), len(atoms), dim), np.nan, dtype=np.float32)
-        for slot, atom in enumerate(atoms):
-            if atom in available:
-                held[:, slot] = coords[:, available.index(atom)]
-        return sequence, held
-    if missing:
+    if missing := [atom for atom in atoms if atom not in (*available, *optional_atoms)]:
         raise ValueError(
             f"Chain {name} holds the atoms {', '.join(available)}, but {', '.join(missing)} of `coordinate_atoms` "
             f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}."
         )
-    return sequence, coords[:, [available.index(atom) for atom in atoms]]
+    coords = np.pad(coords, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)  # of the last what there is none of
+    return sequence, coords[:, [available.index(atom) if atom in available else -1 for atom in atoms]]
 
 
 def chain_layout(record: Chain | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:

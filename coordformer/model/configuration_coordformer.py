@@ -182,6 +182,13 @@ class CoordformerConfig(EsmConfig):
             self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
 
+    @property
+    def optional_atoms(self) -> tuple[str, ...]:
+        """Of `coordinate_atoms` those that a protein may lack; ProteinMPNN's layers place O where it is missing."""
+        if self.encoder_type != "proteinmpnn" or self.coordinate_atoms != BACKBONE:
+            return ()
+        return ("N", "C", "O") if self.partial_backbones else ("O",)
+
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         # Transformers maps the one class that is being saved, and keeps what a loaded config said of the others.
         self.auto_map = dict(AUTO_MAP)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .configuration_coordformer import CoordformerConfig
 from .packing import segment_sum
 
+MAX_PEPTIDE_BOND = 2.5  # Å, between C and the next N; 1.33 but for noise
+
 # --- Coordinates ---
 
 
@@ -75,6 +77,29 @@ def center_coordinates(coords: Tensor, coords_mask: Tensor, runs: Tensor | None)
         mean = segment_sum(coords.sum(dim=2, keepdim=True), runs) / count
         coords = (coords - mean).masked_fill(~coords_mask, 0.0)
     return coords
+
+
+def place_oxygens(
+    coords: Tensor, coords_mask: Tensor, residue_mask: Tensor, runs: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Backbones (batch, sequence, 4, D) and their mask (batch, sequence, 4), with O where it is missing.
+
+    Of a residue with N, CA and C that is bonded to the next one: on the bisector of the bonds from C to CA and to the
+    next N, 1.231 Å away (Engh and Huber 1991). Of others it stays missing.
+    """
+    before, carbon = coords[:, :, 1], coords[:, :, 2]
+    behind = coords[:, :, 0].roll(-1, 1)
+    follows = (residue_mask & coords_mask[:, :, 0]).roll(-1, 1)
+    follows[:, -1] = False
+    if runs is not None:
+        follows = follows & (runs.roll(-1, 1) == runs)
+    bonded = follows & ((behind - carbon).norm(dim=-1) < MAX_PEPTIDE_BOND)
+    lacks = bonded & coords_mask[:, :, :3].all(dim=-1) & ~coords_mask[:, :, 3]
+    bisector = nn.functional.normalize(carbon - before, dim=-1) + nn.functional.normalize(carbon - behind, dim=-1)
+    oxygen = carbon + 1.231 * nn.functional.normalize(bisector, dim=-1)
+    oxygen = torch.where(lacks.unsqueeze(-1), oxygen, coords[:, :, 3])
+    coords = torch.cat((coords[:, :, :3], oxygen.unsqueeze(2)), dim=2)
+    return coords, torch.cat((coords_mask[:, :, :3], (coords_mask[:, :, 3] | lacks).unsqueeze(2)), dim=2)
 
 
 def check_rotations(rotations: Tensor, shape: torch.Size, numbers: Tensor | None, dim: int) -> None:

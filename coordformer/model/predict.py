@@ -61,9 +61,7 @@ def longest_first(chains: Sequence[Record]) -> list[int]:
 def model_processor(model: Any, tokenizer: PreTrainedTokenizerBase) -> CoordformerProcessor:
     """The processor that makes what a model reads, whatever atoms were asked for elsewhere."""
     config = model.config
-    return CoordformerProcessor(
-        tokenizer, config.coordinate_atoms, config.coordinate_dim, partial_backbones=config.partial_backbones
-    )
+    return CoordformerProcessor(tokenizer, config.coordinate_atoms, config.coordinate_dim, config.optional_atoms)
 
 
 def window_rows(

@@ -101,7 +101,7 @@ class CoordformerProcessor(ProcessorMixin):
         tokenizer: a fast tokenizer with one token per residue; the default is ESM-2's vocabulary, built in.
         coordinate_atoms: the atoms the model reads, `config.coordinate_atoms`.
         coordinate_dim: number of spatial dimensions, `config.coordinate_dim`.
-        partial_backbones: whether files and chains may lack some of the atoms, `config.partial_backbones`.
+        optional_atoms: those of them that files and chains may lack, `config.optional_atoms`.
 
     Examples:
         >>> processor = CoordformerProcessor()
@@ -114,11 +114,11 @@ class CoordformerProcessor(ProcessorMixin):
 
     def __init__(
         self, tokenizer=None, coordinate_atoms: Sequence[str] = ("CA",), coordinate_dim: int = 3,
-        partial_backbones: bool = False, **kwargs,
+        optional_atoms: Sequence[str] = (), **kwargs,
     ):  # fmt: skip
         self.coordinate_atoms = (coordinate_atoms,) if isinstance(coordinate_atoms, str) else tuple(coordinate_atoms)
         self.coordinate_dim = coordinate_dim
-        self.partial_backbones = partial_backbones
+        self.optional_atoms = tuple(optional_atoms)
         super().__init__(build_tokenizer() if tokenizer is None else tokenizer, **kwargs)
 
     @property
@@ -128,7 +128,7 @@ class CoordformerProcessor(ProcessorMixin):
     @property
     def reads(self) -> dict[str, Any]:
         """What is read of structure files, as arguments of `read_chains`."""
-        return {"atoms": self.coordinate_atoms, "missing_atoms": self.partial_backbones}
+        return {"atoms": self.coordinate_atoms, "optional_atoms": self.optional_atoms}
 
     def __call__(
         self, sequences: str | Sequence[str] | None = None, coords: Any = None, *,
@@ -226,7 +226,7 @@ class CoordformerProcessor(ProcessorMixin):
     def _chain(self, chain: Chain | Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The row of a chain, or of a row of a data set."""
         layout = chain_layout(chain)
-        sequence, coords = chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim, self.partial_backbones)
+        sequence, coords = chain_arrays(chain, self.coordinate_atoms, self.coordinate_dim, self.optional_atoms)
         name = chain.get("id", "?") if isinstance(chain, Mapping) else chain.id
         # The tokenizer splits at spaces; between letters it needs none.
         row = self._row(f"chain {name}", sequence if isinstance(sequence, str) else " ".join(sequence), coords)

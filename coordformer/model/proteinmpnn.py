@@ -11,7 +11,8 @@ A message is the output of three linear layers on [receiver, edge, sender]. The 
 of which are computed once a residue; the last is linear, and computed after the mean over the neighbors.
 
 Where the package of 2022 differs: Residues that were not observed are no neighbors; there they are in the decoder, as
-is padding, of proteins with fewer observed residues than neighbors. C-alphas that do not exist, before the first
+is padding, of proteins with fewer observed residues than neighbors. Where O alone is missing it is placed; there the
+residue counts as not observed. C-alphas that do not exist, before the first
 residue, behind the last and in gaps, are as far away as in a file whose origin is far from the protein; there they lie
 at the origin. The last two residues of a segment have no frame, as there in rows without padding. As there, C-alphas of
 neighboring chains follow upon each other, and quaternions of C-alphas depend on the axes of the file: the model of
@@ -29,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import BACKBONE, CoordformerConfig
-from .coordinates import FeatureLinear
+from .coordinates import FeatureLinear, place_oxygens
 from .edge_blocks import blockwise, in_blocks
 from .neighbor_graph import NeighborGraph, k_nearest_neighbors, radial_basis_functions
 from .structure_layers import Structure
@@ -165,6 +166,8 @@ class ProteinMPNNFeatures(nn.Module):
         `residue_mask` (batch, sequence) is False for special tokens and padding; `noise_level` (batch, sequence), Å, is
         there with `config.noise_conditioning`; the rest is as of `k_nearest_neighbors` and `CoordformerModel`.
         """
+        if self.backbone:
+            coords, coords_mask = place_oxygens(coords, coords_mask, residue_mask, runs)
         place = 1 if self.backbone else 0
         alphas, observed = coords[:, :, place], coords_mask[:, :, place] if self.partial else coords_mask.all(dim=-1)
         batch, length = observed.shape

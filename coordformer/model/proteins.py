@@ -233,7 +233,7 @@ def collect_proteins(
     inputs: Any,
     atoms: Sequence[str] = ("CA",),
     problems: list[tuple[str, str, str]] | None = None,
-    missing_atoms: bool = False,
+    optional_atoms: Sequence[str] = (),
     **reading: Any,
 ) -> list[tuple[str, Record]]:
     """Proteins with their ids, of all that they may be given as.
@@ -243,7 +243,7 @@ def collect_proteins(
             chain or complex; a row of a data set; a dictionary with `sequence`, and perhaps `id` and what the processor
             takes as `coords`; the path of a structure or FASTA file, plain or gzipped, or of a folder, which is
             searched for them.
-        atoms, missing_atoms: what to read of structure files, as of `read_chains`.
+        atoms, optional_atoms: what to read of structure files, as of `read_chains`.
         problems: if given, what cannot be read of the files is appended here as `(file, chain, reason)`; else the first
             raises.
         reading: `chain_ids`, `min_plddt`, `as_complex` and `assembly` of files, as of `read_proteins`.
@@ -269,7 +269,7 @@ def collect_proteins(
     for (name, path), entry in zip(files, distinct_entries(entries, [name for name, _ in files]), strict=True):
         own: list[tuple[str, str]] | None = None if problems is None else []
         try:
-            found = read_proteins(path, atoms, problems=own, entry=entry, missing_atoms=missing_atoms, **reading)
+            found = read_proteins(path, atoms, problems=own, entry=entry, optional_atoms=optional_atoms, **reading)
         except (ValueError, OSError, RuntimeError) as error:
             if problems is None:
                 raise

@@ -63,7 +63,7 @@ def read_chains(
     *,
     min_mean_plddt: float | None = None,
     entry: str | None = None,
-    missing_atoms: bool = False,
+    optional_atoms: Sequence[str] = (),
 ) -> list[Chain]:
     """Read the protein chains of the first model of an mmCIF or PDB file, plain or gzipped.
 
@@ -104,7 +104,7 @@ def read_chains(
         min_mean_plddt: chains with a lower mean over the residues' pLDDT, as deposited, are left out; also only for
             predicted models.
         entry: what the ids begin with, in place of the file's own entry.
-        missing_atoms: the file may hold none of some `atoms`, whose coordinates are NaN, if it holds the others.
+        optional_atoms: those of `atoms` that may be in no residue; their coordinates are NaN.
 
     Raises:
         FileNotFoundError, ImportError: no such file; gemmi is not installed.
@@ -120,7 +120,7 @@ def read_chains(
         1ORC_A (71, 1, 3) 64
     """
     path, least = Path(path), {"min_plddt": min_plddt, "min_mean_plddt": min_mean_plddt}
-    _, found = _chains_of(_content(path, data), path, atoms, least, chain_ids, problems, entry, missing_atoms)
+    _, found = _chains_of(_content(path, data), path, atoms, least, chain_ids, problems, entry, optional_atoms)
     return [chain for _, chain in found]
 
 
@@ -133,12 +133,12 @@ def read_complex(
     min_plddt: float | None = None,
     data: bytes | None = None,
     entry: str | None = None,
-    missing_atoms: bool = False,
+    optional_atoms: Sequence[str] = (),
 ) -> Complex:
     """Read the protein chains of a structure file as one complex, in the frame of the file.
 
     Args:
-        path, atoms, min_plddt, data, entry, missing_atoms: as of `read_chains`; the complex has the entry as its id.
+        path, atoms, min_plddt, data, entry, optional_atoms: as of `read_chains`; the complex has the entry as its id.
         chains: only these, by author's name; of an assembly, copies are named `A-2`, `A-3`, as RCSB names them. The
             default is all of them.
         assembly: the biological assembly of this name (`_pdbx_struct_assembly`, REMARK 350), `1` in most entries. The
@@ -156,15 +156,15 @@ def read_complex(
         ('A', 'A-2')
     """
     path = Path(path)
-    return _complex_of(_content(path, data), path, atoms, min_plddt, chains, assembly, entry, missing_atoms)
+    return _complex_of(_content(path, data), path, atoms, min_plddt, chains, assembly, entry, optional_atoms)
 
 
-def _complex_of(content: bytes, path: Path, atoms, min_plddt, chains, assembly, entry, missing_atoms) -> Complex:
+def _complex_of(content: bytes, path: Path, atoms, min_plddt, chains, assembly, entry, optional_atoms) -> Complex:
     """`read_complex` of a decompressed file."""
     least = {"min_plddt": min_plddt, "min_mean_plddt": None}
     problems: list[tuple[str, str]] = []  # a complex is whole
     chosen = chains if assembly is None else None
-    model, found = _chains_of(content, path, atoms, least, chosen, problems, entry, missing_atoms)
+    model, found = _chains_of(content, path, atoms, least, chosen, problems, entry, optional_atoms)
     for chain_id, reason in problems:
         raise StructureError(f"{path}: chain {chain_id}: {reason}")
     named = [(polymer.name, chain) for polymer, chain in found]
@@ -282,7 +282,7 @@ def file_entry(path: str | os.PathLike[str]) -> str:
 
 
 def _chains_of(
-    content: bytes, path: Path, atoms, least: dict[str, float | None], chain_ids, problems, entry, missing_atoms
+    content: bytes, path: Path, atoms, least: dict[str, float | None], chain_ids, problems, entry, optional_atoms
 ) -> tuple[StructureModel, list[tuple[Polymer, Chain]]]:
     """`read_chains` of a decompressed file: what is in the file, and the chains with where each is in it."""
     if isinstance(atoms, str) or not atoms or len(set(atoms)) < len(atoms):
@@ -316,9 +316,10 @@ def _chains_of(
             if problems is None:
                 raise StructureError(f"{path}: chain {chain_id}: {reason}") from error
             problems.append((chain_id, reason))
-    held = [any(chain.observed[:, index].any() for _, chain in found) for index in range(len(atoms))]
-    for atom, holds in zip(atoms, held, strict=True):
-        if found and len(found) == len(named) and not holds and not (missing_atoms and any(held)):
+    for index, atom in enumerate(atoms):
+        if atom in optional_atoms or not found or len(found) < len(named):
+            continue
+        if not any(chain.observed[:, index].any() for _, chain in found):
             raise StructureError(
                 f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has "
                 "(some files hold only CA)"
@@ -376,7 +377,7 @@ def read_proteins(
     entry: str | None = None,
     as_complex: bool = False,
     assembly: str | int | None = None,
-    missing_atoms: bool = False,
+    optional_atoms: Sequence[str] = (),
 ) -> list[Chain]:
     """Read a structure file (`read_chains`) or a FASTA file, plain or gzipped; its content says which it is.
 
@@ -395,9 +396,9 @@ def read_proteins(
     as_complex = as_complex or assembly is not None
     if not content.lstrip().startswith(b">"):
         if as_complex:
-            return [_complex_of(content, path, atoms, min_plddt, chain_ids, assembly, entry, missing_atoms)]
+            return [_complex_of(content, path, atoms, min_plddt, chain_ids, assembly, entry, optional_atoms)]
         least = {"min_plddt": min_plddt, "min_mean_plddt": None}
-        read = _chains_of(content, path, atoms, least, chain_ids, problems, entry, missing_atoms)[1]
+        read = _chains_of(content, path, atoms, least, chain_ids, problems, entry, optional_atoms)[1]
         return [chain for _, chain in read]
     if min_plddt is not None:
         raise ValueError(f"{path}: min_plddt={min_plddt} needs a predicted structure, but this is a FASTA file")

@@ -595,7 +595,8 @@ def convert(
         model = from_paper_state_dict(read_state_dict(source), kind, **overrides)
     model.save_pretrained(output)
     if kind != "simulated":
-        CoordformerProcessor(tokenizer, model.config.coordinate_atoms).save_pretrained(output)
+        atoms, optional = model.config.coordinate_atoms, model.config.optional_atoms
+        CoordformerProcessor(tokenizer, atoms, optional_atoms=optional).save_pretrained(output)
         # What it was trained on is not known; whatever starts from it says so by the name of the weights.
         name = Path(source).name if Path(source).exists() else str(source)
         TrainingSequences.of((), [f"{TITLES.get(kind, '')}{name}"]).write(output / FILE)

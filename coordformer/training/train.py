@@ -335,7 +335,7 @@ def train(
         for layer in model.coordformer.layers:
             layer.compile()
     processor = _find_processor(model_args, model.config)
-    reads: dict[str, Any] = {"atoms": model.config.coordinate_atoms, "missing_atoms": model.config.partial_backbones}
+    reads: dict[str, Any] = {"atoms": model.config.coordinate_atoms, "optional_atoms": model.config.optional_atoms}
     chain_arrays(batches[0][0], **reads)  # has the data the atoms of the model?
     if args.should_save:
         data = {**asdict(data_args), "chains": batches.chains, "residues": batches.residues}
@@ -466,7 +466,7 @@ def _packs(model_args: ModelArguments, data_args: DataArguments) -> bool:
 def _find_processor(model_args: ModelArguments, config: CoordformerConfig) -> CoordformerProcessor:
     """The processor of the checkpoint to start from, or one with its tokenizer, or with ESM-2's."""
     source = model_args.init_from or model_args.sequence_encoder
-    reads: dict[str, Any] = {"coordinate_atoms": config.coordinate_atoms, "partial_backbones": config.partial_backbones}
+    reads: dict[str, Any] = {"coordinate_atoms": config.coordinate_atoms, "optional_atoms": config.optional_atoms}
     if source is None or AutoConfig.from_pretrained(source).model_type == "esm":
         tokenizer = None if source is None else esm_tokenizer(source)
         return CoordformerProcessor(tokenizer, **reads)
@@ -476,7 +476,7 @@ def _find_processor(model_args: ModelArguments, config: CoordformerConfig) -> Co
         if config.vocab_size != len(VOCABULARY):
             raise ValueError(f"{source} has a vocabulary of its own and no processor; put it beside it.") from error
         return CoordformerProcessor(**reads)
-    processor.partial_backbones = config.partial_backbones
+    processor.optional_atoms = config.optional_atoms
     return processor
 
 

@@ -12,8 +12,10 @@ from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer import CoordformerProcessor, design, from_proteinmpnn, read_chains
 from coordformer.data.collator import CoordformerDataCollator
+from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.masked import predict_masked
 from coordformer.model.configuration_coordformer import BACKBONE
+from coordformer.model.coordinates import place_oxygens
 from coordformer.model.processing_coordformer import VOCABULARY
 from coordformer.training.arguments import ModelArguments
 from coordformer.training.train import build_model
@@ -128,6 +130,45 @@ def test_without_any_coordinates():
     assert (alone[1][1:-1] - model.lm_head.bias).abs().amax(dim=-1).min() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["1orc.pdb.gz", "1A8O.pdb.gz", "1hvr.pdb.gz"])
+def test_o_is_placed_where_it_is_missing(name):
+    """Where the next residue is bonded: near the deposited one, as near as bond angles vary; packed rows, too."""
+    chain, *_ = read_chains(STRUCTURES / name, atoms=BACKBONE)
+    coords = torch.from_numpy(chain.coords)[None].nan_to_num()
+    mask = torch.from_numpy(chain.observed)[None]
+    without = mask.clone()
+    without[..., 3] = False
+    residues = torch.ones(mask.shape[:2], dtype=torch.bool)
+    placed, found = place_oxygens(coords, without, residues, None)
+    whole = mask.all(dim=-1)
+    bonded = whole & whole.roll(-1, 1) & ((coords[:, :, 2] - coords.roll(-1, 1)[:, :, 0]).norm(dim=-1) < 2)
+    assert (found[..., 3] == bonded).all() and bonded.sum() > 50
+    apart = (placed - coords)[:, :, 3][bonded].norm(dim=-1)
+    assert apart.square().mean().sqrt() < 0.12
+    torch.testing.assert_close(placed[:, :, :3], coords[:, :, :3], rtol=0, atol=0)
+    kept, same = place_oxygens(coords, mask, residues, None)
+    assert torch.equal(kept[:, :, 3][whole], coords[:, :, 3][whole]) and torch.equal(same, mask)
+    cut = torch.arange(len(chain))[None] // 20  # segments of a packed row are not bonded
+    _, parts = place_oxygens(coords, without, residues, cut)
+    assert (parts[..., 3] == bonded & (cut == cut.roll(-1, 1))).all()
+
+
+def test_backbones_without_o_as_files(tmp_path, capsys):
+    """The shipped model reads N, CA and C of a file; predictions are near those of the whole backbone."""
+    whole, path = STRUCTURES / "1orc.pdb.gz", tmp_path / "1orc.pdb"
+    lines = gzip.decompress(whole.read_bytes()).decode().splitlines()
+    path.write_text("\n".join(line for line in lines if line[:4] != "ATOM" or line[12:16] in (" N  ", " CA ", " C  ")))
+    model, processor = load_checkpoint(CHAINS.parents[2] / "hub_cards" / "coordformer-mpnn-backbone")
+    with torch.no_grad():
+        shares = [model(**processor(structures=each)).logits[0, 1:-1, 4:24].softmax(dim=-1) for each in (whole, path)]
+    observed = read_chains(whole, atoms=BACKBONE)[0].observed.all(axis=1)
+    observed[np.flatnonzero(observed)[-1]] = False  # nothing is behind the last one
+    assert (shares[0] - shares[1])[observed].abs().mean() < 0.01
+    ca_only(whole, path)
+    with pytest.raises(ValueError, match="atom 'N' is in no amino acid residue"):
+        processor(structures=path)
+
+
 # --- Noise that the model is told ---
 
 
@@ -192,7 +233,7 @@ def test_files_and_rows_that_lack_atoms(tmp_path):
     """By the processor, saved and loaded, the reader, and rows; a model that needs backbones refuses them."""
     path = tmp_path / "1orc.pdb"
     ca_only(STRUCTURES / "1orc.pdb.gz", path)
-    CoordformerProcessor(coordinate_atoms=BACKBONE, partial_backbones=True).save_pretrained(tmp_path)
+    CoordformerProcessor(coordinate_atoms=BACKBONE, optional_atoms=("N", "C", "O")).save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     found = processor(structures=path)["coords"]
     (whole,) = read_chains(STRUCTURES / "1orc.pdb.gz", atoms=BACKBONE)
@@ -207,7 +248,7 @@ def test_files_and_rows_that_lack_atoms(tmp_path):
     with pytest.raises(ValueError, match="holds the atoms CA, but N, C, O"):
         CoordformerProcessor(coordinate_atoms=BACKBONE)(chains=chain)
     with pytest.raises(ValueError, match="atom 'CB' is in no amino acid residue"):
-        read_chains(path, atoms=("CB",), missing_atoms=True)
+        read_chains(path, atoms=("CB", "N"), optional_atoms=("N",))
 
 
 def test_verbs_and_folders(tmp_path, capsys):
@@ -215,7 +256,7 @@ def test_verbs_and_folders(tmp_path, capsys):
     ca_only(STRUCTURES / "1orc.pdb.gz", tmp_path / "1orc.pdb")
     model, folder = partial_model(), tmp_path / "model"
     model.save_pretrained(folder)
-    CoordformerProcessor(coordinate_atoms=BACKBONE, partial_backbones=True).save_pretrained(folder)
+    CoordformerProcessor(coordinate_atoms=BACKBONE, optional_atoms=("N", "C", "O")).save_pretrained(folder)
     loaded = AutoModelForMaskedLM.from_pretrained(folder, noise_level=0.2)
     row = random_chain(12, 4)
     torch.testing.assert_close(
@@ -299,9 +340,9 @@ def test_collator_drops_atoms_and_states_the_noise():
     still = collate([row | {"augment": False} for row in rows[:5]])
     assert not still["noise_level"].any()
     torch.testing.assert_close(still["coords"][3], exact, rtol=0, atol=0, equal_nan=True)
-    assert CoordformerDataCollator(tokenizer, missing_atoms=True, **options)(read_chains(STRUCTURES / "1orc.pdb.gz"))[
-        "coords"
-    ].shape == (1, 73, 4, 3)
+    assert CoordformerDataCollator(tokenizer, optional_atoms=("N", "C", "O"), **options)(
+        read_chains(STRUCTURES / "1orc.pdb.gz")
+    )["coords"].shape == (1, 73, 4, 3)
     with pytest.raises(ValueError, match="`drop_atoms` is 0.5, but `atoms` are"):
         CoordformerDataCollator(tokenizer, drop_atoms=0.5)
 
