@@ -124,7 +124,8 @@ def read_footer(file: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(file)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is not a readable Parquet file ({error}); prepare it again.") from error
+        fix = "give a data set; `coordformer prepare` makes one of structure files, or makes it again if it is damaged"
+        raise ValueError(f"{file} is not a readable Parquet file ({error}); {fix}.") from error
 
 
 def read_compact(path: str | Path) -> pa.Table:
