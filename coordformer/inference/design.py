@@ -18,13 +18,12 @@ from ..data.inputs import Reject
 from ..data.records import counted, current_commit, first_lines, hash_file
 from ..data.training_sequences import chain_sequences
 from ..model.chain import AMINO_ACIDS, Chain, split_by_chain
-from ..model.design import Designs, check_drawing, design, plan_design
+from ..model.design import NOISE_LEVEL, Designs, check_drawing, design, plan_design
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
 from .checkpoints import (
     digest_weights,
     load_checkpoint,
-    stated_noise,
     trained_on,
     training_sequences_of,
     warn_of_training,
@@ -106,7 +105,9 @@ def design_files(
     if all(shared[name] is None for name in SELECTING):
         logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
     drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
-    drawing |= {"rounds": rounds, "rescore": rescore, **stated_noise(noise_level)}
+    drawing |= {"rounds": rounds, "rescore": rescore}
+    if model.config.noise_conditioning:
+        drawing["noise_level"] = NOISE_LEVEL if noise_level is None else noise_level
     training = training_sequences_of(checkpoint)
     note = {"model": Path(checkpoint).name, "seed": seed, "commit": current_commit()[:12] or "installed"}
 

@@ -29,7 +29,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
-from .configuration_coordformer import BACKBONE, CoordformerConfig
+from .configuration_coordformer import BACKBONE, CoordformerConfig, check_noise_level
 from .coordinates import FeatureLinear, place_oxygens
 from .edge_blocks import blockwise, in_blocks
 from .neighbor_graph import NeighborGraph, k_nearest_neighbors, radial_basis_functions
@@ -106,12 +106,16 @@ def virtual_beta(n: Tensor, ca: Tensor, c: Tensor) -> Tensor:
     return -0.58273431 * torch.linalg.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
 
 
-def quaternions(rotations: Tensor) -> Tensor:
-    """Unit quaternions (..., 4), the real part last, of matrices (..., 3, 3)."""
+def quaternions(rotations: Tensor, least: float = 0.0) -> Tensor:
+    """Unit quaternions (..., 4), the real part last, of matrices (..., 3, 3).
+
+    Where one of the frames lacks axes, as beside gaps, an imaginary part has the sign of what would be 0 but for
+    rounding. Below `least` it is 0, too.
+    """
     x, y, z = rotations.diagonal(dim1=-2, dim2=-1).unbind(dim=-1)
     squares = torch.stack((1 + x - y - z, 1 - x + y - z, 1 - x - y + z), dim=-1)
     skew = (rotations - rotations.transpose(-1, -2))[..., (2, 0, 1), (1, 2, 0)]
-    imaginary = skew.sign() * (squares.abs() + 1e-12).sqrt()
+    imaginary = skew.sign() * (skew.abs() > least) * (squares.abs() + 1e-12).sqrt()
     real = (nn.functional.relu(1 + x + y + z) + 1e-12).sqrt().unsqueeze(-1)
     return nn.functional.normalize(torch.cat((imaginary, real), dim=-1), dim=-1)
 
@@ -187,6 +191,10 @@ class ProteinMPNNFeatures(nn.Module):
                 values.append(known.to(coords.dtype))
             if self.noise is not None:
                 assert noise_level is not None
+                # Values are looked at as in `check_coordinates`.
+                if noise_level.device.type == "cpu" and not torch.compiler.is_compiling():
+                    check_noise_level(float(noise_level.min()))
+                    check_noise_level(float(noise_level.max()))
                 levels = noise_level.to(coords.dtype).expand(batch, length)
                 values.append(radial_basis_functions(levels, self.num_noise_levels, self.max_noise))
             residues = torch.cat(values, dim=-1).flatten(0, 1).unsqueeze(0)
@@ -262,7 +270,9 @@ class ProteinMPNNFeatures(nn.Module):
             if self.invariant_quaternions:  # of O_i O_j^T, where the published models have O_i^T O_j
                 own, others = own.transpose(-1, -2), others.transpose(-1, -2)
             rotation = (own.unsqueeze(-1) * others.unsqueeze(-2)).sum(dim=-3)
-            return torch.cat((rbf, direction, quaternions(rotation)), dim=-1)
+            # What the published models read of rounding is theirs; it changes when a file is turned.
+            turned = quaternions(rotation, least=1e-5 if self.invariant_quaternions else 0.0)
+            return torch.cat((rbf, direction, turned), dim=-1)
 
 
 # --- Layers ---

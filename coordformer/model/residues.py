@@ -18,6 +18,10 @@ _LISTED = 6  # chains, residues or readings that a message names
 _NUMBER = re.compile(r"(-?\d+)[A-Za-z]?$")
 
 
+class AbsentChainError(ValueError):
+    """A residue, range or chain is written with a chain that is not there."""
+
+
 def choose_numbering(numbering: str | None = None, offset: int | None = None) -> tuple[str, int]:
     """How residues are numbered, `"file"` or `"sequence"`, and the first position of a chain.
 
@@ -60,6 +64,8 @@ class ResidueNumbers:
         positions: int64 (L,), of each residue in its chain, the first one's is 1, or the offset.
         numbers: L texts, by the numbering, `""` where the file has none.
         numbering: `"file"` if any of them are a file's own, else `"sequence"`.
+        jumps: bool (L,), residues whose number is not the next after that of the residue before them in the chain, or
+            before which residues are missing that the file does not name. An insertion code is no jump.
 
     Raises:
         ValueError: `choose_numbering` says so, or a row has not a number for each residue.
@@ -78,6 +84,7 @@ class ResidueNumbers:
         self._records, self.offset = records, first
         self.sequence: list[str] = []
         self.numbers: list[str] = []
+        self._places: list[int] = []  # along a chain, with a gap where the file's sequence has one
         self._of_file: list[bool] = []  # whether chains have numbers of the file
         self._names: list[str] = []
         names: list[str] = []
@@ -85,7 +92,8 @@ class ResidueNumbers:
         for record in records:
             row: Mapping[str, Any] = record if isinstance(record, Mapping) else vars(record)
             self.sequence += list(row["sequence"])
-            for name, own in _chains_of(row):
+            for name, own, places in _chains_of(row):
+                self._places += places
                 counted = [str(first + place) for place in range(len(own))]
                 self._of_file.append(any(own))
                 own = own if any(own) else counted
@@ -98,6 +106,7 @@ class ResidueNumbers:
         self.chain_starts = tuple(accumulate(lengths[:-1], initial=0))
         self.chain_index = np.repeat(np.arange(len(lengths)), lengths)
         self.positions = first + np.concatenate([np.arange(size) for size in lengths])
+        self.jumps = np.array([self._is_gap(index) or self._step(index) not in (0, 1) for index in range(len(self))])
         self._by_text: dict[str, list[int]] = {}
         for index, number in enumerate(self.numbers):
             chain = self.chain_name(index)
@@ -140,7 +149,7 @@ class ResidueNumbers:
         """
         found = self.readings(text)
         if not found:
-            raise ValueError(self._absent(text))
+            raise self._absent(text)
         if len(found) > 1:
             raise ValueError(self._ambiguous(text, [(self.describe(index), self._spell(index)) for index in found]))
         return found[0]
@@ -157,17 +166,48 @@ class ResidueNumbers:
 
         Raises:
             ValueError: something in it is no residue, range or chain, or may be read in several ways.
+            AbsentChainError: a chain in it is not there.
         """
         words = text if isinstance(text, str) else " ".join(text)
         chosen: dict[int, None] = {}
-        for part in filter(None, re.split(r"[\s,]+", words)):
+        for part in _parts(words):
             try:
                 chosen |= dict.fromkeys(self._read_part(part))
             except ValueError as error:
-                raise ValueError(f"Residues {words!r}: {error}") from None
+                raise type(error)(f"Residues {words!r}: {error}") from None
         if not chosen:
             raise ValueError(f"Residues {words!r}: there are none; write some like {self._example()}.")
         return list(chosen)
+
+    def missing(self, text: str | Sequence[str]) -> list[str]:
+        """What ranges of a selection skip, since a file without its sequence does not have it: `["A1226 to A1234"]`.
+
+        Of a whole chain, and where the numbers jump between neighbors, nothing is missing.
+        """
+        found: dict[str, None] = {}
+        for part in _parts(text if isinstance(text, str) else " ".join(text)):
+            whole = part.removesuffix("/") in self.chain_names
+            for index in () if whole else list(self._read_part(part))[1:]:
+                if self._is_gap(index):
+                    between = f"what is between {self._spell(index - 1)} and {self._spell(index)}"
+                    found[self._skipped(index) or between] = None
+        return list(found)
+
+    def ranges(self, indices: Iterable[int]) -> list[str]:
+        """Residues as `select` takes them, neighbors in a chain as ranges: `["A980-A990", "B5"]`."""
+        runs: list[list[int]] = []
+        for index in sorted(indices):
+            if runs and index == runs[-1][1] + 1 and self.chain_index[index] == self.chain_index[index - 1]:
+                runs[-1][1] = index
+            else:
+                runs.append([index, index])
+        texts = []
+        for first, last in runs:
+            ends = [
+                self._spell(end) if self.numbers[end] else self.describe(end) for end in dict.fromkeys((first, last))
+            ]
+            texts.append("-".join(ends) if all(self.numbers[end] for end in (first, last)) else " to ".join(ends))
+        return texts
 
     def other(self) -> "ResidueNumbers | None":
         """The same residues by the other numbering; None where the file has no numbers."""
@@ -197,7 +237,7 @@ class ResidueNumbers:
         if len(found) > 1:
             raise ValueError(self._ambiguous(part, [(described, spelled) for _, described, spelled in found]))
         if not found:
-            raise ValueError(f"{apart}." if apart else self._absent(part))
+            raise ValueError(f"{apart}.") if apart else self._absent(part)
         return found[0][0]
 
     def _spell(self, index: int) -> str:
@@ -215,23 +255,71 @@ class ResidueNumbers:
         described, spelled = (" or ".join(each[:_LISTED]) for each in zip(*readings, strict=True))
         return f"{text} may be {described}{more}; write {spelled}."
 
-    def _absent(self, text: str) -> str:
-        """Why a text is no residue or range: what the chains have, and what is like it."""
+    def _step(self, index: int) -> int:
+        """How far a residue's number is from that of the residue before it in the chain; 1 where one is not known."""
+        if not index or self.chain_index[index] != self.chain_index[index - 1]:
+            return 1
+        last, here = (_NUMBER.match(self.numbers[each]) for each in (index - 1, index))
+        return int(here[1]) - int(last[1]) if last and here else 1
+
+    def _is_gap(self, index: int) -> bool:
+        """Whether residues are missing before this one of its chain."""
+        inside = index > 0 and self.chain_index[index] == self.chain_index[index - 1]
+        return inside and self._places[index] > self._places[index - 1] + 1
+
+    def _skipped(self, index: int) -> str:
+        """The numbers between this residue and the one before it: `A1226 to A1234`; `""` if there are none."""
+        if (step := self._step(index)) < 2:
+            return ""
+        before = int(_whole(self.numbers[index - 1]))
+        ends = [_join(self.chain_name(index), str(number)) for number in (before + 1, before + step - 1)]
+        return " to ".join(dict.fromkeys(ends))
+
+    def _numbers_in(self, text: str) -> list[tuple[int, int]]:
+        """Of a text that is written as a residue, there or not: the chains it may be of, and the number in each."""
+        found = []
+        for chain, name in enumerate(self.chain_names):
+            for front in {"", name, f"{name}/"}:
+                if text.startswith(front) and (number := _NUMBER.match(text[len(front) :])):
+                    found.append((chain, int(number[1])))
+        return found
+
+    def _absent(self, text: str) -> ValueError:
+        """Why a text is no residue or range: what is on both sides of it, or what the chains have."""
         ends = [text]
         for first, last in ((text[:i], text[i + 1 :]) for i, sign in enumerate(text) if sign == "-" and i):
-            for one, other in ((first, last), (last, first)):
-                if other and self.readings(one) and not self.readings(other):
-                    ends.append(other)
-        text = ends[-1]
+            absent = [end for end in (first, last) if end and not self.readings(end)]
+            if (len(absent) == 1 and first and last) or (absent and all(map(self._numbers_in, (first, last)))):
+                ends = absent
+        for end in ends:
+            if absent_chain := self._absent_chain(end):
+                listed = ", ".join(map(repr, self.chain_names[:_LISTED]))
+                more = f" and {len(self.chain_names) - _LISTED} more" if len(self.chain_names) > _LISTED else ""
+                fix = f"only {listed}{more}; write it like {self._example()}"
+                return AbsentChainError(f"there is no chain {absent_chain}, {fix}.")
+        reasons = dict.fromkeys(self._in_gap(end) or self._beyond(end) for end in ends)
+        fix = "" if all(map(self._numbers_in, ends)) else f"; write it like {self._example()}"
+        return ValueError(f"{'; '.join(reasons)}{fix}.")
+
+    def _in_gap(self, text: str) -> str:
+        """Of a residue whose number is skipped within a chain, what is there on both sides; else `""`."""
+        wanted, reasons = self._numbers_in(text), []
+        for index in np.flatnonzero(self.jumps).tolist():
+            if not (skipped := self._skipped(index)):
+                continue
+            before, after = (int(_whole(self.numbers[each])) for each in (index - 1, index))
+            if any(chain == self.chain_index[index] and before < number < after for chain, number in wanted):
+                verb, sides = "are" if " to " in skipped else "is", map(self._spell, (index - 1, index))
+                reasons.append(f"{skipped} {verb} not in the file, between {' and '.join(sides)}")
+        return "; ".join(reasons[:_LISTED])
+
+    def _beyond(self, text: str) -> str:
+        """Of a residue that is not there, which ones are."""
         word = "residue" if self.numbering == "file" else "position"
         extents = []
         for name, size, start in zip(self.chain_names, self.chain_lengths, self.chain_starts, strict=True):
             numbers = list(filter(None, self.numbers[start : start + size]))
             extents.append((name, f"{numbers[0]} to {numbers[-1]}"))
-        if absent := self._absent_chain(text):
-            listed = ", ".join(map(repr, self.chain_names[:_LISTED]))
-            more = f" and {len(self.chain_names) - _LISTED} more" if len(self.chain_names) > _LISTED else ""
-            return f"there is no chain {absent}, only {listed}{more}; write it like {self._example()}."
         if len(extents) == 1:
             name, extent = extents[0]
             reason = f"{f'chain {name}' if name else 'the chain'} has no {word} {text}, its residues are {extent}"
@@ -245,7 +333,7 @@ class ResidueNumbers:
         like = [index for index, number in enumerate(self.numbers) if whole and _whole(number) == whole[1]]
         if whole and like:
             reason += f", of {whole[1]} there is {', '.join(map(self._spell, like[:_LISTED]))}"
-        return f"{reason}; write it like {self._example()}." if any(self.chain_names) else f"{reason}."
+        return reason
 
     def _absent_chain(self, text: str) -> str:
         """The chain that a text begins with, if there is none of this name."""
@@ -254,8 +342,13 @@ class ResidueNumbers:
         return (begin[1] or begin[0]) if named and begin else ""
 
 
-def _chains_of(row: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Of each chain of a row its name and the file's own numbers, `""` where there is none."""
+def _parts(text: str) -> Iterator[str]:
+    """What a selection is written of."""
+    return filter(None, re.split(r"[\s,]+", text))
+
+
+def _chains_of(row: Mapping[str, Any]) -> Iterator[tuple[str, list[str], list[int]]]:
+    """Of each chain of a row its name, the file's own numbers, `""` where there is none, and the places along it."""
 
     def column(name: str) -> list[Any]:
         value = row.get(name)
@@ -264,10 +357,12 @@ def _chains_of(row: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     length, chain_id = len(row["sequence"]), str(row.get("id") or "")
     own, lengths = list(map(str, column("residue_numbers"))) or [""] * length, column("chain_lengths")
     names = list(map(str, column("chain_names"))) or [str(number) for number in range(1, len(lengths) + 1)]
+    places = list(map(int, column("positions"))) or list(range(length))
     if not lengths:
         lengths, names = [length], [chain_id.rpartition("_")[2] if "_" in chain_id and any(own) else ""]
     for what, given, wanted in (
         ("residues with residue_numbers are", len(own), length),
+        ("residues with positions are", len(places), length),
         ("chain_lengths add up to", sum(lengths), length),
         ("chain_names are", len(names), len(lengths)),
     ):
@@ -275,7 +370,7 @@ def _chains_of(row: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
             raise ValueError(f"Chain {chain_id or '?'}: {what} {given}, where {wanted} is right; mend the row.")
     start = 0
     for name, size in zip(names, lengths, strict=True):
-        yield name, own[start : start + size]
+        yield name, own[start : start + size], places[start : start + size]
         start += size
 
 
@@ -289,4 +384,4 @@ def _whole(number: str) -> str:
     return number[:-1] if number[-1:].isalpha() else number
 
 
-__all__ = ["NUMBERINGS", "ResidueNumbers", "choose_numbering"]
+__all__ = ["NUMBERINGS", "AbsentChainError", "ResidueNumbers", "choose_numbering"]

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from conftest import make_model as make_small_model
+from conftest import outputs_of, pack_rows, random_chain
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerProcessor
 from coordformer.data.collator import rotations_from_normals
@@ -35,6 +37,27 @@ def test_turning_a_file_changes_nothing():
     assert change_by_rotation(make_model(invariant_quaternions=True)) < 0.06
     assert change_by_rotation(make_model(invariant_quaternions=False)) > 0.2
     assert change_by_rotation(make_model(invariant_quaternions=True), mirror=True) > 0.2
+
+
+@pytest.mark.parametrize("what", ["whole", "gap", "cis"])
+def test_frames_without_axes(what):
+    """Beside a gap, or a step between C-alphas as of a cis-peptide, nothing depends on rounding: turned, and packed."""
+    model = make_small_model(encoder_type="proteinmpnn", num_neighbors=6, invariant_quaternions=True)
+    for _ in range(4):
+        row, other = random_chain(30, missing=0), random_chain(25, missing=0)
+        steps = torch.randn(1, 32, 3)
+        lengths = 3.7 + 0.2 * torch.rand(1, 32, 1)  # of equal ones two could be the last neighbor
+        row["coords"] = (lengths * steps / steps.norm(dim=-1, keepdim=True)).cumsum(dim=1)
+        row["coords"][0, [0, -1]] = torch.nan
+        if what == "gap":
+            row["coords"][0, 15] = torch.nan
+        if what == "cis":
+            row["coords"][0, 15:] -= 0.22 * (row["coords"][0, 15] - row["coords"][0, 14])
+        expected = outputs_of(model, row)[0]
+        rotation = rotations_from_normals(torch.randn(3, 3))
+        turned = outputs_of(model, row | {"coords": row["coords"] @ rotation})[0]
+        torch.testing.assert_close(turned, expected, rtol=0, atol=1e-3)
+        torch.testing.assert_close(outputs_of(model, pack_rows([other, row]))[0, 27:], expected, rtol=0, atol=1e-3)
 
 
 def test_real_part_of_a_quaternion_is_the_same_in_both():

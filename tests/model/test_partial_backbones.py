@@ -196,6 +196,11 @@ def test_wrong_noise_levels():
     model, row = partial_model(), random_chain(8, 4)
     with pytest.raises(ValueError, match=r"`noise_level` has shape \(1,\); the input asks for .*\(1, 10\)"):
         model(**row, noise_level=torch.zeros(1))
+    for level in (-0.1, float("nan"), float("inf")):
+        levels = torch.zeros(1, 10)
+        levels[0, 3] = level
+        with pytest.raises(ValueError, match=r"`noise_level` is (-0\.1.*|nan|inf) Å; it is a standard deviation"):
+            partial_model()(**row, noise_level=levels)
     for other in (make_model(), partial_model(noise_conditioning=False)):
         coords = row["coords"][..., : len(other.config.coordinate_atoms), :].squeeze(2)
         with pytest.raises(ValueError, match="models with `config.noise_conditioning`"):
