@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from conftest import CHAINS
 from datasets import concatenate_datasets
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from coordformer.model.chain import AMINO_ACIDS
 from coordformer.model.processing_coordformer import letter_ids
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "inverse_folding"))
+import architecture
 import average
 import compare
 import join_backbone
@@ -188,3 +190,64 @@ def test_noise_is_told_apart_by_half_and_relation(make_checkpoint, tmp_path, mon
         assert measured == pytest.approx(expected, rel=1e-5)
     assert found["choose"]["noise"]["0"]["ours"]["perplexity"] != measured
     assert list(found["predicted"]["noise"]) == ["0"]
+
+
+def test_layers_are_told_apart_by_variant_and_seed(tmp_path, monkeypatch, capsys):
+    """Counts of both seeds together are those of `count_chains`, and nothing is trained or counted twice."""
+    rows = load_rows(CHAINS)
+    rows = rows.select([place for place, split in enumerate(rows["split"][:]) if split == "train"][:8])
+    valid = load_rows(CHAINS, "valid").select(range(4))
+    both = concatenate_datasets([rows, valid])
+    both = both.remove_columns(set(both.column_names) & {"cluster"})
+    chosen = [number for number in range(50) if noise.half_of(number) == "choose"][:2]
+    both.add_column("cluster", [99] * 8 + chosen * 2).to_parquet(tmp_path / "chains.parquet")
+    recipe = {"train_split": "train", "max_length": 40, "token_budget": 256, "max_steps": 1, "use_cpu": True}
+    recipe |= {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    variants = {
+        "none": {"predicted": "the first", "options": {"coordinate_embedding": "none"}},
+        "frames, 2": {"predicted": "better", "with": "none", "options": {"coordinate_embedding": "local_frame"}},
+    }
+    written = {"recipe": recipe | {"report_to": "none"}, "variants": variants}
+    (tmp_path / "few.yaml").write_text(json.dumps(written))
+    options = {"data": tmp_path / "chains.parquet", "output": tmp_path / "runs", "results": tmp_path / "few.json"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["architecture", str(tmp_path / "few.yaml"), *words, "--noise", "0", "2"])
+    architecture.main()
+    found = json.loads(options["results"].read_text())
+    assert found["chains"] == 4 and found["clusters"] == 2 and list(found["variants"]) == list(variants)
+    held = load_rows(options["data"], "valid")
+    for name, folder in (("none", "none"), ("frames, 2", "frames_2")):
+        report = found["variants"][name]
+        assert report["seeds"] == [0, 1] and report["updates"] == 1 and min(report["cpu_seconds"]) > 0
+        models = [
+            AutoModelForMaskedLM.from_pretrained(tmp_path / "runs" / f"{folder}-{seed}").eval() for seed in (0, 1)
+        ]
+        assert report["parameters"] == sum(each.numel() for each in models[0].parameters())
+        for width in (0, 2):
+            numbers = report["noise"][str(width)]
+            tokenizer = CoordformerProcessor().tokenizer
+            counts = [
+                count_chains(each, held, tokenizer, num_mask_samples=1, noise=width, token_budget=2048)
+                for each in models
+            ]
+            expected = [summarize_samples(each, letter_ids(tokenizer))["perplexity"] for each in counts]
+            assert numbers["perplexity_by_seed"] == pytest.approx(expected, rel=1e-5)
+            assert numbers["perplexity"] == pytest.approx(np.sqrt(np.prod(expected)), rel=1e-5)
+            if name != "none":
+                other = found["variants"]["none"]["noise"][str(width)]["perplexity"]
+                assert numbers["gain"] == pytest.approx(1 - numbers["perplexity"] / other, abs=1e-6)
+    printed = capsys.readouterr().out.splitlines()
+    assert architecture.table(found) == printed[-4:] and "| frames, 2 | none | " in printed[-1]
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    architecture.main()
+    assert json.loads(options["results"].read_text()) == found
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()} == stamps
+
+
+def test_the_table_of_layers_is_the_measured_one():
+    folder = Path(architecture.__file__).parent
+    report = json.loads((folder / "results" / "architecture.json").read_text())
+    rows = architecture.table(report)
+    assert len(rows) > 7 and set(rows) <= set((folder / "README.md").read_text().splitlines())
+    file = yaml.safe_load((folder / "architecture.yaml").read_text())
+    assert report["recipe"] == file["recipe"] and list(report["variants"]) == list(file["variants"])
