@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.chain import Chain, Complex
-from ..model.residues import ResidueNumbers
+from ..model.residues import AbsentChainError, ResidueNumbers
 from .runner import Inputs
 
 logger = logging.getLogger(__name__)
@@ -18,14 +18,15 @@ def select_residues(numbers: ResidueNumbers, residues: str | None, protein: Chai
     """Indices of the chosen residues, in the order of the file; all if none were.
 
     Raises:
-        ValueError: of `ResidueNumbers.select`; of chains that are read one by one it names --complex.
+        ValueError: of `ResidueNumbers.select`; of a chain that is not there, where they are read one by one, it names
+            --complex.
     """
     if residues is None:
         return list(range(len(protein)))
     try:
         return sorted(numbers.select(residues))
-    except ValueError as error:
-        if given.settings["as_complex"] or not any(numbers.chain_names):
+    except AbsentChainError as error:  # another chain of the file may be it
+        if given.settings["as_complex"]:
             raise
         fix = "--complex reads the chains of a file together"
         raise ValueError(f"{str(error).removesuffix('.')}; {fix}.") from None

@@ -297,7 +297,9 @@ class ResidueNumbers:
                 more = f" and {len(self.chain_names) - _LISTED} more" if len(self.chain_names) > _LISTED else ""
                 fix = f"only {listed}{more}; write it like {self._example()}"
                 return AbsentChainError(f"there is no chain {absent_chain}, {fix}.")
-        reasons = dict.fromkeys(self._in_gap(end) or self._beyond(end) for end in ends)
+        found = [self._in_gap(end) for end in ends]
+        reasons = dict.fromkeys(filter(None, found))
+        reasons |= dict.fromkeys([self._beyond(end) for end, gap in zip(ends, found, strict=True) if not gap][:1])
         fix = "" if all(map(self._numbers_in, ends)) else f"; write it like {self._example()}"
         return ValueError(f"{'; '.join(reasons)}{fix}.")
 

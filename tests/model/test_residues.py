@@ -5,7 +5,8 @@ import pytest
 from conftest import STRUCTURES
 
 from coordformer import read_chains, read_complex
-from coordformer.model.residues import ResidueNumbers, choose_numbering
+from coordformer.model.residues import AbsentChainError, ResidueNumbers, choose_numbering
+from coordformer.model.substitutions import parse_mutant
 
 
 def make_row(name: str, numbers: str, letter: str = "M", **fields) -> dict:
@@ -128,7 +129,7 @@ def test_what_may_be_read_in_several_ways_is_named():
     assert residues.select("A1/52 A/152 1/52") == [2, 4, 1]
     assert refusal(residues.select, "A1-A153 A152") == (
         "Residues 'A1-A153 A152': no chain has a residue A1; chain 1 has 1 to 52, chain A1 has 52 to 2, chain A has "
-        "152 to -3, chain A-3 has 1 to 1, of 1 there is 1/1, A-3/1; write it like 1/1."
+        "152 to -3, chain A-3 has 1 to 1, of 1 there is 1/1, A-3/1."
     )
     assert refusal(residues.select, "A152") == (
         "Residues 'A152': A152 may be A1/52 (position 1 of chain A1) or A152 (position 1 of chain A); write A1/52 or "
@@ -146,17 +147,61 @@ def test_what_may_be_read_in_several_ways_is_named():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("H60C", "chain H has no residue H60C, its residues are -1 to 197, of 60 there is H60, H60A, H60B; write it "
-         "like H-1."),
-        ("H60-H999", "chain H has no residue H999, its residues are -1 to 197; write it like H-1."),
+        ("H60C", "chain H has no residue H60C, its residues are -1 to 197, of 60 there is H60, H60A, H60B."),
+        ("H60-H999", "chain H has no residue H999, its residues are -1 to 197."),
+        ("H300-H999", "chain H has no residue H300, its residues are -1 to 197."),
         ("L5-H60", "there is no chain L, only 'H'; write it like H-1."),
         ("H61-H60", "H61-H60 is backwards, H60 comes before H61 in the file; write H60-H61."),
-        ("H60-", "chain H has no residue H60-"),
+        ("H60-", "chain H has no residue H60-, its residues are -1 to 197; write it like H-1."),
+        ("H1", "H1 to H58 are not in the file, between H0 and H59."),
+        ("H30-H40", "H1 to H58 are not in the file, between H0 and H59."),
+        ("30A-H60", "H1 to H58 are not in the file, between H0 and H59."),
+        ("H1-H999", "H1 to H58 are not in the file, between H0 and H59; chain H has no residue H999, its"),
         (" , ", "there are none; write some like H-1."),
     ],
 )  # fmt: skip
 def test_bad_selections_are_named(text, message):
     assert refusal(ResidueNumbers(THROMBIN).select, text).startswith(f"Residues {text!r}: {message}")
+
+
+def test_residues_in_a_gap_have_neighbors():
+    """Of each chain its own, and of a mutant as of a selection; numbers that a scheme skips are not there, either."""
+    rows = [make_row("x_A", "5 6 9 10 13A", positions=[0, 1, 4, 5, 6]), make_row("x_B", "5 6 7 9 10")]
+    residues = ResidueNumbers(*rows)
+    assert refusal(residues.find, "A7") == "A7 to A8 are not in the file, between A6 and A9."
+    assert refusal(residues.find, "A12") == "A11 to A12 are not in the file, between A10 and A13A."
+    assert refusal(residues.find, "B8") == "B8 is not in the file, between B7 and B9."
+    assert refusal(residues.find, "8") == (
+        "A7 to A8 are not in the file, between A6 and A9; B8 is not in the file, between B7 and B9."
+    )
+    assert refusal(residues.find, "B11").startswith("no chain has a residue B11; chain A has 5 to 13A, chain B has 5")
+    with pytest.raises(AbsentChainError, match="Residues 'C7': there is no chain C, only 'A', 'B'; write it like A5."):
+        residues.select("C7")
+    with pytest.raises(ValueError, match="Mutant MA7G: A7 to A8 are not in the file, between A6 and A9.") as caught:
+        parse_mutant("MA7G", residues)
+    assert not isinstance(caught.value, AbsentChainError)
+    unnumbered = ResidueNumbers(THROMBIN)  # its 196 is there, without a number
+    assert refusal(unnumbered.find, "H196") == "chain H has no residue H196, its residues are -1 to 197."
+
+
+def test_ranges_say_what_they_skip():
+    """Where residues are missing, and not where numbers jump between neighbors or a whole chain is chosen."""
+    numbers = "5 6 9 10 13A 14"
+    rows = [make_row("x_A", numbers, positions=[0, 1, 4, 5, 6, 7]), make_row("x_B", "5 6 7", positions=[0, 1, 3])]
+    residues = ResidueNumbers(*rows)
+    assert residues.jumps.tolist() == [False, False, True, False, True, False, False, False, True]
+    assert residues.missing("A5-A10 A9-A14 A6") == residues.missing(["A6-9"]) == ["A7 to A8"]
+    assert residues.missing("A9-A14 A B5") == [] and residues.missing("B5-B7") == ["what is between B6 and B7"]
+    inserted = ResidueNumbers(make_row("x_A", "109 110 111 111A 112B 112A 112 113 ? 120"))
+    assert not inserted.jumps.any() and inserted.missing("109-120") == []
+
+
+def test_residues_are_written_as_ranges():
+    residues = ResidueNumbers(make_row("x_H", "1 1A 3 4 ?"), make_row("x_L2", "1 2 3"))
+    assert residues.ranges([4, 0, 1, 2]) == ["H1-H3", "position 5 of chain H"]
+    assert residues.ranges([2, 3, 5, 6]) == ["H3-H4", "L2/1-L2/2"] and residues.ranges([]) == []
+    assert residues.select(" ".join(residues.ranges([0, 2, 3, 6, 7]))) == [0, 2, 3, 6, 7]
+    assert residues.ranges([3, 4]) == ["H4 to position 5 of chain H"]
 
 
 def test_bad_selections_of_complexes_are_named():
@@ -182,6 +227,7 @@ def test_numberings():
 def test_rows_that_do_not_agree_are_named():
     for fields, message in (
         ({"residue_numbers": ["1"]}, "Chain x: residues with residue_numbers are 1, where 3 is right"),
+        ({"positions": [0, 1]}, "Chain x: residues with positions are 2, where 3 is right"),
         ({"chain_lengths": [1, 1]}, "Chain x: chain_lengths add up to 2, where 3 is right"),
         ({"chain_lengths": [1, 2], "chain_names": ["A"]}, "Chain x: chain_names are 1, where 2 is right"),
     ):
