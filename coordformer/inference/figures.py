@@ -18,18 +18,19 @@ logger = logging.getLogger(__name__)
 
 PLOTTED_LETTERS = "AVILMFYWGPCSTNQDEHKR"  # by kind: aliphatic, aromatic, G and P, polar, charged
 PLOTTED_RESIDUES = 100  # of one row of a heat map, at most
+FEW_RESIDUES = 40  # less than the square cells of a row need to fill a panel
 CHARACTER = 0.42  # columns that a character of a number above one takes
 PLOTTED_NAMES = 8  # along the axes of a contact map
 
 
-def new_figure(size: tuple[float, float], path: str | Path) -> Any:
+def new_figure(size: tuple[float, float], path: str | Path, layout: str = "constrained") -> Any:
     """A matplotlib figure of this size in inches for the file `path`, or None, with a warning, without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning('%s was not drawn: pip install "coordformer[figures]"', path)
         return None
-    return Figure(figsize=size, layout="constrained")
+    return Figure(figsize=size, layout=layout)
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
@@ -86,7 +87,8 @@ def plot_scan(
 
     Args:
         path, table, residues, title: what is drawn, of which residues, and where.
-        shown: indices of the residues to be drawn, rising; a line parts those between which some are left out.
+        shown: indices of the residues to be drawn, rising. A line parts those between which some are left out or the
+            numbers jump; the one after it has its number above.
         observed: bool (L,); those that are not are hatched.
     """
     limit = float(np.nanpercentile(np.abs(table), 99)) or 1.0  # a few extreme scores do not bleach all others
@@ -113,13 +115,16 @@ def _plot_letters(
     places = np.arange(len(residues)) if shown is None else np.asarray(shown)
     sequence, table = [residues.sequence[index] for index in places], table[places]
     hatched = np.zeros(len(places), dtype=bool) if observed is None else ~observed[places]
-    chains, apart = np.diff(residues.chain_index[places]) != 0, np.diff(places) > 1
+    chains, apart = np.diff(residues.chain_index[places]) != 0, (np.diff(places) > 1) | residues.jumps[places[1:]]
     # Rows of like width: none of a few residues that are left.
     width = -(-len(sequence) // -(-len(sequence) // PLOTTED_RESIDUES))
     starts = [start for start in range(0, len(sequence), width) if not np.isnan(table[start : start + width]).all()]
     starts = starts or [0]
     rows = len(starts)
-    if (figure := new_figure((0.13 * max(width, 40) + 1.6, 3.3 * rows + 0.7), path)) is None:
+    # Cells are squares: of few residues the title may be wider, and blank is left out between them and the bar.
+    inches = max(0.13 * width + 1.6, 0.07 * len(title) + 1.0)
+    layout = "compressed" if width < FEW_RESIDUES else "constrained"
+    if (figure := new_figure((inches, 3.3 * rows + 0.7), path, layout)) is None:
         return
     image = table[:, [AMINO_ACIDS.index(letter) for letter in PLOTTED_LETTERS]].T
     panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
@@ -158,21 +163,23 @@ def _numbered_ticks(
 ) -> dict[int, str]:
     """What stands above the residues of a row: by place, far enough from each other to be read.
 
-    First come the beginnings of the row and of chains, then insertion codes, then numbers after a gap, then tens.
+    First come the beginnings of the row and of chains, then numbers after a gap, then insertion codes, then tens.
     """
     wanted: list[tuple[int, int, str, str]] = []  # rank, place, text, and what it is beside the residue before
     for place in range(start, end):
         index, before = (place, place - 1) if shown is None else (shown[place], shown[place - 1] if place else -1)
         number, last = residues.numbers[index], residues.numbers[before] if place > start else ""
-        skipped, coded = index > before + 1, number[-1:].isalpha()
+        skipped, coded = index > before + 1 or residues.jumps[index], number[-1:].isalpha()
         if place == start or residues.chain_index[index] != residues.chain_index[before]:
             name = residues.chain_name(index) if len(residues.chain_names) > 1 else ""
             wanted.append((0, place, f"{name} {number}".strip(), ""))
+        elif number and skipped:
+            wanted.append((1, place, number, ""))
         elif coded:
-            same = not skipped and last.rstrip(ascii_letters) == number[:-1]
-            wanted.append((1, place, number, number[-1] if same else ""))
-        elif number and (skipped or number.endswith("0")):
-            wanted.append((2 if skipped else 3, place, number, ""))
+            same = last.rstrip(ascii_letters) == number[:-1]
+            wanted.append((2, place, number, number[-1] if same else ""))
+        elif number.endswith("0"):
+            wanted.append((3, place, number, ""))
     ticks: dict[int, str] = {}
     for _, place, text, short in sorted(wanted):
         text = short if short and place - 1 in ticks else text

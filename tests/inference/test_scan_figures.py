@@ -33,6 +33,39 @@ def test_a_heat_map_of_some_residues(tmp_path, monkeypatch):
     assert [line.get_xdata()[0] for line in some.lines[1:]] == [10.5]  # between the chains
 
 
+def test_jumps_of_the_numbers_have_a_line_and_a_number(tmp_path, monkeypatch):
+    """Also where nothing that the file has was left out; not at insertion codes, and at each end of a chain once."""
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr("coordformer.inference.figures.save_figure", lambda figure, path: figures.append(figure))
+    numbers = ["1223", "1224", "1225", "1235", "1236", "1239", "1239A", "1240", "1242A", "1243", "1244"]
+    rows = [{"id": f"x_{name}", "sequence": "A" * 11, "residue_numbers": numbers} for name in "AB"]
+    residues, shown = ResidueNumbers(*rows), [*range(11), 13, 14, 15]
+    table = np.random.default_rng(0).normal(size=(22, 20))
+    for size in (14, 11):
+        plot_scan(tmp_path / "scan.png", table, residues, "", shown[:size])
+    axes = figures[0].axes[0]
+    lines = {line.get_xdata()[0]: line.get_color() for line in axes.lines[1:]}
+    assert lines == {2.5: "w", 4.5: "w", 7.5: "w", 10.5: "k", 11.5: "w"}
+    ticks = _numbered_ticks(residues, 0, 14, shown)
+    assert ticks == {0: "A 1223", 3: "1235", 5: "1239", 8: "1242A", 11: "B 1225"}
+    assert list(axes.child_axes[0].get_xticks()) == list(ticks)
+    # What is not named is missing, too.
+    gap = ResidueNumbers({"id": "x", "sequence": "AAAA", "positions": [0, 1, 5, 6]})
+    assert _numbered_ticks(gap, 0, 4) == {0: "1", 2: "3"}
+
+
+@pytest.mark.parametrize("size", [3, 16, 60])
+def test_a_heat_map_fills_its_figure(tmp_path, size):
+    """Beside the cells, their labels and the bar there is nothing but what the title needs."""
+    image = pytest.importorskip("matplotlib.image")
+    residues = ResidueNumbers({"id": "x", "sequence": "A" * size})
+    plot_scan(tmp_path / "scan.png", np.random.default_rng(0).normal(size=(size, 20)), residues, "title")
+    dark = (image.imread(tmp_path / "scan.png")[100:, :, :3].min(axis=2) < 0.9).any(axis=0)
+    inked = np.flatnonzero(dark)
+    assert inked[0] < 0.15 * len(dark) and inked[-1] > 0.85 * len(dark), (inked[0], inked[-1], len(dark))
+
+
 def test_insertion_codes_have_labels(tmp_path, monkeypatch):
     """Each as far as there is room: the first with its number, those after it by the code alone."""
 
@@ -41,7 +74,7 @@ def test_insertion_codes_have_labels(tmp_path, monkeypatch):
         return _numbered_ticks(ResidueNumbers(row), start, len(row["sequence"]))
 
     kabat = "50 51 52 52A 53 54 55 82 82A 82B 82C 83 84"
-    assert ticks(kabat) == {0: "50", 3: "52A", 8: "82A", 9: "B", 10: "C"}
+    assert ticks(kabat) == {0: "50", 3: "52A", 7: "82", 8: "A", 9: "B", 10: "C"}  # 82 is after a gap
     assert ticks(kabat, 9) == {9: "82B", 10: "C"}  # a row that begins within a loop
     assert ticks("98 99 100 100A 100B 100C 101") == {0: "98", 3: "100A", 5: "100C"}  # no room for B
     assert ticks("109 110 111 111A 112B 112A 112 113") == {0: "109", 3: "111A", 5: "112A"}  # IMGT counts down
