@@ -23,7 +23,7 @@ CHARACTER = 0.42  # columns that a character of a number above one takes
 PLOTTED_NAMES = 8  # along the axes of a contact map
 
 
-def new_figure(size: tuple[float, float], path: str | Path, layout: str = "constrained") -> Any:
+def new_figure(size: tuple[float, float], path: str | Path, layout: Any = "constrained") -> Any:
     """A matplotlib figure of this size in inches for the file `path`, or None, with a warning, without matplotlib."""
     try:
         from matplotlib.figure import Figure

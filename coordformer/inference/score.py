@@ -34,7 +34,7 @@ from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import read_mutants, spearman
 from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, parts_in, run_parts
-from .selection import say_left_out, select_residues
+from .selection import missing_residues, say_left_out, say_missing, select_residues
 from .sequences import OF_ALL, score_given_sequences
 from .timing import in_words, scan_seconds
 
@@ -78,7 +78,8 @@ def score(
         What is also in `score.json`: the settings (`residues` as `chosen_residues`), counts, and `chains`, of each
         `chain` (its id), `file`, `residues`, `observed`, `numbering` (`"sequence"` where the file has no numbers,
         whatever was asked for), `coordinates` (see `coordinates_given`), `unobserved` (where coordinates are given:
-        names of the scanned residues, or the mutants, without), of a scan `scored` (its residues), `trained_on` (see
+        names of the scanned residues, or the mutants, without), `missing` (what chosen ranges skip, as a file without
+        its sequence does not have it; only where there is some), of a scan `scored` (its residues), `trained_on` (see
         `checkpoints.trained_on`; `trained_on_sequences` counts them), of a complex `chains` (residues by name), and of
         given mutants their number, `mutants`, and where they were measured `spearman`, None where it is not defined. Of
         a single chain these stand at the top, too, but for `chains`.
@@ -159,6 +160,7 @@ def score(
             report["coordinates"] = coordinates_given(model, chain.coords, without_coords)
             known = report["coordinates"] == "given"
             report["trained_on"] = trained
+            report |= missing_residues(numbers, residues)
             if isinstance(chain, Complex):
                 report["chains"] = dict(zip(chain.chain_names, chain.chain_lengths, strict=True))
             if mutants is None:
@@ -216,6 +218,7 @@ def score(
             outcome.list_rejects(output / REJECTS)
         summary: dict[str, Any] = settings | outcome.counts()
         summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "chain")
+        say_missing(reports, "chain")
         _warn_of_unobserved(reports)
         summary["chains"] = reports
         if outcome.complete:

@@ -11,6 +11,7 @@ from .runner import Inputs
 
 logger = logging.getLogger(__name__)
 
+LISTED = 4  # gaps that a message names
 LOOKED_THROUGH = 8  # files, for chains that are left out
 
 
@@ -30,6 +31,22 @@ def select_residues(numbers: ResidueNumbers, residues: str | None, protein: Chai
             raise
         fix = "--complex reads the chains of a file together"
         raise ValueError(f"{str(error).removesuffix('.')}; {fix}.") from None
+
+
+def missing_residues(numbers: ResidueNumbers, residues: str | None) -> dict[str, list[str]]:
+    """For a report: `missing`, what ranges of `residues` skip, see `ResidueNumbers.missing`; nothing if nothing."""
+    missing = numbers.missing(residues) if residues is not None else []
+    return {"missing": missing} if missing else {}
+
+
+def say_missing(reports: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Say which residues within chosen ranges the files do not have; `name` is where reports have the id."""
+    here = [report for report in reports if report.get("missing")]
+    texts = [f"{report[name]} {text}" if len(reports) > 1 else text for report in here for text in report["missing"]]
+    if texts:
+        listed = ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+        why = "a file without SEQRES does not know its missing residues"
+        logger.warning("not in the file, though within the chosen ranges: %s; %s", listed, why)
 
 
 def say_left_out(inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, Any], what: str) -> None:

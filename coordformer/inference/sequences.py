@@ -34,7 +34,7 @@ from .checkpoints import (
     warn_of_training,
 )
 from .runner import PARTS, REJECTS, Inputs, is_data_set, join_tables, parts_in, run_parts
-from .selection import say_left_out, select_residues
+from .selection import missing_residues, say_left_out, say_missing, select_residues
 from .timing import in_words, sequences_seconds
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ def score_given_sequences(
     Returns:
         What is also in `score.json`: the settings, counts, and `proteins`, of each its `id`, `file`, `residues`, the
         number of `sequences`, `best` (the id of the likeliest), its scores, named as in the table, with `residues` how
-        many were `scored`, and `trained_on` (see `checkpoints.trained_on`: its own chains, or the closest sequence).
+        many were `scored` and what is `missing`, as of `score`, and `trained_on` (see `checkpoints.trained_on`: its own
+        chains, or the closest sequence).
 
     Raises:
         ValueError: an input is unusable. A sequence that does not fit its structure costs the structure.
@@ -153,6 +154,7 @@ def score_given_sequences(
             report: dict[str, Any] = {"id": protein.id, "file": file, "residues": len(protein)}
             report |= {"sequences": len(mine), "best": mine[order[0]].id}
             report |= {} if residues is None else {"scored": len(indices)}
+            report |= missing_residues(ResidueNumbers(protein, numbering=numbering, offset=offset), residues)
             # What is known may be the structure or, on a backbone of other letters, a sequence.
             sequences_here = [split_by_chain(each, own.chain_lengths) for each in (protein.sequence, *letters)]
             (trained,) = trained_on(training, [list(itertools.chain(*sequences_here))])
@@ -174,6 +176,7 @@ def score_given_sequences(
         reports = [{renamed.get(name, name): value for name, value in report.items()} for report in reports]
         summary: dict[str, Any] = settings | outcome.counts()
         summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "id")
+        say_missing(reports, "id")
         summary["proteins"] = reports
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)
