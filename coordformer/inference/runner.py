@@ -331,6 +331,7 @@ def parse_shard(shard: str | None) -> tuple[int, int]:
 def run_parts(
     inputs: Inputs, folder: str | Path, settings: Mapping[str, Any],
     work: Callable[[list[Record], str, list[Reject], tqdm], Mapping[str, Any]], progress: bool = True,
+    finish: Callable[["Outcome"], None] | None = None,
 ) -> Outcome:  # fmt: skip
     """Read, predict and write the parts that are missing.
 
@@ -341,6 +342,7 @@ def run_parts(
             progress bar; predicts, writes the files of the part, and returns what the record of the part gets, as JSON:
             `file`, without which the part is made again, and `chains` and `residues`, where it left some out.
         progress: show a progress bar.
+        finish: when all parts are there it may change the rejects, before anything is said of them.
 
     Raises:
         ValueError: `folder` is a file or holds another run, what a part was made of has changed since, or no chain
@@ -349,10 +351,12 @@ def run_parts(
             `lock_folder`.
     """
     with parts_in(folder, inputs):
-        return _run_parts(inputs, Path(folder), settings, work, progress)
+        return _run_parts(inputs, Path(folder), settings, work, progress, finish)
 
 
-def _run_parts(inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: Any, progress: bool) -> Outcome:
+def _run_parts(
+    inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: Any, progress: bool, finish: Any
+) -> Outcome:
     """`run_parts` of a locked folder."""
     parts = folder / PARTS
     # Jobs of an array start together: of them, a run without a part is a run.
@@ -387,6 +391,8 @@ def _run_parts(inputs: Inputs, folder: Path, settings: Mapping[str, Any], work: 
     outcome = Outcome(records, len(paths), inputs.rejects + rejected)
     if not outcome.complete:
         return outcome
+    if finish is not None:
+        finish(outcome)
     if not other_locks(folder, inputs.job, inputs.jobs):
         for leftover in (*folder.glob("*.tmp"), *folder.glob("*/*.tmp")):  # what a kill left
             leftover.unlink()

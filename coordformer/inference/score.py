@@ -1,12 +1,14 @@
 """Scores of mutants, or of all substitutions, as files: `coordformer score`; of whole sequences see `sequences`."""
 
 import csv
+import difflib
 import io
 import itertools
 import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,15 @@ from .checkpoints import (
 from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import read_mutants, spearman
-from .runner import PARTS, REJECTS, Inputs, file_stems, join_tables, parts_in, run_parts
+from .runner import PARTS, REJECTS, Inputs, Outcome, file_stems, is_data_set, join_tables, parts_in, run_parts
 from .selection import missing_residues, say_left_out, say_missing, select_residues
 from .sequences import OF_ALL, score_given_sequences
 from .timing import in_words, scan_seconds
 
 logger = logging.getLogger(__name__)
 
-LISTED = 3  # residues or mutants that a message names
+LISTED = 3  # residues, mutants or ids that a message names
+UNASKED = "no mutant has this chain in the column id"  # in records of parts; it is not said of all that are not meant
 
 
 def score(
@@ -111,6 +114,7 @@ def score(
     model, processor = load_checkpoint(checkpoint, dtype, noise_level=noise_level)
     given = Inputs(inputs, **processor.reads, entries_per_part=entries_per_part, **reading)
     options: dict[str, Any] = {"without_coords": without_coords, "window": window, "token_budget": token_budget}
+    data_sets = all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     timed = mutants is not None or not progress
     training = training_sequences_of(checkpoint)
     say_left_out(inputs, reading, "scan" if mutants is None else "mutants")
@@ -134,7 +138,7 @@ def score(
                 else:
                     these = [parse_mutant(mutants[number], numbers) for number in mine]
                 if not these:
-                    raise ValueError("no mutant has this chain in the column id")
+                    raise ValueError(UNASKED)
             except ValueError as error:
                 rejects.append(("", id_of(record), str(error).removeprefix(f"chain {id_of(record)}: ")))
             else:
@@ -209,12 +213,12 @@ def score(
     if mutants is not None:
         guarded["mutants"] = hash_json([list(mutants), ids, None if measured is None else measured.tolist()])
     with parts_in(output, given):
-        outcome = run_parts(given, output, {"mutants": None, **settings, **guarded}, work, progress)
+        finish = partial(
+            _reject_lost, ids=list(mutants_of), files=not data_sets, as_complex=bool(given.settings["as_complex"])
+        )
+        outcome = run_parts(given, output, {"mutants": None, **settings, **guarded}, work, progress, finish)
         reports = [report for record in outcome.records for report in record.get("reports", ())]
         if outcome.complete:
-            known = {report["chain"] for report in reports} | {chain for _, chain, _ in outcome.rejects}
-            reason = "it has mutants, but the inputs have no such chain"
-            outcome.rejects += [("", chain, reason) for chain in mutants_of if chain not in known]
             outcome.list_rejects(output / REJECTS)
         summary: dict[str, Any] = settings | outcome.counts()
         summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "chain")
@@ -239,6 +243,36 @@ def _say_how_long(seconds: Mapping[str, float] | None, method: str, parts: int) 
     if method != METHODS[0]:
         text += f"; --method {METHODS[0]}, which masks nothing, takes {in_words(seconds[METHODS[0]])}"
     logger.warning("%s", text)
+
+
+def _reject_lost(outcome: Outcome, ids: Sequence[str], files: bool, as_complex: bool) -> None:
+    """Put first what has mutants, but no chain, and take out the chains that no mutant is of."""
+    reports = [report for record in outcome.records for report in record.get("reports", ())]
+    known = [report["chain"] for report in reports] + [chain for _, chain, _ in outcome.rejects if chain]
+    lost = [each for each in ids if each not in known]
+    outcome.rejects = [reject for reject in outcome.rejects if reject[2] != UNASKED]
+    reason = "it has mutants, but the inputs have no such chain"
+    fixes = [_name_chain(each, known, files, as_complex) for each in lost]
+    outcome.rejects[:0] = [("", each, f"{reason}; {fix}") for each, fix in zip(lost, fixes, strict=True)]
+
+
+def _name_chain(lost: str, known: Sequence[str], files: bool, as_complex: bool) -> str:
+    """What to do with an id that no chain has: --complex, or what the ids of the inputs are."""
+    chains = [name for name in known if name.rpartition("_")[0] == lost]
+    if chains and files and not as_complex:
+        return f"add --complex, which reads {_list(chains)} together as {lost}, and gives all files such ids"
+    entry = lost.rpartition("_")[0]
+    if entry in known:
+        return f"its complex has the id {entry}: write that, and chains in mutants, as in SH195A"
+    small = {name.lower(): name for name in known}
+    close = chains or [small[name] for name in difflib.get_close_matches(lost.lower(), small, LISTED)]
+    if close:
+        return f"write the id that it has there, such as {_list(close)}"
+    return f"ids of the inputs are such as {_list(list(dict.fromkeys(known)))}" if known else "mend the column id"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join([*names[:LISTED], *["..."] * (len(names) > LISTED)])
 
 
 def _whose_mutants(records: Sequence[Any], mutants: Sequence[str], parts: int) -> str:

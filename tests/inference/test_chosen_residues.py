@@ -83,3 +83,36 @@ def test_a_range_across_a_gap_says_what_is_missing(checkpoint, gapped, tmp_path,
     assert "missing" not in quietly(checkpoint, CRO, tmp_path / "whole", residues="A18-A31")
     assert "missing" not in quietly(checkpoint, gapped, tmp_path / "chain", residues="A")
     assert not caplog.messages
+
+
+def test_ids_with_mutants_that_no_chain_has_come_first(checkpoint, tmp_path, caplog):
+    """With what to do about each; chains that no mutant is of are not left out, as nobody asked for them."""
+    protease, table = STRUCTURES / "1hvr.pdb.gz", tmp_path / "mutants.csv"
+    reason = "it has mutants, but the inputs have no such chain"
+
+    def run(name: str, *rows: str, **options) -> tuple[dict, list[str]]:
+        table.write_text("\n".join(["id,mutant", *rows]) + "\n")
+        caplog.clear()
+        summary = quietly(checkpoint, [CRO, protease], tmp_path / name, mutants=[str(table)], **options)
+        rejected = tmp_path / name / "rejected.tsv"
+        return summary, rejected.read_text().splitlines()[1:] if rejected.exists() else []
+
+    together = "add --complex, which reads 1HVR_A, 1HVR_B together as 1HVR, and gives all files such ids"
+    summary, rejected = run("chains", "1ORC_A,M1A", "1ORC_A,E2K", "1HVR,PB1A")
+    assert [report["chain"] for report in summary["chains"]] == ["1ORC_A"] and summary["rejected"] == 1
+    assert rejected == [f"\t1HVR\t{reason}; {together}"]
+    assert caplog.messages[0] == f"1 file or chain was left out: 1HVR: {reason}; {together}"
+    _, rejected = run("close", "1ORC_A,W1A", "1HVR_C,P1A", "1hvr_a,P1A", "x,P1A", "1HVR_B,P1A")
+    names = {"1HVR_A", "1HVR_B", "1ORC_A"}
+    assert rejected[0].startswith(f"\t1HVR_C\t{reason}; write the id that it has there, such as 1HVR_")
+    assert rejected[1].startswith(f"\t1hvr_a\t{reason}; write the id that it has there, such as 1HVR_A")
+    assert set(rejected[2].removeprefix(f"\tx\t{reason}; ids of the inputs are such as ").split(", ")) == names
+    assert rejected[3].startswith("1orc.pdb.gz\t1ORC_A\tMutant W1A: A1 ") and len(rejected) == 4
+    _, rejected = run("complexes", "1HVR,PB1A", "1ORC_A,M1A", as_complex=True)
+    assert rejected == [
+        f"\t1ORC_A\t{reason}; its complex has the id 1ORC: write that, and chains in mutants, as in SH195A"
+    ]
+    with pytest.raises(ValueError, match=f"^1HVR: {reason}; {together}$"):
+        run("nothing", "1HVR,PB1A")
+    summary, rejected = run("all", "1ORC_A,M1A")
+    assert summary["rejected"] == 0 and not rejected

@@ -610,10 +610,10 @@ def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
     assert reports["1BD2_A"]["spearman"] is None and abs(reports["1BD2_C"]["spearman"]) == pytest.approx(1)
     rejected = [line.split("\t") for line in (tmp_path / "out" / "rejected.tsv").read_text().splitlines()[1:]]
     reasons = {chain: reason for _, chain, reason in rejected}
-    assert list(reasons) == ["1BD2_B", "1BD2_D", "1BD2_E", "nowhere"] and summary["rejected"] == 4
-    assert "no mutant has this chain" in reasons["1BD2_B"] and "the inputs have no such chain" in reasons["nowhere"]
+    assert list(reasons) == ["nowhere", "1BD2_E"] and summary["rejected"] == 2
+    assert "the inputs have no such chain; ids of the inputs are such as 1BD2_A, 1BD2_C" in reasons["nowhere"]
     assert f"E1 (position 1 of chain E) is {first['1BD2_E']}, not W" in reasons["1BD2_E"]
-    assert "4 files or chains were left out; the first: chains.parquet: 1BD2_B: no mutant" in caplog.text
+    assert "2 files or chains were left out; the first: nowhere: it has mutants, but" in caplog.text
     assert summary["residues"] == len(chains[0]) + len(chains[2])
 
     # Other measurements are another run, and a run without a single chain leaves the folder free.
