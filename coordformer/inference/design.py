@@ -30,6 +30,7 @@ from .checkpoints import (
 )
 from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
+from .selection import missing_residues, say_missing
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ HEAD = (
     "id", "file", "rank", "temperature", "sample", "score", "global_score", "pseudo_score", "seq_recovery",
     "designed_residues", "designed_sequence", "sequence",
 )  # fmt: skip
+LISTED = 4  # ranges that a message names
 SELECTING = ("fixed_residues", "redesigned_residues", "chains_to_design")
 
 
@@ -77,8 +79,10 @@ def design_files(
 
     Returns:
         What is also in `design.json`: the settings, counts, and `proteins`, of each `id`, `file`, `residues`,
-        `designed`, `sequences`, `native_score`, the means of `score` and `seq_recovery`, and `trained_on` (see
-        `checkpoints.trained_on`), which `trained_on_sequences` counts.
+        `designed`, `sequences`, how many of them are `distinct`, `native_score`, the means of `score` and
+        `seq_recovery`, and `trained_on` (see `checkpoints.trained_on`), which `trained_on_sequences` counts. With
+        `redesigned_residues` how many were `chosen`, and of these the `unobserved`, as ranges; and `missing`, what
+        chosen ranges skip, as of `score`.
 
     Raises:
         ValueError: an argument or input is unusable.
@@ -120,6 +124,8 @@ def design_files(
             name = id_of(record)
             try:
                 protein = as_chain(record)
+                residues = ResidueNumbers(protein, numbering=asked)
+                _check_choice(protein, residues, shared)
                 own = {"omit_per_residue": _of_protein(omitted, name, 1)}
                 own |= {"bias_per_residue": _of_protein(biases, name, 2)}
                 task = plan_design(protein, **shared, **own, bias_aa=bias, pssm=matrices.get(name, matrices.get("")))
@@ -130,7 +136,6 @@ def design_files(
             finally:
                 bar.update()
             write_text(Path(f"{stem}.fasta"), fasta(designs, note, gaps))
-            residues = ResidueNumbers(protein, numbering=asked)
             table.writerows(_lines(designs, residues, given.file_of(name), gaps, rescore))
             if figures:
                 plot_probabilities(Path(f"{stem}.png"), designs, residues)
@@ -139,7 +144,12 @@ def design_files(
             if structures:
                 write_structure(Path(f"{stem}.cif"), protein, designs)
             (trained,) = trained_on(training, [chain_sequences(protein)])
-            reports.append({"id": name, "file": given.file_of(name)} | _report(designs) | {"trained_on": trained})
+            report = {"id": name, "file": given.file_of(name)} | _report(designs) | {"trained_on": trained}
+            if redesigned_residues is not None:
+                kept = [index for index in _chosen(residues, shared) if not designs.designed[index]]
+                report["unobserved"] = residues.ranges(kept)
+                report["chosen"] = report["designed"] + len(kept)
+            reports.append(report | missing_residues(residues, redesigned_residues or fixed_residues))
         write_text(output / PARTS / f"{part}.csv", text.getvalue())
         counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
         return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
@@ -160,12 +170,64 @@ def design_files(
         reports = [report for record in outcome.records for report in record.get("reports", ())]
         what = "recoveries and scores say"
         summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "id", what)
+        say_missing(reports, "id")
+        _warn_of_unobserved(reports)
         summary["proteins"] = reports
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)
             join_tables([output / each["file"] for each in outcome.records if "file" in each], output / "designs.csv")
             write_json(output / "design.json", summary)
     return summary
+
+
+def _chosen(residues: ResidueNumbers, shared: Mapping[str, Any]) -> list[int]:
+    """Indices of `redesigned_residues` in the chains that are designed."""
+    chains = shared["chains_to_design"]
+    indices = sorted(residues.select(shared["redesigned_residues"]))
+    return [index for index in indices if chains is None or residues.chain_name(index) in chains]
+
+
+def _check_choice(protein: Chain, residues: ResidueNumbers, shared: Mapping[str, Any]) -> None:
+    """Refuse residues of which none can be designed.
+
+    Raises:
+        ValueError: none has coordinates, none is in a chain that is designed, or all are fixed; the message names them.
+    """
+    text, fixed, chains = (shared[name] for name in ("redesigned_residues", "fixed_residues", "chains_to_design"))
+    observed: Any = protein.observed.any(axis=1)
+    if None not in (text, fixed) or not set(chains or ()) <= set(residues.chain_names):
+        return  # of which `plan_design` says what is wrong
+    inside = [index for index in range(len(protein)) if chains is None or residues.chain_name(index) in chains]
+    asked = inside if text is None else residues.select(text)
+    kept = [] if fixed is None else residues.select(fixed)
+    chosen = sorted({*asked}.intersection(inside).difference(kept))
+    if shared["homo_oligomer"] or observed[chosen].any():
+        return  # of a homo-oligomer a copy may be observed
+    if not observed.any():
+        why = "no residue has coordinates; give a structure"
+    elif text is not None and not chosen:
+        why = f"`redesigned_residues` {text!r} are in no chain of `chains_to_design`, {', '.join(chains)}"
+    elif text is not None:
+        have = f"{text!r} {'has' if len(chosen) == 1 else 'have'} no coordinates"
+        why = f"{' '.join(residues.ranges(chosen))} of `redesigned_residues` {have}; choose others"
+    elif fixed is not None:
+        why = f"`fixed_residues` {fixed!r} keep all residues with coordinates; fix fewer"
+    else:
+        why = f"the chains of `chains_to_design`, {', '.join(chains)}, have no coordinates; choose others"
+    raise ValueError(f"nothing is left to design; {why}.")
+
+
+def _warn_of_unobserved(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Say which of the residues that were to be designed have no coordinates."""
+    here = [report for report in reports if report.get("unobserved")]
+    if not here:
+        return
+    names = [f"{each['id']} {text}" if len(reports) > 1 else text for each in here for text in each["unobserved"]]
+    chosen, designed = (sum(report[name] for report in here) for name in ("chosen", "designed"))
+    listed = ", ".join([*names[:LISTED], *["..."] * (len(names) > LISTED)])
+    verb = "was" if chosen - designed == 1 else "were"
+    what = f"{chosen - designed:,} of {counted(chosen, 'residue')} {verb} not observed"
+    logger.warning("%s: %s; what has no coordinates keeps its letter", what, listed)
 
 
 def _rounds(rounds: int | str | None) -> int | str | None:
@@ -286,6 +348,7 @@ def _report(designs: Designs) -> dict[str, Any]:
         "residues": len(designs.native),
         "designed": int(designs.designed.sum()),
         "sequences": len(designs.sequences),
+        "distinct": len(set(designs.sequences)),
         "native_score": rounded(designs.native_score),
         "score": rounded(designs.scores.mean()),
         "seq_recovery": rounded(designs.recoveries.mean()),
@@ -352,7 +415,10 @@ def describe(summary: Mapping[str, Any]) -> str:
     """The summary as a short text."""
     lines = []
     for protein in summary["proteins"]:
-        line = f"{protein['id']}: {counted(protein['sequences'], 'sequence')} for {protein['designed']:,} of "
+        line = f"{protein['id']}: {counted(protein['sequences'], 'sequence')}"
+        if (distinct := protein.get("distinct", protein["sequences"])) < protein["sequences"]:
+            line += f", {distinct:,} distinct,"
+        line += f" for {protein['designed']:,} of "
         line += counted(protein["residues"], "residue")
         if protein["seq_recovery"] is not None:
             line += f"; recovery {100 * protein['seq_recovery']:.1f} %, score {protein['score']:.3f}"

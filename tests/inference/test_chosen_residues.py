@@ -10,6 +10,7 @@ from conftest import STRUCTURES
 from small_models import make_model
 
 from coordformer import CoordformerProcessor
+from coordformer.inference.design import describe, design_files
 from coordformer.inference.score import score
 
 CRO = STRUCTURES / "1orc.pdb.gz"
@@ -116,3 +117,27 @@ def test_ids_with_mutants_that_no_chain_has_come_first(checkpoint, tmp_path, cap
         run("nothing", "1HVR,PB1A")
     summary, rejected = run("all", "1ORC_A,M1A")
     assert summary["rejected"] == 0 and not rejected
+
+
+def test_residues_that_are_not_designed_are_named(checkpoint, gapped, tmp_path, caplog):
+    """Cro has coordinates from 3 to 61 of 1 to 66."""
+    options = {"num_samples": 3, "temperature": [0.0], "figures": False, "progress": False}
+    summary = design_files(checkpoint, CRO, tmp_path / "some", redesigned_residues="A1-A4 A60-A65", **options)
+    (report,) = summary["proteins"]
+    assert (report["designed"], report["chosen"], report["unobserved"]) == (4, 10, ["A1-A2", "A62-A65"])
+    note = "6 of 10 residues were not observed: A1-A2, A62-A65; what has no coordinates keeps its letter"
+    assert caplog.messages == [note]
+    assert report["distinct"] == 1 and "3 sequences, 1 distinct, for 4 of 71 residues" in describe(summary)
+    caplog.clear()
+    summary = design_files(checkpoint, gapped, tmp_path / "gap", redesigned_residues="A18-A26", **options)
+    assert summary["proteins"][0]["missing"] == ["A20 to A24"] and summary["proteins"][0]["unobserved"] == []
+    assert caplog.messages[0].startswith("not in the file, though within the chosen ranges: A20 to A24;")
+    for chosen, cause in (
+        ({"redesigned_residues": "A63-A65 A1"}, "A1 A63-A65 of `redesigned_residues` 'A63-A65 A1' have no coordinates"),
+        ({"fixed_residues": "A3-A61"}, "`fixed_residues` 'A3-A61' keep all residues with coordinates; fix fewer"),
+    ):
+        with pytest.raises(ValueError, match=f"1ORC: nothing is left to design; {cause}"):
+            design_files(checkpoint, CRO, tmp_path / "none", **chosen, **options)
+    chosen = {"redesigned_residues": "B5-B9", "chains_to_design": ["A"]}
+    with pytest.raises(ValueError, match="'B5-B9' are in no chain of `chains_to_design`, A"):
+        design_files(checkpoint, STRUCTURES / "1hvr.pdb.gz", tmp_path / "none", **chosen, **options)
