@@ -314,7 +314,9 @@ VERBS = {
             type=mutant,
             metavar="MUTANT",
         )
-        | switch("--scan", "all substitutions of one residue", "store_const", dest="mutants", const=None)
+        | switch(
+            "--scan", "all substitutions of each residue, one at a time", "store_const", dest="mutants", const=None
+        )
         | option("--residues", "of --scan and --sequences only these, the others are context: 'A10-A20 B52A C'")
         | option("--method", "a pass a chain, a residue, or a residue of each mutant", METHODS[1], choices=METHODS)
         | option(

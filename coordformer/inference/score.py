@@ -53,7 +53,7 @@ def score(
     without_coords: bool = False, noise_level: float | None = None, dtype: str = "float32", token_budget: int = 8192,
     window: int = 1024, entries_per_part: int = 16, progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score mutants of proteins, or all substitutions of one of their residues.
+    """Score mutants of proteins, or all substitutions of each of their residues, one at a time.
 
     Args:
         checkpoint: folder or Hub name of a masked-LM Coordformer.
