@@ -81,8 +81,8 @@ def design_files(
         What is also in `design.json`: the settings, counts, and `proteins`, of each `id`, `file`, `residues`,
         `designed`, `sequences`, how many of them are `distinct`, `native_score`, the means of `score` and
         `seq_recovery`, and `trained_on` (see `checkpoints.trained_on`), which `trained_on_sequences` counts. With
-        `redesigned_residues` how many were `chosen`, and of these the `unobserved`, as ranges; and `missing`, what
-        chosen ranges skip, as of `score`.
+        `redesigned_residues` how many were `chosen`, and of these the `unobserved`, as ranges; and `missing_residues`,
+        what chosen ranges skip, as of `score`.
 
     Raises:
         ValueError: an argument or input is unusable.

@@ -81,11 +81,11 @@ def score(
         What is also in `score.json`: the settings (`residues` as `chosen_residues`), counts, and `chains`, of each
         `chain` (its id), `file`, `residues`, `observed`, `numbering` (`"sequence"` where the file has no numbers,
         whatever was asked for), `coordinates` (see `coordinates_given`), `unobserved` (where coordinates are given:
-        names of the scanned residues, or the mutants, without), `missing` (what chosen ranges skip, as a file without
-        its sequence does not have it; only where there is some), of a scan `scored` (its residues), `trained_on` (see
-        `checkpoints.trained_on`; `trained_on_sequences` counts them), of a complex `chains` (residues by name), and of
-        given mutants their number, `mutants`, and where they were measured `spearman`, None where it is not defined. Of
-        a single chain these stand at the top, too, but for `chains`.
+        names of the scanned residues, or the mutants, without), `missing_residues` (what chosen ranges skip, as a file
+        without its sequence does not have it; only where there is some), of a scan `scored` (its residues),
+        `trained_on` (see `checkpoints.trained_on`; `trained_on_sequences` counts them), of a complex `chains`
+        (residues by name), and of given mutants their number, `mutants`, and where they were measured `spearman`,
+        None where it is not defined. Of a single chain these stand at the top, too, but for `chains`.
 
     Raises:
         ValueError: an input is unusable, or mutants without `id` are of several chains.

@@ -34,15 +34,17 @@ def select_residues(numbers: ResidueNumbers, residues: str | None, protein: Chai
 
 
 def missing_residues(numbers: ResidueNumbers, residues: str | None) -> dict[str, list[str]]:
-    """For a report: `missing`, what ranges of `residues` skip, see `ResidueNumbers.missing`; nothing if nothing."""
+    """For a report: what ranges of `residues` skip, see `ResidueNumbers.missing`; nothing where they skip nothing."""
     missing = numbers.missing(residues) if residues is not None else []
-    return {"missing": missing} if missing else {}
+    return {"missing_residues": missing} if missing else {}
 
 
 def say_missing(reports: Sequence[Mapping[str, Any]], name: str) -> None:
     """Say which residues within chosen ranges the files do not have; `name` is where reports have the id."""
-    here = [report for report in reports if report.get("missing")]
-    texts = [f"{report[name]} {text}" if len(reports) > 1 else text for report in here for text in report["missing"]]
+    here = [report for report in reports if report.get("missing_residues")]
+    texts = [
+        f"{report[name]} {text}" if len(reports) > 1 else text for report in here for text in report["missing_residues"]
+    ]
     if texts:
         listed = ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
         why = "a file without SEQRES does not know its missing residues"

@@ -68,8 +68,8 @@ def score_given_sequences(
     Returns:
         What is also in `score.json`: the settings, counts, and `proteins`, of each its `id`, `file`, `residues`, the
         number of `sequences`, `best` (the id of the likeliest), its scores, named as in the table, with `residues` how
-        many were `scored` and what is `missing`, as of `score`, and `trained_on` (see `checkpoints.trained_on`: its own
-        chains, or the closest sequence).
+        many were `scored` and the `missing_residues`, as of `score`, and `trained_on` (see
+        `checkpoints.trained_on`: its own chains, or the closest sequence).
 
     Raises:
         ValueError: an input is unusable. A sequence that does not fit its structure costs the structure.

@@ -12,6 +12,7 @@ from small_models import make_model
 from coordformer import CoordformerProcessor
 from coordformer.inference.design import describe, design_files
 from coordformer.inference.score import score
+from coordformer_command import main
 
 CRO = STRUCTURES / "1orc.pdb.gz"
 
@@ -27,7 +28,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def gapped(tmp_path_factory) -> Path:
-    """Cro without SEQRES, in which 20 to 24 and 30 are missing."""
+    """Cro without SEQRES: of its 64 observed residues 20 to 24 and 30 are missing."""
     cut = {*range(20, 25), 30}
     lines = gzip.decompress(CRO.read_bytes()).decode().splitlines(keepends=True)
     kept = [line for line in lines if not line.startswith("SEQRES")]
@@ -67,11 +68,11 @@ def test_a_range_across_a_gap_says_what_is_missing(checkpoint, gapped, tmp_path,
     summary = quietly(checkpoint, gapped, tmp_path / "scan", residues="A18-A31")
     names = [row["residue"] for row in read_rows(tmp_path / "scan" / "scan.csv")]
     assert names == [f"A{number}" for number in (18, 19, *range(25, 30), 31)]
-    assert summary["missing"] == ["A20 to A24", "A30"]
+    assert summary["missing_residues"] == ["A20 to A24", "A30"]
     assert caplog.messages == [f"not in the file, though within the chosen ranges: A20 to A24, A30{why}"]
     caplog.clear()
     two = quietly(checkpoint, [gapped, CRO], tmp_path / "two", residues="A28-A31")
-    assert [report.get("missing") for report in two["chains"]] == [["A30"], None]
+    assert [report.get("missing_residues") for report in two["chains"]] == [["A30"], None]
     assert (
         caplog.messages[-1] == f"not in the file, though within the chosen ranges: {two['chains'][0]['chain']} A30{why}"
     )
@@ -79,10 +80,10 @@ def test_a_range_across_a_gap_says_what_is_missing(checkpoint, gapped, tmp_path,
     (tmp_path / "a.fasta").write_text(">a\n" + "A" * summary["residues"] + "\n")
     given = {"sequences": tmp_path / "a.fasta", "residues": "A18-A31"}
     scored = score(checkpoint, gapped, tmp_path / "sequences", progress=False, **given)
-    assert scored["proteins"][0]["missing"] == ["A20 to A24", "A30"] and why in caplog.text
+    assert scored["proteins"][0]["missing_residues"] == ["A20 to A24", "A30"] and why in caplog.text
     caplog.clear()
-    assert "missing" not in quietly(checkpoint, CRO, tmp_path / "whole", residues="A18-A31")
-    assert "missing" not in quietly(checkpoint, gapped, tmp_path / "chain", residues="A")
+    assert "missing_residues" not in quietly(checkpoint, CRO, tmp_path / "whole", residues="A18-A31")
+    assert "missing_residues" not in quietly(checkpoint, gapped, tmp_path / "chain", residues="A")
     assert not caplog.messages
 
 
@@ -130,7 +131,7 @@ def test_residues_that_are_not_designed_are_named(checkpoint, gapped, tmp_path, 
     assert report["distinct"] == 1 and "3 sequences, 1 distinct, for 4 of 71 residues" in describe(summary)
     caplog.clear()
     summary = design_files(checkpoint, gapped, tmp_path / "gap", redesigned_residues="A18-A26", **options)
-    assert summary["proteins"][0]["missing"] == ["A20 to A24"] and summary["proteins"][0]["unobserved"] == []
+    assert summary["proteins"][0]["missing_residues"] == ["A20 to A24"] and summary["proteins"][0]["unobserved"] == []
     assert caplog.messages[0].startswith("not in the file, though within the chosen ranges: A20 to A24;")
     for chosen, cause in (
         ({"redesigned_residues": "A63-A65 A1"}, "A1 A63-A65 of `redesigned_residues` 'A63-A65 A1' have no coordinates"),
@@ -141,3 +142,12 @@ def test_residues_that_are_not_designed_are_named(checkpoint, gapped, tmp_path, 
     chosen = {"redesigned_residues": "B5-B9", "chains_to_design": ["A"]}
     with pytest.raises(ValueError, match="'B5-B9' are in no chain of `chains_to_design`, A"):
         design_files(checkpoint, STRUCTURES / "1hvr.pdb.gz", tmp_path / "none", **chosen, **options)
+
+
+def test_the_command_says_what_is_missing(checkpoint, gapped, tmp_path, capsys):
+    """Which is no part of a run that another job has yet to do."""
+    options = ["--residues", "A18-A31", "--method", "wild_type_marginal", "--quiet", "--output", str(tmp_path / "out")]
+    assert main(["score", str(checkpoint), str(gapped), "--scan", *options]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("coordformer: ") == 1 and "A20 to A24, A30; a file without SEQRES" in printed.err
+    assert "all substitutions of 8 of 58 residues" in printed.out
