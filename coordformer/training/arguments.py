@@ -143,9 +143,7 @@ class ModelArguments:
     message_attention: bool = _new(
         "message_attention", "Attention weights for the messages; a checkpoint with messages can be given them."
     )
-    edge_updates: bool = _new(
-        "edge_updates", "Edge features that change from layer to layer; a checkpoint with messages can be given them."
-    )
+    edge_updates: bool = _new("edge_updates", "Update edges in each layer; a checkpoint with messages can be given it.")
     coordinate_atoms: list[str] | None = field(
         default=None, metadata={"help": "Atoms of a residue that the model reads (new model: CA)"}
     )
@@ -154,14 +152,8 @@ class ModelArguments:
         None,
         "Of ProteinMPNN's layers on C-alphas: read nothing that depends on rotations; --init_from may get it.",
     )
-    partial_backbones: bool = _option(
-        None,
-        "Of ProteinMPNN's layers on backbones: read what there is of residues that lack atoms; --init_from may get it.",
-    )
-    noise_conditioning: bool = _option(
-        None,
-        "Of ProteinMPNN's layers: tell the model each chain's --coordinate_noise; --init_from may get it.",
-    )
+    partial_backbones: bool = _option(None, "With ProteinMPNN's layers: backbones may lack atoms.")
+    noise_conditioning: bool = _option(None, "Of ProteinMPNN's layers: tell them each chain's --coordinate_noise.")
     attn_implementation: str | None = _option(
         None, "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa."
     )
@@ -213,11 +205,7 @@ class DataArguments:
     )
     exact_coords: float = _option(0.0, "Share of chains that --coordinate_noise leaves as they are.")
     drop_coords: float = _option(0.0, "Share of chains that come without coordinates, for one model with and without.")
-    drop_atoms: float = _option(
-        0.0,
-        "Share of chains that lack atoms of the backbone: half of them have C-alphas alone, a quarter in some "
-        "residues, a quarter have no O.",
-    )
+    drop_atoms: float = _option(0.0, "Share of chains without atoms of the backbone: half of them have C-alphas alone.")
     split_chains: float = _option(0.0, "Share of chains that are cut in two at random, as two chains of a complex.")
 
     def __post_init__(self):

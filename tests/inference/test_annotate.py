@@ -196,8 +196,8 @@ def test_values_of_a_regression(tmp_path, names):
     assert [(each["term"], each["name"]) for each in found["1ORC_A"]] == [(name, "") for name in names.values()]
     assert [each["value"] for each in found["1ORC_A"]] == pytest.approx(expected, abs=1e-4)
     assert (tmp_path / "values.tsv").read_text().splitlines() == [
-        "chain\tterm\tname\tvalue",
-        *(f"1ORC_A\t{each['term']}\t\t{each['value']:.6g}" for each in found["1ORC_A"]),
+        "chain\tterm\tname\tvalue\tfile",
+        *(f"1ORC_A\t{each['term']}\t\t{each['value']:.6g}\t{STRUCTURE.name}" for each in found["1ORC_A"]),
     ]
     quietly(tmp_path / "head", STRUCTURE, output=tmp_path / "values.json")
     assert json.loads((tmp_path / "values.json").read_text()) == found

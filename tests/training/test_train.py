@@ -349,7 +349,7 @@ def test_help_names_the_defaults_of_a_new_model(capsys):
         parse_arguments(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "Width. (new model: 320) --num_hidden_layers" in text
-    assert "--token_budget" in text and "(default: [0.15])" in text
+    assert "--token_budget" in text and "(default: 0.15)" in text
 
 
 def test_what_was_saved_in_bfloat16_is_trained_in_float32(tmp_path, esm):
