@@ -37,8 +37,8 @@ def log_probabilities(
         masked: each residue is masked, alone, and costs a row of a batch, unless the model `masks_each`; otherwise one
             row serves all residues whose window is the same, which in a chain that fits in `window` is every residue.
         without_coords: give the model no coordinates.
-        window: of longer chains this many residues are read, those around the residue that is asked for. A window is a
-            chain to the model, with its own `<cls>`, `<eos>` and center.
+        window: of longer chains this many residues are read, those around the residue that is asked for, see
+            `window_around`. A window is a chain to the model, with its own `<cls>`, `<eos>` and center.
         token_budget: tokens of a batch; one row in any case.
         progress: show a progress bar.
 

@@ -363,15 +363,20 @@ def test_a_scan_of_a_complex(protease):
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("length", "window"), [(50, 12), (50, 13), (50, 50), (50, 49), (7, 20), (50, 2)])
-def test_residues_lie_as_near_the_middle_of_their_window_as_can_be(length, window):
+@pytest.mark.parametrize(
+    ("length", "window"), [(50, 12), (50, 13), (50, 50), (50, 49), (7, 20), (50, 2), (300, 64), (301, 65), (2000, 1024)]
+)
+def test_residues_lie_near_the_middle_of_their_window(length, window):
+    """As near as can be, or an eighth of a window apart for less windows than residues."""
     starts = window_around(np.arange(length), length, window)
     inside = min(window, length)
     allowed = np.arange(length - inside + 1)
     for index, start in enumerate(starts):
         assert start in allowed and start <= index < start + inside
         off_center = np.abs(index - (allowed + (inside - 1) / 2))
-        assert off_center[start] == off_center.min()
+        assert off_center[start] <= off_center.min() + (window // 16 if window >= 16 else 0)
+    if window >= 16:
+        assert len(np.unique(starts)) <= 2 + (length - inside) // (window // 8)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -379,7 +384,7 @@ def test_a_window_is_a_chain_of_its_own(chain, masked):
     model = make_model()
     actual = log_probabilities(model, PROCESSOR, chain, np.arange(71), masked=masked, window=21)
     for index in (0, 9, 10, 11, 35, 60, 70):
-        start = min(max(index - 10, 0), 50)
+        start = int(window_around(np.array(index), 71, 21))
         expected = naive_log_probabilities(model, part(chain, start, start + 21), index - start, masked)
         np.testing.assert_allclose(actual[index], list(expected.values()), atol=1e-4)
     np.testing.assert_allclose(np.exp(actual).sum(axis=1), 1, atol=1e-5)
