@@ -20,7 +20,8 @@ All have the same weights but for the coordinate embedding, in float32; three al
 sdpa attention, and the built-in fast tokenizer, not its own slower one; what collating takes by itself is in the
 record. Coordformer's GELU is torch's, the default of its config; EsmModel writes it out, which takes longer: with
 --hidden_act gelu_python both do. On a machine that others use, `--threads 1 --processor_time` counts seconds of the
-processor, which others disturb less.
+processor, which others disturb less. `--shares FILE` writes of each side the share of its operations in the time of a
+turn.
 
 The sides take turns in one process; a side's time is the median over the repeats of the time for all chains. Before the
 clock starts, some chains are compared: coordformer padded with packed, and coordformer without coordinates and esm-cpp
@@ -41,7 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 from bars import draw_bars
-from harness import CUDA, take_turns, write_record
+from harness import CUDA, operation_shares, take_turns, write_record
 from safetensors.torch import save_file
 from torch import nn
 from transformers import EsmConfig, EsmForMaskedLM, EsmModel
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--processor_time", action="store_true", help="seconds of the processor, for one thread")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="20 chains, 2 repeats")
+    parser.add_argument("--shares", type=Path, help="write the shares of operations here as JSON, and measure no more")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "embedding_speed.json")
     options = parser.parse_args()
     if options.quick:
@@ -256,6 +258,9 @@ def main() -> None:
         runs = {side: runs[side] for side in options.sides}
 
     whole = {side: partial(run, chains) for side, run in runs.items()}
+    if options.shares:
+        shares = {side: operation_shares(run) for side, run in whole.items()}
+        return write_record(options.shares, {"threads": options.threads, "shares": shares}, ("torch", "transformers"))
     alone = {
         f"collating for {name}": partial(collate_all, collate, chains, like) for name, collate in collators.items()
     }

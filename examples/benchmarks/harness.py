@@ -72,6 +72,20 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if CUDA else "cpu"
 
 
+def operation_shares(turn: Callable[[], Any]) -> dict[str, float]:
+    """Of the operations that take a hundredth of a turn and more, their shares of its time; after a turn to warm up."""
+    turn()
+    with torch.profiler.profile() as profiler:
+        turn()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    whole = sum(times.values())
+    return {
+        name: round(time / whole, 3)
+        for name, time in sorted(times.items(), key=lambda pair: -pair[1])
+        if time > 0.01 * whole
+    }
+
+
 def write_record(path: Path, record: Mapping[str, Any], packages: tuple[str, ...]) -> None:
     """Write the numbers of a run with its command, machine and versions as JSON."""
     script = Path(sys.argv[0]).name

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import CUDA, in_fresh_process, peak, start_of_peak, take_turns, write_record
+from harness import CUDA, in_fresh_process, operation_shares, peak, start_of_peak, take_turns, write_record
 from torch import nn
 from transformers import DataCollatorForLanguageModeling, EsmConfig, EsmForMaskedLM
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -239,16 +239,7 @@ def ceiling(dtype: torch.dtype, clock: Callable[[], float]) -> float:
 def shares_of(side: str, size: str, rows: Any, options: argparse.Namespace) -> dict[str, float]:
     """Of the operations that take a hundredth of a turn and more."""
     _, turn = make_turn(side, size, rows, options.token_budget, options.compile, options.chains_a_batch)
-    turn()
-    with torch.profiler.profile() as profiler:
-        turn()
-    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    whole = sum(times.values())
-    return {
-        name: round(time / whole, 3)
-        for name, time in sorted(times.items(), key=lambda pair: -pair[1])
-        if time > 0.01 * whole
-    }
+    return operation_shares(turn)
 
 
 def measure_size(size: str, rows: Any, options: argparse.Namespace) -> dict[str, Any]:
