@@ -337,6 +337,14 @@ VERBS = {
             type=InputPath,
             metavar="FILE.fasta",
         )
+        | option(
+            "--ensemble",
+            "further checkpoints: scores are the mean of all; not with --sequences",
+            (),
+            nargs="+",
+            metavar="CHECKPOINT",
+        )
+        | switch("--no_figures", "no heat maps of a scan", "store_false", dest="figures")
         | PREDICTION
         | NOISE_LEVEL
         | window("what is read around each residue of a longer chain; not with --sequences")

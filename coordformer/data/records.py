@@ -101,7 +101,8 @@ def begin_run(
         holds_results: whether the folder has anything that another run would spoil; without, its `run.json` is
             written anew.
         passing: names of settings that may differ, such as where the same data lies.
-        defaults: values of settings that a `run.json` of an older version does not have, by name.
+        defaults: values of settings that one of the two runs may not have, by name: a `run.json` of an older version
+            does not, nor runs in which something was not asked for.
         upgrade: makes today's settings of those of an older version; a ValueError or KeyError says that it cannot.
 
     Returns:
@@ -124,12 +125,13 @@ def begin_run(
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {fix}.") from error
     defaults = _as_json(defaults or {})
-    changed = [
-        f"{name}: {was!r} -> {value!r}"
-        for name, value in _flat(wanted)
-        if name.rpartition(".")[2] not in passing
-        and (was := before.get(name, defaults.get(name.rpartition(".")[2]))) != value
-    ]
+    now = dict(_flat(wanted))
+    changed = []
+    for name in (*now, *(name for name in before if name not in now and name.rpartition(".")[2] in defaults)):
+        default = defaults.get(name.rpartition(".")[2])
+        was, value = before.get(name, default), now.get(name, default)
+        if name.rpartition(".")[2] not in passing and was != value:
+            changed.append(f"{name}: {was!r} -> {value!r}")
     if changed:
         raise ValueError(f"{folder} holds another run ({'; '.join(changed)}); {fix}.")
     return True

@@ -1,9 +1,11 @@
 """Checkpoints as the verbs open them, and what is said of them."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import operator
 import re
 import warnings
 from collections import Counter
@@ -137,7 +139,7 @@ def _load(checkpoint: str | Path, dtype: str, any_head: bool) -> tuple[PreTraine
 
 
 def stated_noise(noise_level: float | None) -> dict[str, float]:
-    """The setting of a run, where it was given: other runs, also older ones, do not have it."""
+    """The setting of a run, where it was given; see `runner.UNSTATED`."""
     return {} if noise_level is None else {"noise_level": noise_level}
 
 
@@ -240,6 +242,13 @@ def coordinates_of(model: PreTrainedModel) -> str:
     return " and ".join(filter(None, (", ".join(ways[:-1]), *ways[-1:]))) or "none"
 
 
+def read_for(processors: Sequence[CoordformerProcessor]) -> dict[str, Any]:
+    """What is read of structure files for several models, as `CoordformerProcessor.reads` of one."""
+    atoms = tuple(dict.fromkeys(atom for each in processors for atom in each.coordinate_atoms))
+    needed = {atom for each in processors for atom in each.coordinate_atoms if atom not in each.optional_atoms}
+    return {"atoms": atoms, "optional_atoms": tuple(atom for atom in atoms if atom not in needed)}
+
+
 def coordinates_given(model: PreTrainedModel, coords: np.ndarray, without_coords: bool) -> str:
     """What a model gets of a chain's coordinates: `given`, `not given`, `unknown` (all are NaN) or `not read`."""
     if coordinates_of(model) == "none":
@@ -247,14 +256,22 @@ def coordinates_given(model: PreTrainedModel, coords: np.ndarray, without_coords
     return "unknown" if np.isnan(coords).all() else "not given" if without_coords else "given"
 
 
-def training_sequences_of(checkpoint: str | Path) -> TrainingSequences | None:
-    """What is recorded of the sequences that a checkpoint was trained on, if anything is.
+def training_sequences_of(*checkpoints: str | Path) -> TrainingSequences | None:
+    """What is recorded of the sequences that any of the checkpoints was trained on, if anything is.
 
     Of an adapter without a record it is that of its base, and the adapter is named as not known.
 
     Raises:
-        ValueError: the record is broken.
+        ValueError: a record is broken.
     """
+    records = {Path(checkpoint).resolve().name: _recorded_sequences(checkpoint) for checkpoint in checkpoints}
+    known = [record for record in records.values() if record is not None]
+    if unknown := [name for name, record in records.items() if record is None]:
+        known.append(TrainingSequences.of((), unknown))
+    return functools.reduce(operator.or_, known) if len(unknown) < len(records) else None
+
+
+def _recorded_sequences(checkpoint: str | Path) -> TrainingSequences | None:
     record, settings = read_training_sequences(checkpoint), adapter_settings(checkpoint)
     if record is not None or settings is None:
         return record

@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 PARTS, REJECTS = "parts", "rejected.tsv"
 LONGEST_STEM = 200  # bytes, of the 255 that file systems have
+NAMES = {"checkpoint", "ensemble"}  # settings that do not decide results, since what is in the weights does
+# What settings are of runs that do not have them: those of an older version, or in which they were not given.
+UNSTATED = {"as_complex": False, "noise_level": None, "ensemble_weights": None}
 
 
 def is_data_set(path: str | Path) -> bool:
@@ -337,7 +340,7 @@ def run_parts(
 
     Args:
         inputs, folder: what was given, and what gets `run.json` and `parts/`.
-        settings: what decides the results besides the inputs; `checkpoint` in it, the name of the weights, does not.
+        settings: what decides the results besides the inputs; `NAMES` in it, those of weights, do not.
         work: takes the chains of a part, its name (`00003-of-00079`), the rejects, to which it may add, and the
             progress bar; predicts, writes the files of the part, and returns what the record of the part gets, as JSON:
             `file`, without which the part is made again, and `chains` and `residues`, where it left some out.
@@ -361,8 +364,8 @@ def _run_parts(
     parts = folder / PARTS
     # Jobs of an array start together: of them, a run without a part is a run.
     begun = any(parts.glob("*.json")) or (inputs.jobs > 1 and (folder / RUN).exists())
-    old = {"as_complex": False}  # of runs of an older version
-    begin_run(folder, {**settings, **inputs.settings}, holds_results=begun, passing={"checkpoint"}, defaults=old)
+    claimed = {**settings, **inputs.settings}
+    begin_run(folder, claimed, holds_results=begun, passing=NAMES, defaults=UNSTATED)
     parts.mkdir(exist_ok=True)
     paths = [parts / f"{inputs.name(part)}.json" for part in range(len(inputs))]
     with tqdm(total=0, unit="chain", disable=not progress, smoothing=0) as bar:

@@ -27,6 +27,7 @@ from .checkpoints import (
     coordinates_given,
     digest_weights,
     load_checkpoint,
+    read_for,
     stated_noise,
     trained_on,
     training_sequences_of,
@@ -51,7 +52,8 @@ def score(
     mutants: Sequence[str] | None = None, sequences: str | Path | None = None, residues: str | None = None,
     method: str = "masked_marginal", numbering: str | None = None, offset: int | None = None,
     without_coords: bool = False, noise_level: float | None = None, dtype: str = "float32", token_budget: int = 8192,
-    window: int = 1024, entries_per_part: int = 16, progress: bool = True, **reading: Any,
+    window: int = 1024, ensemble: Sequence[str | Path] = (), figures: bool = True, entries_per_part: int = 16,
+    progress: bool = True, **reading: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Score mutants of proteins, or all substitutions of each of their residues, one at a time.
 
@@ -74,6 +76,8 @@ def score(
         method, without_coords, token_budget, window: as of `score_substitutions` and `log_probabilities`.
         noise_level: what a model with `config.noise_conditioning` is told, Å; default: its `config.noise_level`.
         dtype: of the weights.
+        ensemble: further checkpoints; a score is then the mean of all. Not with `sequences`.
+        figures: draw the heat map of a scan.
         entries_per_part, reading (`split`, `chain_ids`, `min_plddt`, `as_complex`, `assembly`, `shard`): as of
             `runner.Inputs`.
 
@@ -95,6 +99,8 @@ def score(
     if sequences is not None:
         if mutants is not None:
             raise ValueError("Give `mutants` or `sequences`, not both.")
+        if ensemble:
+            raise ValueError("`ensemble` goes with a scan or mutants; `sequences` are scored by one checkpoint.")
         shared: dict[str, Any] = {"without_coords": without_coords, "dtype": dtype, "token_budget": token_budget}
         shared["noise_level"] = noise_level
         shared |= {"entries_per_part": entries_per_part, "progress": progress, "residues": residues}
@@ -111,12 +117,14 @@ def score(
         raise ValueError("There is nothing to score: the list of mutants is empty.")
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
-    model, processor = load_checkpoint(checkpoint, dtype, noise_level=noise_level)
-    given = Inputs(inputs, **processor.reads, entries_per_part=entries_per_part, **reading)
+    folders = [checkpoint, *ensemble]
+    loaded = [load_checkpoint(each, dtype, noise_level=noise_level) for each in folders]
+    reads = read_for([processor for _, processor in loaded])
+    given = Inputs(inputs, **reads, entries_per_part=entries_per_part, **reading)
     options: dict[str, Any] = {"without_coords": without_coords, "window": window, "token_budget": token_budget}
     data_sets = all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     timed = mutants is not None or not progress
-    training = training_sequences_of(checkpoint)
+    training = training_sequences_of(*folders)
     say_left_out(inputs, reading, "scan" if mutants is None else "mutants")
 
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
@@ -149,8 +157,10 @@ def score(
         if not timed:
             timed = True
             chains, sizes = [chain for chain, _ in asked], list(map(len, scanned))
-            _say_how_long(scan_seconds(model, processor, chains, sizes, **options), method, len(given))
-        scored = score_substitutions(model, processor, asked, method, progress=progress, **options)
+            timings = [scan_seconds(*each, chains, sizes, **options) for each in loaded]
+            _say_how_long(timings, method, len(given))
+        by_model = [score_substitutions(*each, asked, method, progress=progress, **options) for each in loaded]
+        scored = [np.mean(each, axis=0) for each in zip(*by_model, strict=True)]
         reports: list[dict[str, Any]] = []
         lines: list[list[str]] = []
         stems = file_stems(output, part, [chain for chain, _ in asked])
@@ -161,7 +171,8 @@ def score(
             file = given.file_of(chain)
             report: dict[str, Any] = {"chain": chain.id, "file": file, "residues": len(chain)}
             report |= {"observed": int(observed.sum()), "numbering": numbers.numbering}
-            report["coordinates"] = coordinates_given(model, chain.coords, without_coords)
+            kinds = [coordinates_given(model, chain.coords, without_coords) for model, _ in loaded]
+            report["coordinates"] = "given" if "given" in kinds else kinds[0]
             known = report["coordinates"] == "given"
             report["trained_on"] = trained
             report |= missing_residues(numbers, residues)
@@ -176,7 +187,8 @@ def score(
                     report["unobserved"] = [numbers.name(index) for index in found if not observed[index]]
                 picture = output / "scan.png" if len(records) == len(given) == 1 else stem.with_name(f"{stem.name}.png")
                 title = f"{chain.id}, {method.replace('_', ' ')}"
-                plot_scan(picture, table, numbers, title, indices, observed if known else None)
+                if figures:
+                    plot_scan(picture, table, numbers, title, indices, observed if known else None)
             else:
                 report["mutants"] = len(these)
                 texts, values = [mutants[number] for number in mine], None if measured is None else measured[mine]
@@ -209,7 +221,11 @@ def score(
         "chosen_residues": residues,
         **stated_noise(noise_level),
     }
-    guarded: dict[str, Any] = {"verb": "score", "weights": digest_weights(model), "without_coords": without_coords}
+    weights = [digest_weights(model) for model, _ in loaded]
+    guarded: dict[str, Any] = {"verb": "score", "weights": weights[0], "without_coords": without_coords}
+    if ensemble:  # see `runner.UNSTATED`
+        settings["ensemble"] = [Path(each).name for each in ensemble]
+        guarded["ensemble_weights"] = weights[1:]
     if mutants is not None:
         guarded["mutants"] = hash_json([list(mutants), ids, None if measured is None else measured.tolist()])
     with parts_in(output, given):
@@ -221,7 +237,9 @@ def score(
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)
         summary: dict[str, Any] = settings | outcome.counts()
-        summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "chain")
+        summary["trained_on_sequences"] = warn_of_training(
+            " or ".join(Path(each).name for each in folders), reports, "chain"
+        )
         say_missing(reports, "chain")
         _warn_of_unobserved(reports)
         summary["chains"] = reports
@@ -234,10 +252,12 @@ def score(
     return summary
 
 
-def _say_how_long(seconds: Mapping[str, float] | None, method: str, parts: int) -> None:
-    """Before a scan: what it will take, and the fastest method where another one was chosen."""
-    if seconds is None:
+def _say_how_long(timings: Sequence[Mapping[str, float] | None], method: str, parts: int) -> None:
+    """Before a scan: what it will take with all models, and the fastest method where another one was chosen."""
+    known = [each for each in timings if each is not None]
+    if not known:
         return
+    seconds = {each: sum(timing[each] for timing in known) for each in (method, METHODS[0])}
     of_parts = f", for each of {parts:,} parts" if parts > 1 else ""
     text = f"all substitutions by {method} take {in_words(seconds[method])}{of_parts}"
     if method != METHODS[0]:
@@ -306,7 +326,7 @@ def _warn_of_unobserved(reports: Sequence[Mapping[str, Any]]) -> None:
     else:
         what = f"{counted(total, 'mutant')} {'has' if one else 'have'} residues that were not observed"
     listed = ", ".join([*names[:LISTED], *["..."] * (len(names) > LISTED)])
-    why = "what has no place in the structure is scored by little but the sequence (column observed)"
+    why = "what has no place in the structure is scored without it (column observed)"
     logger.warning("%s of %s: %s; %s", f"{len(names):,}", what, listed, why)
 
 

@@ -185,10 +185,11 @@ def read_assays(folder: Path, max_length: int | None = None, quick: bool = False
 
 
 def score_assay(
-    assay: Assay, models: Mapping[str, tuple[PreTrainedModel, Any]], method: str, **options: Any
+    assay: Assay, models: Mapping[str, Sequence[tuple[PreTrainedModel, Any]]], method: str, **options: Any
 ) -> dict[str, Any]:
     """Spearman's correlations of an assay by predictor: of all mutants, and of those with several substitutions.
 
+    Of several models in one role the mean of the scores is taken.
     `given` is among the predictors where the structure is good enough to compare with and without.
     """
     start = time.monotonic()
@@ -209,14 +210,16 @@ def score_assay(
     }
     asked = [(assay.chain, mutants)]
 
-    def score(model: PreTrainedModel, processor: Any, **condition: Any) -> np.ndarray:
-        return score_mutants(model, processor, asked, method, **condition, **options)[0]
+    def score(role: str, **condition: Any) -> np.ndarray:
+        return np.mean(
+            [score_mutants(*each, asked, method, **condition, **options)[0] for each in models[role]], axis=0
+        )
 
     if (assay.identity or 0) >= LEAST_IDENTITY and coverage >= LEAST_COVERAGE:
-        predictions["given"] = score(*models["checkpoint"])
-    predictions["not_given"] = score(*models["checkpoint"], without_coords=True)
+        predictions["given"] = score("checkpoint")
+    predictions["not_given"] = score("checkpoint", without_coords=True)
     if "baseline" in models:
-        predictions["baseline"] = score(*models["baseline"])
+        predictions["baseline"] = score("baseline")
     multiple = np.array([len(each) > 1 for each in substitutions])
 
     def correlations(chosen: np.ndarray) -> dict[str, float | None]:
@@ -328,7 +331,7 @@ def describe(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -
         + ". ".join(
             f"{role.capitalize()}: {model['name']}, {model['parameters']:,} parameters, coordinates: "
             f"{model['coordinates']}"
-            for role, model in settings["models"].items()
+            for role, model in [*settings["models"].items(), *(("with", each) for each in settings.get("ensemble", ()))]
         )
         + f". {sum(each['mutants'] for each in results):,} mutants of {len(results)} assays"
         + (f", proteins of up to {summary['max_length']} residues" if summary["max_length"] else "")
@@ -447,6 +450,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "checkpoint", nargs="?", default=shipped,
         help="a model with coordinates (default: the one that comes with the repository)",
     )  # fmt: skip
+    parser.add_argument(
+        "--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="with these the mean of the scores is taken"
+    )
     parser.add_argument("--baseline", metavar="CHECKPOINT", help="a model without coordinates to compare with")
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="ProteinGym's, or of Parquet files")
     parser.add_argument("--method", choices=METHODS, default="masked_marginal", help="default: %(default)s")
@@ -458,24 +464,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/variants"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
     assays = read_assays(arguments.data, arguments.max_length, arguments.quick)
-    models = {
-        role: load_checkpoint(path, arguments.dtype)
-        for role, path in (("checkpoint", arguments.checkpoint), ("baseline", arguments.baseline))
-        if path is not None
-    }
-    for role, (model, _) in models.items():
-        if (coordinates_of(model) == "none") != (role == "baseline"):
-            raise ValueError(f"The {role} reads coordinates: {coordinates_of(model)}; give the two in their order.")
-    settings = {
-        "models": {
-            role: {
-                "name": Path(getattr(arguments, role)).name,
+    folders = {"checkpoint": [arguments.checkpoint, *arguments.ensemble]}
+    if arguments.baseline is not None:
+        folders["baseline"] = [arguments.baseline]
+    models = {role: [load_checkpoint(path, arguments.dtype) for path in paths] for role, paths in folders.items()}
+    for role, loaded in models.items():
+        for model, _ in loaded:
+            if (coordinates_of(model) == "none") != (role == "baseline"):
+                raise ValueError(f"The {role} reads coordinates: {coordinates_of(model)}; give the two in their order.")
+    described = {
+        role: [
+            {
+                "name": Path(path).name,
                 "weights": digest_weights(model),
                 "parameters": model.num_parameters(),
                 "coordinates": coordinates_of(model),
             }
-            for role, (model, _) in models.items()
-        },
+            for path, (model, _) in zip(paths, models[role], strict=True)
+        ]
+        for role, paths in folders.items()
+    }
+    settings = {
+        "models": {role: each[0] for role, each in described.items()},
+        **({"ensemble": described["checkpoint"][1:]} if arguments.ensemble else {}),
         "method": arguments.method,
         "dtype": arguments.dtype,
         "window": arguments.window,

@@ -153,7 +153,7 @@ def test_unusable_assays_are_named(chain):
 
 
 def test_an_unlike_structure_is_not_compared(checkpoint, chain):
-    models = {"checkpoint": variants.load_checkpoint(checkpoint / "linear")}
+    models = {"checkpoint": [variants.load_checkpoint(checkpoint / "linear")]}
     mutants = ["M1A", "T6W", "L7G"]  # residues 1 and 2 of Cro are not observed
     for identity, asked, compared in ((100.0, mutants[1:], True), (100.0, mutants, False), (94.0, mutants[1:], False)):
         load = partial(tuple, (asked, np.arange(len(asked), dtype=float)))
@@ -161,3 +161,15 @@ def test_an_unlike_structure_is_not_compared(checkpoint, chain):
         result = variants.score_assay(assay, models, "wild_type_marginal")
         assert ("given" in result["spearman"]) == compared
         assert result["structure_coverage"] == pytest.approx(1 if len(asked) == 2 else 2 / 3)
+
+
+def test_an_ensemble_has_the_mean_of_the_scores(checkpoint, chain):
+    loaded = [variants.load_checkpoint(checkpoint / name) for name in ("linear", "none")]
+    mutants = [f"{chain.sequence[index]}{index + 1}{letter}" for index in (5, 20, 40) for letter in "AGLKDW"]
+    mutants = [mutant for mutant in mutants if mutant[0] != mutant[-1]]
+    measured = np.random.default_rng(0).normal(size=len(mutants))
+    assay = variants.Assay("CRO", "P", "Stability", chain, 100.0, partial(tuple, (mutants, measured)))
+    result = variants.score_assay(assay, {"checkpoint": loaded}, "masked_marginal")
+    scores = [score_mutants(*each, [(chain, mutants)], "masked_marginal")[0] for each in loaded]
+    assert result["spearman"]["given"] == pytest.approx(spearman(np.mean(scores, axis=0), measured))
+    assert result["spearman"]["given"] != pytest.approx(spearman(scores[0], measured))

@@ -640,7 +640,7 @@ def test_scores_of_residues_that_were_not_observed(checkpoint, tmp_path, caplog)
     assert [row["residue"] for row in rows if row["observed"] == "false"] == summary["unobserved"]
     assert summary["unobserved"] == ["A1", "A2", "A62", "A63", "A64", "A65", "A66"] and summary["scored"] == 71
     assert {row["observed"] for row in rows} == {"true", "false"}
-    why = "; what has no place in the structure is scored by little but the sequence (column observed)"
+    why = "; what has no place in the structure is scored without it (column observed)"
     assert caplog.messages == ["7 of 71 residues were not observed: A1, A2, A62, ..." + why]
     caplog.clear()
     mutants = ["Q3A:E2G", "Q3A", "WT"]
