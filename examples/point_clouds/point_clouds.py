@@ -32,6 +32,7 @@ from stacks import (
     peak_rate,
     point_cloud_config,
     train_stack,
+    write_table,
 )
 
 from coordformer.data.files import write_atomically
@@ -192,12 +193,8 @@ def collect(output: Path, results: Path) -> list[dict]:
             for entry in content["history"]:
                 losses = {"update": entry["update"], "train": entry["train"][number], "valid": entry["valid"][number]}
                 history.append({name: row[name] for name in names} | losses)
-    for name, table in (("results.csv", rows), ("history.csv", history)):
-        with open(results / name, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, table[0], lineterminator="\n")
-            writer.writeheader()
-            for row in table:
-                writer.writerow({key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()})
+    write_table(results / "results.csv", rows)
+    write_table(results / "history.csv", history)
     return rows
 
 

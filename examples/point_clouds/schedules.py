@@ -30,6 +30,7 @@ from stacks import (
     point_cloud_config,
     train_stack,
     updates_to_reach,
+    write_table,
 )
 
 from coordformer.data.files import write_atomically
@@ -151,12 +152,8 @@ def collect(found: dict[str, list[dict[str, Any]]], results: Path) -> list[dict[
         for entry in history:
             values = {key: entry[key][0] for key in ("train", "valid", "averaged")}
             losses.append({"run": name, "update": entry["update"], "rate": rates(entry["update"])} | values)
-    for file_name, table in (("schedules.csv", rows), ("schedules_history.csv", losses)):
-        with open(results / file_name, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, table[0], lineterminator="\n")
-            writer.writeheader()
-            for row in table:
-                writer.writerow({key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()})
+    write_table(results / "schedules.csv", rows)
+    write_table(results / "schedules_history.csv", losses)
     return rows
 
 

@@ -3,6 +3,7 @@
 Many models of one shape train at once, their weights stacked (`torch.func`).
 """
 
+import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -336,3 +337,12 @@ def best_validation(history: Sequence[Mapping[str, Any]], member: int, of: str =
 def updates_to_reach(history: Sequence[Mapping[str, Any]], member: int, loss: float) -> int | None:
     """The first validation at which a member's loss was at most this, or None."""
     return next((entry["update"] for entry in history if entry["valid"][member] <= loss), None)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV file, numbers to four digits."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{x:.4g}" if isinstance(x, float) else x for key, x in row.items()})
