@@ -264,11 +264,14 @@ def training_sequences_of(*checkpoints: str | Path) -> TrainingSequences | None:
     Raises:
         ValueError: a record is broken.
     """
-    records = {Path(checkpoint).resolve().name: _recorded_sequences(checkpoint) for checkpoint in checkpoints}
-    known = [record for record in records.values() if record is not None]
-    if unknown := [name for name, record in records.items() if record is None]:
+    records = list(map(_recorded_sequences, checkpoints))
+    unknown = [Path(each).resolve().name for each, record in zip(checkpoints, records, strict=True) if record is None]
+    if len(unknown) == len(records):
+        return None
+    known = [record for record in records if record is not None]
+    if unknown:
         known.append(TrainingSequences.of((), unknown))
-    return functools.reduce(operator.or_, known) if len(unknown) < len(records) else None
+    return functools.reduce(operator.or_, known)
 
 
 def _recorded_sequences(checkpoint: str | Path) -> TrainingSequences | None:

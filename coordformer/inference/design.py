@@ -18,6 +18,7 @@ from ..data.inputs import Reject
 from ..data.records import counted, current_commit, first_lines, hash_file
 from ..data.training_sequences import chain_sequences
 from ..model.chain import AMINO_ACIDS, Chain, split_by_chain
+from ..model.coordinates import placed_in
 from ..model.design import NOISE_LEVEL, Designs, check_drawing, design, plan_design
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
@@ -125,9 +126,10 @@ def design_files(
             try:
                 protein = as_chain(record)
                 residues = ResidueNumbers(protein, numbering=asked)
-                _check_choice(protein, residues, shared)
+                placed = placed_in(protein, model)
+                _check_choice(placed, residues, shared)
                 own = {"omit_per_residue": _of_protein(omitted, name, 1)}
-                own |= {"bias_per_residue": _of_protein(biases, name, 2)}
+                own |= {"bias_per_residue": _of_protein(biases, name, 2), "placed": placed}
                 task = plan_design(protein, **shared, **own, bias_aa=bias, pssm=matrices.get(name, matrices.get("")))
                 designs = design(model, protein, task, processor=processor, token_budget=token_budget, **drawing)
             except ValueError as error:
@@ -187,17 +189,16 @@ def _chosen(residues: ResidueNumbers, shared: Mapping[str, Any]) -> list[int]:
     return [index for index in indices if chains is None or residues.chain_name(index) in chains]
 
 
-def _check_choice(protein: Chain, residues: ResidueNumbers, shared: Mapping[str, Any]) -> None:
+def _check_choice(observed: np.ndarray, residues: ResidueNumbers, shared: Mapping[str, Any]) -> None:
     """Refuse residues of which none can be designed.
 
     Raises:
         ValueError: none has coordinates, none is in a chain that is designed, or all are fixed; the message names them.
     """
     text, fixed, chains = (shared[name] for name in ("redesigned_residues", "fixed_residues", "chains_to_design"))
-    observed: Any = protein.observed.any(axis=1)
     if None not in (text, fixed) or not set(chains or ()) <= set(residues.chain_names):
         return  # of which `plan_design` says what is wrong
-    inside = [index for index in range(len(protein)) if chains is None or residues.chain_name(index) in chains]
+    inside = [index for index in range(len(observed)) if chains is None or residues.chain_name(index) in chains]
     asked = inside if text is None else residues.select(text)
     kept = [] if fixed is None else residues.select(fixed)
     chosen = sorted({*asked}.intersection(inside).difference(kept))

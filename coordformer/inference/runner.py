@@ -49,7 +49,7 @@ PARTS, REJECTS = "parts", "rejected.tsv"
 LONGEST_STEM = 200  # bytes, of the 255 that file systems have
 NAMES = {"checkpoint", "ensemble"}  # settings that do not decide results, since what is in the weights does
 # What settings are of runs that do not have them: those of an older version, or in which they were not given.
-UNSTATED = {"as_complex": False, "noise_level": None, "ensemble_weights": None}
+UNSTATED = {"as_complex": False, "noise_level": None, "ensemble_weights": None, "figures": True}
 
 
 def is_data_set(path: str | Path) -> bool:

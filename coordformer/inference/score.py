@@ -20,6 +20,7 @@ from ..data.inputs import Reject
 from ..data.records import counted, first_lines, hash_json
 from ..data.training_sequences import chain_sequences
 from ..model.chain import AMINO_ACIDS, Chain, Complex
+from ..model.coordinates import placed_in
 from ..model.proteins import as_chain, id_of
 from ..model.residues import ResidueNumbers, choose_numbering
 from ..model.substitutions import parse_mutant
@@ -63,9 +64,9 @@ def score(
         output: a folder. Gets `scan.csv` and a heat map of each chain or complex, or of given mutants `scores.csv`; and
             `score.json`. A scan has the columns `id`, `file` (see `Inputs.file_of`), `position` (in its chain, from 1
             or `offset`), `wild_type`, `chain`, `residue` (chain and the file's own number, see `ResidueNumbers.name`),
-            `observed` (`true` where it has coordinates) and one for each amino acid; scores have `id`, `file`,
-            `mutant`, `score`, `DMS_score` where measured, of the substituted residues, joined by `:`, `residues` and
-            `positions`, and `observed`, whether all of them were.
+            `observed` (`true` where all models have a place for it, see `coordinates.placed_in`) and one for each amino
+            acid; scores have `id`, `file`, `mutant`, `score`, `DMS_score` where measured, of the substituted residues,
+            joined by `:`, `residues` and `positions`, and `observed`, whether all of them were.
         mutants: as `parse_mutant` takes them, of one chain; or the name of one CSV file, see `read_mutants`, which for
             several chains says in its column `id` which one a mutant is of. None: all substitutions.
         sequences: name of a FASTA file; then these are scored, and not mutants, see `score_given_sequences`.
@@ -118,6 +119,7 @@ def score(
     if method not in METHODS:
         raise ValueError(f"`method` is {method!r}; choose one of {', '.join(METHODS)}.")
     folders = [checkpoint, *ensemble]
+    names = [Path(each).name for each in folders]
     loaded = [load_checkpoint(each, dtype, noise_level=noise_level) for each in folders]
     reads = read_for([processor for _, processor in loaded])
     given = Inputs(inputs, **reads, entries_per_part=entries_per_part, **reading)
@@ -135,12 +137,14 @@ def score(
         places = []  # of a chain's mutants in the list
         named = []
         scanned: list[list[int]] = []  # indices of residues
+        placed: list[np.ndarray] = []
         for record in records:
             mine = list(range(len(mutants or ()))) if ids is None else mutants_of.get(id_of(record), [])
             try:
                 chain = as_chain(record)
                 numbers = ResidueNumbers(chain, numbering=numbering, offset=offset)
                 indices = select_residues(numbers, residues, chain, given)
+                by_all = np.all([placed_in(chain, model) for model, _ in loaded], axis=0)
                 if mutants is None:
                     these = substitutions_of(chain, indices)
                 else:
@@ -154,6 +158,7 @@ def score(
                 places.append(mine)
                 named.append(numbers)
                 scanned.append(indices)
+                placed.append(by_all)
         if not timed:
             timed = True
             chains, sizes = [chain for chain, _ in asked], list(map(len, scanned))
@@ -165,9 +170,8 @@ def score(
         lines: list[list[str]] = []
         stems = file_stems(output, part, [chain for chain, _ in asked])
         seen = trained_on(training, [chain_sequences(chain) for chain, _ in asked])
-        each = zip(asked, named, places, scanned, scored, stems, seen, strict=True)
-        for (chain, these), numbers, mine, indices, scores, stem, trained in each:
-            observed: Any = chain.observed.any(axis=1)
+        each = zip(asked, named, places, scanned, placed, scored, stems, seen, strict=True)
+        for (chain, these), numbers, mine, indices, observed, scores, stem, trained in each:
             file = given.file_of(chain)
             report: dict[str, Any] = {"chain": chain.id, "file": file, "residues": len(chain)}
             report |= {"observed": int(observed.sum()), "numbering": numbers.numbering}
@@ -212,7 +216,7 @@ def score(
         return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
 
     settings: dict[str, Any] = {
-        "checkpoint": Path(checkpoint).name,
+        "checkpoint": names[0],
         "method": method,
         "numbering": asked_numbering,
         "offset": first,
@@ -223,8 +227,10 @@ def score(
     }
     weights = [digest_weights(model) for model, _ in loaded]
     guarded: dict[str, Any] = {"verb": "score", "weights": weights[0], "without_coords": without_coords}
+    if mutants is None:
+        guarded["figures"] = figures
     if ensemble:  # see `runner.UNSTATED`
-        settings["ensemble"] = [Path(each).name for each in ensemble]
+        settings["ensemble"] = names[1:]
         guarded["ensemble_weights"] = weights[1:]
     if mutants is not None:
         guarded["mutants"] = hash_json([list(mutants), ids, None if measured is None else measured.tolist()])
@@ -237,9 +243,7 @@ def score(
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)
         summary: dict[str, Any] = settings | outcome.counts()
-        summary["trained_on_sequences"] = warn_of_training(
-            " or ".join(Path(each).name for each in folders), reports, "chain"
-        )
+        summary["trained_on_sequences"] = warn_of_training(" or ".join(dict.fromkeys(names)), reports, "chain")
         say_missing(reports, "chain")
         _warn_of_unobserved(reports)
         summary["chains"] = reports

@@ -246,7 +246,8 @@ def chain_arrays(
     if missing := [atom for atom in atoms if atom not in (*available, *optional_atoms)]:
         raise ValueError(
             f"Chain {name} holds the atoms {', '.join(available)}, but {', '.join(missing)} of `coordinate_atoms` "
-            f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}."
+            f"{tuple(atoms)} was asked for; read the structure again with atoms={tuple(atoms)}, or prepare the "
+            f"data set again with --atoms {','.join(atoms)}."
         )
     coords = np.pad(coords, ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)  # of the last what there is none of
     return sequence, coords[:, [available.index(atom) if atom in available else -1 for atom in atoms]]

@@ -69,6 +69,7 @@ class CoordformerConfig(EsmConfig):
             and others what ProteinMPNN for C-alphas reads, and where the C-alpha is missing, too, the letters of the
             residues beside it along the chain. Complete backbones are read as without it.
         noise_conditioning: whether ProteinMPNN's layers are told how exact coordinates are: the input `noise_level`.
+            More than 0.5 Å counts as 0.5.
         noise_level: standard deviation of noise on coordinates, Å, where that input is not given. 0 stands for
             experiments and predictions, 0.2 suits backbones that were designed or modeled without their sequence.
         coordinate_embedding: what the coordinates are lifted to before the linear embedding: `"linear"` (x; the

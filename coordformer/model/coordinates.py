@@ -7,11 +7,14 @@ the segments of a row, see `segment_runs`, or is None.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .configuration_coordformer import CoordformerConfig
+from .chain import Chain, chain_arrays
+from .configuration_coordformer import BACKBONE, CoordformerConfig
 from .packing import segment_sum
 
 MAX_PEPTIDE_BOND = 2.5  # Å, between C and the next N; 1.33 but for noise
@@ -100,6 +103,36 @@ def place_oxygens(
     oxygen = torch.where(lacks.unsqueeze(-1), oxygen, coords[:, :, 3])
     coords = torch.cat((coords[:, :, :3], oxygen.unsqueeze(2)), dim=2)
     return coords, torch.cat((coords_mask[:, :, :3], (coords_mask[:, :, 3] | lacks).unsqueeze(2)), dim=2)
+
+
+def placed_residues(coords_mask: Tensor, config: CoordformerConfig) -> Tensor:
+    """Residues (batch, sequence) that have a place for a model, of the mask of their atoms (batch, sequence, atoms).
+
+    ProteinMPNN's layers read a residue by its C-alpha, and where they read complete backbones alone by all of its
+    atoms, O placed (see `place_oxygens`); all other layers by any atom.
+    """
+    if config.encoder_type != "proteinmpnn":
+        return coords_mask.any(dim=-1)
+    if config.partial_backbones:
+        return coords_mask[..., config.coordinate_atoms.index("CA")]
+    return coords_mask.all(dim=-1)
+
+
+def placed_in(chain: Chain, model: Any) -> np.ndarray:
+    """Which residues of a chain have a place for a model, see `placed_residues`: bool (L,).
+
+    Raises:
+        ValueError: the chain has coordinates, and not the atoms that the model reads.
+    """
+    if not chain.observed.any():
+        return np.zeros(len(chain), dtype=bool)
+    config = model.config
+    _, values = chain_arrays(chain, config.coordinate_atoms, config.coordinate_dim, config.optional_atoms)
+    coords = torch.from_numpy(values)[None]
+    coords_mask = ~coords.isnan().any(dim=-1)
+    if config.encoder_type == "proteinmpnn" and config.coordinate_atoms == BACKBONE:
+        coords, coords_mask = place_oxygens(coords, coords_mask, torch.ones(coords.shape[:2], dtype=torch.bool), None)
+    return placed_residues(coords_mask, config)[0].numpy()
 
 
 def check_rotations(rotations: Tensor, shape: torch.Size, numbers: Tensor | None, dim: int) -> None:

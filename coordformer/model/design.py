@@ -16,6 +16,8 @@ import torch
 
 from .chain import AMINO_ACIDS, Chain, split_by_chain
 from .configuration_coordformer import check_noise_level
+from .coordinates import placed_in
+from .predict import model_processor
 from .processing_coordformer import CoordformerProcessor, letter_ids
 from .residues import ResidueNumbers
 from .windows import cut_window, longest_window
@@ -93,7 +95,7 @@ def plan_design(
     omit_per_residue: Mapping[str, str] | None = None,
     bias_per_residue: Mapping[str, Mapping[str, float]] | None = None,
     symmetry_residues: str | None = None, symmetry_weights: str | None = None, homo_oligomer: bool = False,
-    pssm: np.ndarray | None = None, numbering: str | None = None,
+    pssm: np.ndarray | None = None, numbering: str | None = None, placed: np.ndarray | None = None,
 ) -> DesignTask:  # fmt: skip
     """What is to be designed of a chain or complex, as users of ProteinMPNN and LigandMPNN write it.
 
@@ -110,6 +112,8 @@ def plan_design(
             all, and a residue that was observed in any is designed in all.
         pssm: (L, 20), nats that are added, in the order of `AMINO_ACIDS`.
         numbering: `"file"` or `"sequence"`, see `residues.choose_numbering`.
+        placed: bool (L,), residues that the model reads as observed, see `coordinates.placed_in`; by default those with
+            any atom.
 
     Raises:
         ValueError: an argument is unusable; the message names it, the value and the fix. Or nothing is left to design:
@@ -130,7 +134,7 @@ def plan_design(
         designed[residues.select(fixed_residues)] = False
     if redesigned_residues is not None:
         designed &= np.isin(np.arange(length), residues.select(redesigned_residues))
-    observed: Any = protein.observed.any(axis=1)
+    observed: Any = protein.observed.any(axis=1) if placed is None else placed
     if homo_oligomer:  # what is said of a residue of one chain holds in all
         copies = _copies(protein, residues)
         chosen = designed[copies]
@@ -163,7 +167,7 @@ def plan_design(
     if (barred := designed & np.isneginf(bias).all(axis=1)).any():
         raise ValueError(f"{protein.id}: no letter is left for {residues.name(int(barred.argmax()))}; omit fewer.")
     task = DesignTask(designed, bias)
-    _tie(task, protein, residues, symmetry_residues, symmetry_weights, homo_oligomer)
+    _tie(task, protein, residues, observed, symmetry_residues, symmetry_weights, homo_oligomer)
     return task
 
 
@@ -198,7 +202,10 @@ def _copies(protein: Chain, residues: ResidueNumbers) -> np.ndarray:
     return np.arange(len(protein)).reshape(len(lengths), -1).T
 
 
-def _tie(task: DesignTask, protein: Chain, residues: ResidueNumbers, symmetry, weights, homo_oligomer: bool) -> None:
+def _tie(
+    task: DesignTask, protein: Chain, residues: ResidueNumbers, observed: np.ndarray, symmetry, weights,
+    homo_oligomer: bool,
+) -> None:  # fmt: skip
     """Make the groups of residues that get one letter."""
     groups: list[list[int]] = []
     shares: list[list[float]] = []
@@ -218,7 +225,6 @@ def _tie(task: DesignTask, protein: Chain, residues: ResidueNumbers, symmetry, w
         raise ValueError("`symmetry_weights` goes with `symmetry_residues`; give both.")
     if homo_oligomer:
         groups = _copies(protein, residues).tolist()
-        observed: Any = protein.observed.any(axis=1)
         shares = observed[np.array(groups)].astype(float).tolist()
     seen: set[int] = set()
     for group in groups:
@@ -284,13 +290,13 @@ def design(
         (2, False)
     """
     if task is None:
-        task = plan_design(protein, **options)
+        task = plan_design(protein, placed=placed_in(protein, model), **options)
     elif options:
         raise ValueError(f"Give `task`, or its options ({', '.join(options)}), not both.")
     temperatures, rounds = check_drawing(num_samples, temperature, seed, rounds)
     if noise_level is None and model.config.noise_conditioning:
         noise_level = NOISE_LEVEL
-    passes = _Passes(model, processor or CoordformerProcessor(), protein, token_budget, noise_level)
+    passes = _Passes(model, processor, protein, token_budget, noise_level)
     places, length = np.flatnonzero(task.designed), len(protein)
 
     # One pass with the designed residues masked and one with all, which score every sequence.
@@ -365,7 +371,7 @@ def score_sequences(
     Raises:
         ValueError: a sequence has another length than the protein.
     """
-    passes = _Passes(model, processor or CoordformerProcessor(), protein, token_budget)
+    passes = _Passes(model, processor, protein, token_budget)
     one_pass = _normalized(passes(np.full((1, len(protein)), passes.mask)))[0]
     tables = []
     chosen = np.isin(np.arange(len(protein)), np.arange(len(protein)) if residues is None else residues)
@@ -413,6 +419,7 @@ class _Passes:
         if token_budget < 1:
             raise ValueError(f"`token_budget` is {token_budget}; it must be at least 1.")
         self.model, self.budget = model.eval(), token_budget
+        processor = model_processor(model, (processor or CoordformerProcessor()).tokenizer)
         whole = {name: values[0].numpy() for name, values in processor(chains=[protein]).items()}
         batch = {
             name: torch.from_numpy(values)[None] for name, values in cut_window(whole, 0, length, model.config).items()

@@ -30,7 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
 from .configuration_coordformer import BACKBONE, CoordformerConfig, check_noise_level
-from .coordinates import FeatureLinear, place_oxygens
+from .coordinates import FeatureLinear, place_oxygens, placed_residues
 from .edge_blocks import blockwise, in_blocks
 from .neighbor_graph import NeighborGraph, k_nearest_neighbors, radial_basis_functions
 from .structure_layers import Structure
@@ -143,6 +143,7 @@ class ProteinMPNNFeatures(nn.Module):
     def __init__(self, config: CoordformerConfig):
         super().__init__()
         self.num_neighbors = config.num_neighbors
+        self.config = config
         self.backbone, self.partial = config.coordinate_atoms == BACKBONE, config.partial_backbones
         self.invariant_quaternions = config.invariant_quaternions or self.partial
         of_alphas = 9 * self.num_rbf + 3 + 4
@@ -155,7 +156,7 @@ class ProteinMPNNFeatures(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
     def zero_init(self, fields: Sequence[str]) -> None:
-        """Set to zero what these fields of the config add, so that a trained model predicts what it did before."""
+        """Set to zero what these fields of the config add: complete backbones are read as before."""
         layers = {"partial_backbones": self.alpha_geometry, "noise_conditioning": self.noise}
         for field in fields:
             for parameter in layers[field].parameters():  # type: ignore[union-attr]
@@ -173,7 +174,7 @@ class ProteinMPNNFeatures(nn.Module):
         if self.backbone:
             coords, coords_mask = place_oxygens(coords, coords_mask, residue_mask, runs)
         place = 1 if self.backbone else 0
-        alphas, observed = coords[:, :, place], coords_mask[:, :, place] if self.partial else coords_mask.all(dim=-1)
+        alphas, observed = coords[:, :, place], placed_residues(coords_mask, self.config)
         batch, length = observed.shape
         with maybe_autocast(coords.device.type, enabled=False):
             near, exist = k_nearest_neighbors(alphas.detach(), observed, runs, self.num_neighbors - 1, longest)
@@ -195,7 +196,7 @@ class ProteinMPNNFeatures(nn.Module):
                 if noise_level.device.type == "cpu" and not torch.compiler.is_compiling():
                     check_noise_level(float(noise_level.min()))
                     check_noise_level(float(noise_level.max()))
-                levels = noise_level.to(coords.dtype).expand(batch, length)
+                levels = noise_level.to(coords.dtype).clamp(max=self.max_noise).expand(batch, length)
                 values.append(radial_basis_functions(levels, self.num_noise_levels, self.max_noise))
             residues = torch.cat(values, dim=-1).flatten(0, 1).unsqueeze(0)
         present = residue_mask if self.partial else observed

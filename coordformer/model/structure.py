@@ -321,8 +321,8 @@ def _chains_of(
             continue
         if not any(chain.observed[:, index].any() for _, chain in found):
             raise StructureError(
-                f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has "
-                "(some files hold only CA)"
+                f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has, or of files with "
+                "CA alone a model that reads no other"
             )
     kept = [pair for pair in found if pair[1].observed.any()]
     if found and not kept:

@@ -359,6 +359,9 @@ def train(
     if model_args.muon:
         options_of_adam: dict[str, Any] = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
         optimizer = MuonAdamW(parameter_groups(model, args.weight_decay), args.learning_rate, **options_of_adam)
+    if data_args.drop_atoms and model.config.encoder_type == "proteinmpnn" and not model.config.partial_backbones:
+        what = f"--drop_atoms is {data_args.drop_atoms}, but the model reads residues with complete backbones alone"
+        raise ValueError(f"{what}; add --partial_backbones true.")
     make: Any = Trainer
     if model_args.teachers:
         make = partial(

@@ -207,6 +207,17 @@ def test_wrong_noise_levels():
             other(input_ids=row["input_ids"], coords=coords, noise_level=torch.zeros(1, 10))
 
 
+def test_levels_beyond_the_largest_count_as_it():
+    """And not as exact coordinates."""
+    model, row = partial_model(), random_chain(8, 4)
+    torch.nn.init.normal_(model.coordformer.proteinmpnn.features.noise.weight)
+    exact, largest, more = (
+        outputs_of(model, row | {"noise_level": torch.full((1, 10), level)}) for level in (0.0, 0.5, 2.0)
+    )
+    torch.testing.assert_close(more, largest, rtol=0, atol=0)
+    assert (largest - exact).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
@@ -377,3 +388,23 @@ def test_design_reckons_with_noise():
         design(model, chain, processor=processor, noise_level=-1)
     with pytest.raises(ValueError, match="models with `config.noise_conditioning`"):
         design(make_model(), read_chains(STRUCTURES / "1orc.pdb.gz")[0], noise_level=0.1)
+
+
+def test_atoms_are_dropped_for_models_that_read_parts_of_a_backbone(tmp_path, capsys):
+    partial_model(partial_backbones=False, noise_conditioning=False).save_pretrained(tmp_path / "whole")
+    CoordformerProcessor(coordinate_atoms=BACKBONE, optional_atoms=("O",)).save_pretrained(tmp_path / "whole")
+    words = [
+        "train",
+        "--init_from",
+        str(tmp_path / "whole"),
+        "--data",
+        str(CHAINS.parent / "backbones.parquet"),
+        "--drop_atoms",
+        "0.5",
+        "--quiet",
+    ]
+    words += ["--max_length", "50", "--token_budget", "128", "--max_steps", "1", "--use_cpu", "--report_to", "none"]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 1
+    fix = "but the model reads residues with complete backbones alone; add --partial_backbones true."
+    assert fix in capsys.readouterr().err
+    assert main([*words, "--output_dir", str(tmp_path / "out"), "--partial_backbones", "true"]) == 0
