@@ -442,18 +442,23 @@ class _Version(argparse.Action):
 class _VerbParser(argparse.ArgumentParser):
     """Refuses, in a line, an option that it does not have; a part of a name is none."""
 
+    greedy: Sequence[str] = ()  # options that were given and take several values
+
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         # Before argparse misses what was misspelled.
         words = itertools.takewhile("--".__ne__, args or ())
-        unknown = [name for word in words if (name := word.partition("=")[0]).startswith("--")]
-        for name in unknown if self.add_help else ():
+        given = [name for word in words if (name := word.partition("=")[0]).startswith("--")]
+        for name in given if self.add_help else ():
             if name not in self._option_string_actions:
                 near = difflib.get_close_matches(name, self._option_string_actions, n=1)
                 self.error(f"there is no option {name}" + "".join(f"; did you mean {each}?" for each in near))
+        self.greedy = [name for name in given if self.add_help and self._option_string_actions[name].nargs == "+"]
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         fix = "" if message.endswith("?") else f"; `{self.prog} --help` lists the options"
+        if self.greedy and "arguments are required" in message:
+            fix = f"; {' and '.join(self.greedy)} takes all that follows up to the next option: put it last"
         self.exit(2, f"{self.prog}: {message}{fix}\n")
 
 

@@ -233,6 +233,10 @@ def test_an_unusable_command_line_exits_with_2(capsys):
         (["embed", "c", "x.cif", "--ouput", "o"], "embed: there is no option --ouput; did you mean --output?"),
         (["embed", "c", "x.cif", "--output", "o", "--chain=A"], "there is no option --chain; did you mean --chains?"),
         (["pack", "data", "out", "--zzz"], "no option --zzz; `coordformer pack --help` lists the options"),
+        (
+            ["score", "c", "--output", "o", "--scan", "--ensemble", "d", "x.cif"],
+            "required: PATH; --ensemble takes all that follows up to the next option: put it last",
+        ),
         (["embed", "c", "x.cif", "--output", "o", "--pooling", "cls", "--per_residue"], "not allowed with argument"),
         (["score", "c", "x.cif", "--output", "o"], "one of the arguments --mutants --scan --sequences is required"),
         (["prepare", "--output", "o", "--splits", "train"], "write names and shares like train=0.9,valid=0.1"),
