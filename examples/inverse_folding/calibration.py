@@ -1,6 +1,7 @@
 """Is a model as sure as it should be? The temperature of its logits that fits held-out chains best, and what it gains.
 
-    python examples/inverse_folding/calibration.py --data CHAINS.parquet --model ours hub_cards/coordformer-7M-pdb
+    python examples/inverse_folding/calibration.py --data CHAINS.parquet \
+        --model coordformer-7M-pdb hub_cards/coordformer-7M-pdb
 
 The temperature is fitted to masked residues (`masked15`) of the half of the held-out clusters that is there to choose,
 with coordinates as deposited, and looked at in the other half (see noise.py). --results gets one JSON file: by model
@@ -59,6 +60,21 @@ def calibration_error(logits: torch.Tensor, right: torch.Tensor) -> float:
     return float(sum(abs(a.sum() - b.sum()) for a, b in parts) / len(right))
 
 
+def table(report: dict[str, Any]) -> list[str]:
+    """A row for each model of a report and width of the noise, as Markdown."""
+    lines = ["| model | temperature | noise | perplexity | at that temperature | lower by | calibration error |"]
+    lines.append("|" + " --- |" * 7)
+    for name, model in report["models"].items():
+        for noise, found in model["noise"].items():
+            before, after = (f"{each:.2f}" for each in found["perplexity"])
+            shares = found["gain"], *found["gain_interval"]
+            gain, low, high = (round(100 * each, 1) + 0.0 for each in shares)  # no -0.0
+            sure = ", then ".join(f"{100 * each:.1f} %" for each in found["calibration_error"])
+            cells = [name, f"{model['temperature']:.2f}", f"{noise} Å", before, after]
+            lines.append("| " + " | ".join([*cells, f"{gain:.1f} % ({low:.1f} to {high:.1f})", sure]) + " |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, metavar="CHAINS.parquet")
@@ -85,11 +101,11 @@ def main() -> None:
             found, (rows, clusters) = predict("test", noise), halves["test"]
             counts = {scale: np.zeros((len(rows), model.config.vocab_size, 3)) for scale in (1.0, temperature)}
             for number, (logits, labels) in found.items():
-                for scale, table in counts.items():
-                    table[number] = count_predictions(logits[None] / scale, labels[None], letters)[0]
-            both = bootstrap({str(scale): table for scale, table in counts.items()}, clusters)
+                for scale, each in counts.items():
+                    each[number] = count_predictions(logits[None] / scale, labels[None], letters)[0]
+            both = bootstrap({str(scale): each for scale, each in counts.items()}, clusters)
             gain = both[str(temperature)]
-            sums = {scale: table.sum(axis=(0, 1)) for scale, table in counts.items()}
+            sums = {scale: each.sum(axis=(0, 1)) for scale, each in counts.items()}
             logits, right = letters_alone(list(found.values()), letters)
             models[name]["noise"][f"{noise:g}"] = {
                 "perplexity": [float(np.exp(each[1] / each[0])) for each in sums.values()],
@@ -97,9 +113,10 @@ def main() -> None:
                 "gain_interval": gain["gain_interval"],
                 "calibration_error": [calibration_error(logits / scale, right) for scale in counts],
             }
-            print(name, f"{temperature:.3f}", noise, models[name]["noise"][f"{noise:g}"], flush=True)
     chains = {half: len(rows) for half, (rows, _) in halves.items()}
-    write_json(arguments.results, {"protocol": "masked15", "chains": chains, "bins": BINS, "models": models})
+    report = {"protocol": "masked15", "chains": chains, "bins": BINS, "models": models}
+    write_json(arguments.results, report)
+    print("\n".join(table(report)))
 
 
 if __name__ == "__main__":

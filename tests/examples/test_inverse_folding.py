@@ -26,6 +26,7 @@ from coordformer.model.processing_coordformer import letter_ids
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "inverse_folding"))
 import architecture
 import average
+import calibration
 import compare
 import join_backbone
 import noise
@@ -251,3 +252,51 @@ def test_the_table_of_layers_is_the_measured_one():
     assert len(rows) > 7 and set(rows) <= set((folder / "README.md").read_text().splitlines())
     file = yaml.safe_load((folder / "architecture.yaml").read_text())
     assert report["recipe"] == file["recipe"] and list(report["variants"]) == list(file["variants"])
+
+
+def test_a_temperature_is_found_and_calibrates():
+    """Of letters that are drawn with the probabilities themselves, logits three halves as large are too sure."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(20_000, 20, generator=generator)
+    right = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)[:, 0]
+    assert calibration.fit_temperature(1.5 * logits, right) == pytest.approx(1.5, abs=0.02)
+    assert calibration.calibration_error(logits, right) < 0.015
+    assert calibration.calibration_error(1.5 * logits, right) > 0.05
+    certain = torch.nn.functional.one_hot(torch.zeros(100, dtype=torch.int64), 20) * 100.0
+    letters = torch.tensor([0] * 25 + [1] * 75)
+    assert calibration.calibration_error(certain, letters) == pytest.approx(0.75)
+
+
+def test_letters_alone_are_the_twenty():
+    letters = [3, 7, 5]
+    logits, labels = torch.arange(20.0).reshape(2, 10), torch.tensor([7, 3])
+    values, right = calibration.letters_alone([(logits[:1], labels[:1]), (logits[1:], labels[1:])], letters)
+    assert values.tolist() == [[3, 7, 5], [13, 17, 15]] and right.tolist() == [1, 0]
+
+
+def test_calibration_of_two_models(make_checkpoint, monkeypatch, tmp_path, capsys):
+    """Perplexities at 1 are those of `evaluate` on the other half; a report has both models, and prints its table."""
+    valid, path = load_rows(CHAINS, "valid").select(range(8)), tmp_path / "chains.parquet"
+    clusters = [1, 2, 3, 4] * 2
+    valid.remove_columns(set(valid.column_names) & {"cluster"}).add_column("cluster", clusters).to_parquet(path)
+    models = {name: make_checkpoint(name, seed) for seed, name in enumerate(("a", "b"))}
+    words = [word for name, folder in models.items() for word in ("--model", name, str(folder))]
+    words += ["--data", str(path), "--results", str(tmp_path / "found.json"), "--noise", "0"]
+    monkeypatch.setattr(sys, "argv", ["calibration", *words])
+    calibration.main()
+    report = json.loads((tmp_path / "found.json").read_text())
+    assert capsys.readouterr().out.splitlines()[-4:] == calibration.table(report)
+    rows, _ = noise.held_out(str(path), "valid", ["test"], None)["test"]
+    for name, folder in models.items():
+        model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+        table = count_chains(model, rows, CoordformerProcessor().tokenizer, num_mask_samples=1)
+        expected = summarize_samples(table, {})["perplexity"]
+        assert report["models"][name]["noise"]["0"]["perplexity"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_of_calibration_is_the_measured_one():
+    folder = Path(calibration.__file__).parent
+    lines = set((folder / "README.md").read_text().splitlines())
+    for name in ("ca", "backbone"):
+        rows = calibration.table(json.loads((folder / "results" / f"calibration_{name}.json").read_text()))
+        assert len(rows) > 3 and set(rows) <= lines
