@@ -16,6 +16,7 @@ import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,22 @@ def by_exponent(results: Path) -> list[str]:
     return lines
 
 
+def of_both_schedules(results: Path) -> list[str]:
+    """Every exponent with the code's schedule and with the text's, as runs of point_clouds.py have them."""
+    tables = []
+    for folder in (results, results / "polynomial"):
+        with open(folder / "results.csv", newline="") as file:
+            tables.append({row["exponent"]: row for row in csv.DictReader(file) if row["experiment"] == "exponents"})
+    head = ["p", "paper", "ratio with the code's schedule", "with the text's", "its ratio"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for exponent, row in tables[0].items():
+        other = tables[1][exponent]
+        cells = [f"{float(exponent):g}", f"{float(row['paper']):.5f}", f"{Decimal(row['ratio']):.2f}"]
+        cells += [f"{float(other['best']):.5f}", f"{Decimal(other['ratio']):.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def plot(found: dict[str, list[dict[str, Any]]], results: Path) -> None:
     """Rates, and validation losses of single weights, against the number of the update."""
     if (figure := new_figure((11, 4), results / "schedules.png")) is None:
@@ -231,6 +248,7 @@ def main() -> None:
     found = {name: run for name, run in histories(arguments.output).items() if run[-1]["update"] >= PAPER_UPDATES}
     arguments.results.mkdir(parents=True, exist_ok=True)
     lines = ["# The code's schedule, every exponent", "", *by_exponent(HERE / "results")]
+    lines += ["", "# Both schedules, every exponent", "", *of_both_schedules(HERE / "results")]
     if found:
         lines += ["", "# Decays of the learning rate, p = 2", "", *markdown(collect(found, arguments.results))]
         plot(found, arguments.results)

@@ -324,10 +324,11 @@ def test_a_loss_that_falls_as_a_power_is_followed_to_the_papers(tmp_path):
 
 def test_the_table_of_the_page_is_as_measured():
     folder = Path(point_clouds.__file__).parent
-    rows = schedules.by_exponent(folder / "results")
-    assert len(rows) == 2 + len(point_clouds.EXPONENTS)
-    for path in (folder / "README.md", folder / "results" / "schedules.md"):
-        assert set(rows) <= set(path.read_text().splitlines())
+    for table in (schedules.by_exponent, schedules.of_both_schedules):
+        rows = table(folder / "results")
+        assert len(rows) == 2 + len(point_clouds.EXPONENTS)
+        for path in (folder / "README.md", folder / "results" / "schedules.md"):
+            assert set(rows) <= set(path.read_text().splitlines())
 
 
 def test_runs_are_reported_from_the_published_number_of_updates_on(tmp_path):
