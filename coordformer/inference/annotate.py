@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.files import write_json, write_text
 from ..data.records import counted
-from ..model.modeling_coordformer import CoordformerForSequenceClassification
+from ..model.modeling_coordformer import CoordformerForSequenceClassification, CoordformerForTokenClassification
 from ..model.predict import predict, window_rows
 from ..model.proteins import Record, id_of
 from ..model.windows import WindowMean
@@ -112,6 +112,8 @@ def annotate(
             "or with labels of your own (docs/fine_tuning.md)"
         )
         fix = f"use {SHIPPED} of the repository (EC numbers), or train one: {train}"
+        if isinstance(model, CoordformerForTokenClassification):
+            fix = "its classes of residues are predicted in Python (docs/fine_tuning.md)"
         raise ValueError(f"{checkpoint} has no classifier of chains, so it cannot predict terms; {fix}.")
     kind = problem_type_of(config)
     several, measures = kind == "multi_label_classification", kind == "regression"

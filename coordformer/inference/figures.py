@@ -151,7 +151,7 @@ def _plot_letters(
         ticks = _numbered_ticks(residues, start, end, places)
         axes.secondary_xaxis("top").set_xticks(list(ticks), list(ticks.values()), fontsize=6)
     numbers = "number" if residues.numbering == "file" else "position"
-    note = "; hatched: not observed" if hatched.any() else ""
+    note = "\nhatched: not observed" if hatched.any() else ""  # of few residues a line would not fit
     panels[-1].set_xlabel(f"wild type (dots), {numbers} above{note}")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), **bar)
     figure.suptitle(title)

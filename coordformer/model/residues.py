@@ -16,6 +16,7 @@ from .chain import Chain
 NUMBERINGS = ("file", "sequence")
 _LISTED = 6  # chains, residues or readings that a message names
 _NUMBER = re.compile(r"(-?\d+)[A-Za-z]?$")
+_NO_HYPHEN = r":|\.\.+|[–—]"  # what others write between the ends of a range
 
 
 class AbsentChainError(ValueError):
@@ -301,6 +302,8 @@ class ResidueNumbers:
         reasons = dict.fromkeys(filter(None, found))
         reasons |= dict.fromkeys([self._beyond(end) for end, gap in zip(ends, found, strict=True) if not gap][:1])
         fix = "" if all(map(self._numbers_in, ends)) else f"; write it like {self._example()}"
+        if (hyphens := re.sub(_NO_HYPHEN, "-", text)) != text:
+            fix = f"; write a range with a hyphen, as {hyphens}"
         return ValueError(f"{'; '.join(reasons)}{fix}.")
 
     def _in_gap(self, text: str) -> str:

@@ -219,3 +219,13 @@ def test_annotate_needs_a_classifier(tmp_path):
     message = "has no classifier.*; use hub_cards/coordformer-1M-ec .*, or train one: `python examples/f.*tuning.md"
     with pytest.raises(ValueError, match=message):
         quietly(tmp_path, STRUCTURE)
+
+
+def test_classes_of_residues_are_not_terms(tmp_path):
+    make_model("token").save_pretrained(tmp_path)
+    PROCESSOR.save_pretrained(tmp_path)
+    message = (
+        r"has no classifier of chains, .*; its classes of residues are predicted in Python \(docs/fine_tuning.md\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        quietly(tmp_path, STRUCTURE)

@@ -28,7 +28,7 @@ def test_a_heat_map_of_some_residues(tmp_path, monkeypatch):
     np.testing.assert_array_equal(some.images[0].get_array()[0], table[shown, AMINO_ACIDS.index("A")])
     hatched = [patch.get_x() + 0.5 for patch in some.patches if patch.get_hatch()]
     assert hatched == [place for place, index in enumerate(shown) if not observed[index]] == [6, 7, 8, 9, 10]
-    assert some.get_xlabel() == "wild type (dots), number above; hatched: not observed"
+    assert some.get_xlabel() == "wild type (dots), number above\nhatched: not observed"
     assert second.get_xlabel() == "wild type (dots), number above"
     assert [line.get_xdata()[0] for line in some.lines[1:]] == [10.5]  # between the chains
 
