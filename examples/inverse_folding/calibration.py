@@ -25,7 +25,7 @@ from coordformer import build_tokenizer
 from coordformer.data.files import write_json
 from coordformer.inference.checkpoints import digest_weights, load_checkpoint
 from coordformer.inference.masked import predict_masked
-from coordformer.inference.metrics import bootstrap, count_predictions
+from coordformer.inference.metrics import COUNT, NLL, bootstrap, count_predictions
 from coordformer.model.processing_coordformer import letter_ids
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def main() -> None:
             sums = {scale: each.sum(axis=(0, 1)) for scale, each in counts.items()}
             logits, right = letters_alone(list(found.values()), letters)
             models[name]["noise"][f"{noise:g}"] = {
-                "perplexity": [float(np.exp(each[1] / each[0])) for each in sums.values()],
+                "perplexity": [float(np.exp(each[NLL] / each[COUNT])) for each in sums.values()],
                 "gain": gain["gain"],
                 "gain_interval": gain["gain_interval"],
                 "calibration_error": [calibration_error(logits / scale, right) for scale in counts],
