@@ -150,6 +150,17 @@ class Verb:
 
 
 VERBS = {
+    "inspect": Verb(
+        "inference.inspection:inspect",
+        "what is in files: chains, residue numbers, gaps, confidence",
+        "A line for each chain: its residues as options and mutants call them, those with insertion codes, those "
+        "without coordinates, those of low confidence, and which atoms are there. Needs no checkpoint.",
+        {"inputs": CHECKPOINT_AND_INPUTS["inputs"]}
+        | option("--chains", "only these of each file, by id or name", dest="chain_ids", nargs="+", type=chain_name)
+        | option("--split", "of data sets only rows whose column `split` has this value")
+        | option("--output", "gets a row for each residue", type=Path, metavar="FILE.csv"),
+        goes_on=False,
+    ),
     "prepare": Verb(
         "data.prepare:fetch_and_prepare",
         "turn structure files into a data set",

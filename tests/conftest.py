@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from coordformer.data.rows import SCHEMA
+from coordformer.model.chain import Chain, Complex, join_chains
 
 # One needs Transformers' own tests, and test_transformers_suite.py starts it; the others are run by hand.
 collect_ignore = ["model/transformers_suite.py", "compare_readers.py", "fuzz_structures.py"]
@@ -75,3 +76,17 @@ def make_rows(lengths):
         for index, n in enumerate(lengths)
     ]  # fmt: skip
     return datasets.Dataset(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def _chain_on_a_line(name: str, sequence: str, numbers: tuple[str, ...] = ()) -> Chain:
+    """Residues on a line, in frames that are far from each other."""
+    coords = np.array([[3.8 * place, len(sequence), 0] for place in range(len(sequence))])[:, None]
+    return Chain(name, sequence, coords, ("CA",), np.ones(len(sequence)), residue_numbers=numbers)
+
+
+@pytest.fixture(scope="session")
+def antibody() -> Complex:
+    """Two chains with insertion codes and a negative number, and one without numbers."""
+    heavy = _chain_on_a_line("x_H", "SSYAMSW", ("51", "52", "52A", "53", "54", "100", "-1"))
+    light = _chain_on_a_line("x_L", "GWKM", ("51", "53", "54", "100A"))
+    return join_chains("x", [heavy, light, _chain_on_a_line("x_C", "YYK")], ["H", "L", "C"])

@@ -28,8 +28,8 @@ from coordformer.model.residues import NUMBERINGS
 from coordformer.training.conversion import PAPER_KINDS
 from coordformer_command import VERBS, build_parser, main
 
-NAMES = ["prepare", "pack", "train", "evaluate", "embed", "annotate", "contacts", "design", "score", "attention",
-         "robustness", "convert", "export", "push"]  # fmt: skip
+NAMES = ["inspect", "prepare", "pack", "train", "evaluate", "embed", "annotate", "contacts", "design", "score",
+         "attention", "robustness", "convert", "export", "push"]  # fmt: skip
 STRUCTURE = str(STRUCTURES / "1orc.pdb.gz")
 ROOT = Path(__file__).parent.parent
 
@@ -222,7 +222,7 @@ def test_an_unusable_command_line_exits_with_2(capsys):
         (["desgin", "checkpoint"], "coordformer: there is no verb desgin; did you mean design?\n"),
         (
             ["xyzxyz", "--help"],
-            "there is no verb xyzxyz; choose one of prepare, pack, train, evaluate, embed, annotate",
+            "there is no verb xyzxyz; choose one of inspect, prepare, pack, train, evaluate, embed, annotate",
         ),
         (
             ["design", "c", "x.cif", "--output", "o", "--omit_aa", "CB"],

@@ -131,7 +131,8 @@ def begin_run(
         default = defaults.get(name.rpartition(".")[2])
         was, value = before.get(name, default), now.get(name, default)
         if name.rpartition(".")[2] not in passing and was != value:
-            changed.append(f"{name}: {was!r} -> {value!r}")
+            hashed = any(re.search("[0-9a-f]{16}", str(each)) for each in (was, value))
+            changed.append(f"other {name.removesuffix('.sha256')}" if hashed else f"{name}: {was!r} -> {value!r}")
     if changed:
         raise ValueError(f"{folder} holds another run ({'; '.join(changed)}); {fix}.")
     return True

@@ -31,7 +31,7 @@ from .checkpoints import (
 )
 from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
-from .selection import missing_residues, say_missing
+from .selection import low_plddt, missing_residues, say_low_plddt, say_missing
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def design_files(
         `designed`, `sequences`, how many of them are `distinct`, `native_score`, the means of `score` and
         `seq_recovery`, and `trained_on` (see `checkpoints.trained_on`), which `trained_on_sequences` counts. With
         `redesigned_residues` how many were `chosen`, and of these the `unobserved`, as ranges; and `missing_residues`,
-        what chosen ranges skip, as of `score`.
+        what chosen ranges skip, and `low_plddt`, as of `score`.
 
     Raises:
         ValueError: an argument or input is unusable.
@@ -151,6 +151,7 @@ def design_files(
                 kept = [index for index in _chosen(residues, shared) if not designs.designed[index]]
                 report["unobserved"] = residues.ranges(kept)
                 report["chosen"] = report["designed"] + len(kept)
+            report |= low_plddt(protein, residues)
             reports.append(report | missing_residues(residues, redesigned_residues or fixed_residues))
         write_text(output / PARTS / f"{part}.csv", text.getvalue())
         counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
@@ -174,6 +175,7 @@ def design_files(
         summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "id", what)
         say_missing(reports, "id")
         _warn_of_unobserved(reports)
+        say_low_plddt(reports, "id")
         summary["proteins"] = reports
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)

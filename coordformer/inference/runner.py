@@ -149,7 +149,7 @@ class Inputs:
             listed.append([[source.name, source.size] for source in sources])
             self._parts += _parts_of(sources, entries_per_part, cut=chain_ids is None)
         if not self._parts and not self.rejects:
-            raise ValueError(_no_chain(self, []))
+            raise ValueError(why_no_chain(self, []))
         self.settings |= {"entries_per_part": entries_per_part, "inputs": hash_json(listed)}
         sequences = [has_suffix(source.name, SEQUENCE_SUFFIXES) or is_archive(source) for source in sources]
         self.may_repeat = len(self._parts) > 1 and bool(files) and (bool(data_sets) or any(sequences))
@@ -220,7 +220,7 @@ class Inputs:
         """
         rejects = list(self.rejects)
         if not (chains := [chain for number in range(len(self)) for chain in self.read(number, rejects)[0]]):
-            raise ValueError(_no_chain(self, rejects))
+            raise ValueError(why_no_chain(self, rejects))
         _warn_of_equal(map(id_of, chains))
         return chains
 
@@ -309,14 +309,19 @@ class Outcome:
         """When all parts are there, say how much was left out, and write it to a file if there is one to write."""
         if not self.complete:
             return
-        if self.rejects:
-            first = ": ".join(filter(None, self.rejects[0]))
-            several = f"{len(self.rejects):,} files or chains were left out; the first"
-            logger.warning("%s: %s", several if len(self.rejects) > 1 else "1 file or chain was left out", first)
-            if path is not None:
-                write_rejects(path, self.rejects)
+        warn_of_rejects(self.rejects)
+        if self.rejects and path is not None:
+            write_rejects(path, self.rejects)
         elif path is not None:  # of a run before this one
             path.unlink(missing_ok=True)
+
+
+def warn_of_rejects(rejects: Sequence[Reject]) -> None:
+    """Say how much was left out, and of the first why."""
+    if rejects:
+        first = ": ".join(filter(None, rejects[0]))
+        several = f"{len(rejects):,} files or chains were left out; the first"
+        logger.warning("%s: %s", several if len(rejects) > 1 else "1 file or chain was left out", first)
 
 
 def parse_shard(shard: str | None) -> tuple[int, int]:
@@ -402,7 +407,7 @@ def _run_parts(
     if not outcome.counts()["chains"]:
         shutil.rmtree(parts, ignore_errors=True)
         write_rejects(folder / REJECTS, outcome.rejects)
-        raise ValueError(_no_chain(inputs, outcome.rejects))
+        raise ValueError(why_no_chain(inputs, outcome.rejects))
     _warn_of_equal(chain_id for record in records for chain_id in record.pop("ids", ()))
     return outcome
 
@@ -414,7 +419,7 @@ def _warn_of_equal(ids: Iterable[str]) -> None:
         logger.warning("%s for several chains, such as %s; rename them to tell them apart", what, ", ".join(equal[:3]))
 
 
-def _no_chain(inputs: Inputs, rejects: Sequence[Reject]) -> str:
+def why_no_chain(inputs: Inputs, rejects: Sequence[Reject]) -> str:
     """Why there is none: the reason, or the first of several."""
     if not rejects:
         return f"There is no structure or FASTA file in {', '.join(inputs.names)}; give some."

@@ -3,11 +3,11 @@
 import csv
 import difflib
 import io
-import itertools
 import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import read_mutants, spearman
 from .runner import PARTS, REJECTS, Inputs, Outcome, file_stems, is_data_set, join_tables, parts_in, run_parts
-from .selection import missing_residues, say_left_out, say_missing, select_residues
+from .selection import low_plddt, missing_residues, say_left_out, say_low_plddt, say_missing, select_residues
 from .sequences import OF_ALL, score_given_sequences
 from .timing import in_words, scan_seconds
 
@@ -66,7 +66,8 @@ def score(
             or `offset`), `wild_type`, `chain`, `residue` (chain and the file's own number, see `ResidueNumbers.name`),
             `observed` (`true` where all models have a place for it, see `coordinates.placed_in`) and one for each amino
             acid; scores have `id`, `file`, `mutant`, `score`, `DMS_score` where measured, of the substituted residues,
-            joined by `:`, `residues` and `positions`, and `observed`, whether all of them were.
+            joined by `:`, `residues` and `positions`, and `observed`, whether all of them were. A mutant that is not of
+            its chain has a row without a score; where most are not, the chain is left out, for its numbers are others.
         mutants: as `parse_mutant` takes them, of one chain; or the name of one CSV file, see `read_mutants`, which for
             several chains says in its column `id` which one a mutant is of. None: all substitutions.
         sequences: name of a FASTA file; then these are scored, and not mutants, see `score_given_sequences`.
@@ -88,9 +89,10 @@ def score(
         whatever was asked for), `coordinates` (see `coordinates_given`), `unobserved` (where coordinates are given:
         names of the scanned residues, or the mutants, without), `missing_residues` (what chosen ranges skip, as a file
         without its sequence does not have it; only where there is some), of a scan `scored` (its residues),
-        `trained_on` (see `checkpoints.trained_on`; `trained_on_sequences` counts them), of a complex `chains`
-        (residues by name), and of given mutants their number, `mutants`, and where they were measured `spearman`,
-        None where it is not defined. Of a single chain these stand at the top, too, but for `chains`.
+        `trained_on` (see `checkpoints.trained_on`; `trained_on_sequences` counts them), `low_plddt` (see
+        `selection.low_plddt`), of a complex `chains` (residues by name), and of given mutants how many were scored,
+        `mutants`, why others were not, `unread`, and where they were measured `spearman`, None where it is not defined.
+        Of a single chain these stand at the top, too, but for `chains`.
 
     Raises:
         ValueError: an input is unusable, or mutants without `id` are of several chains.
@@ -129,80 +131,61 @@ def score(
     training = training_sequences_of(*folders)
     say_left_out(inputs, reading, "scan" if mutants is None else "mutants")
 
+    def ask(record: Any) -> _Asked:
+        chain = as_chain(record)
+        numbers = ResidueNumbers(chain, numbering=numbering, offset=offset)
+        indices = select_residues(numbers, residues, chain, given)
+        observed = np.all([placed_in(chain, model) for model, _ in loaded], axis=0)
+        if mutants is None:
+            return _Asked(chain, numbers, observed, indices, substitutions_of(chain, indices))
+        mine = list(range(len(mutants))) if ids is None else mutants_of.get(id_of(record), [])
+        parsed, unread = _parse_all([mutants[number] for number in mine], numbers)
+        return _Asked(chain, numbers, observed, indices, parsed, mine, unread)
+
     def work(records: list[Any], part: str, rejects: list[Reject], bar: tqdm) -> dict[str, Any]:
         nonlocal timed
         if mutants is not None and ids is None and (len(records) > 1 or len(given) > 1):
             raise ValueError(_whose_mutants(records, mutants, len(given)))
-        asked: list[tuple[Chain, list[list[tuple[int, str]]]]] = []
-        places = []  # of a chain's mutants in the list
-        named = []
-        scanned: list[list[int]] = []  # indices of residues
-        placed: list[np.ndarray] = []
+        asked: list[_Asked] = []
         for record in records:
-            mine = list(range(len(mutants or ()))) if ids is None else mutants_of.get(id_of(record), [])
             try:
-                chain = as_chain(record)
-                numbers = ResidueNumbers(chain, numbering=numbering, offset=offset)
-                indices = select_residues(numbers, residues, chain, given)
-                by_all = np.all([placed_in(chain, model) for model, _ in loaded], axis=0)
-                if mutants is None:
-                    these = substitutions_of(chain, indices)
-                else:
-                    these = [parse_mutant(mutants[number], numbers) for number in mine]
-                if not these:
-                    raise ValueError(UNASKED)
+                asked.append(ask(record))
             except ValueError as error:
                 rejects.append(("", id_of(record), str(error).removeprefix(f"chain {id_of(record)}: ")))
-            else:
-                asked.append((chain, these))
-                places.append(mine)
-                named.append(numbers)
-                scanned.append(indices)
-                placed.append(by_all)
+        chains = [each.chain for each in asked]
         if not timed:
             timed = True
-            chains, sizes = [chain for chain, _ in asked], list(map(len, scanned))
-            timings = [scan_seconds(*each, chains, sizes, **options) for each in loaded]
+            timings = [scan_seconds(*each, chains, [len(one.indices) for one in asked], **options) for each in loaded]
             _say_how_long(timings, method, len(given))
-        by_model = [score_substitutions(*each, asked, method, progress=progress, **options) for each in loaded]
-        scored = [np.mean(each, axis=0) for each in zip(*by_model, strict=True)]
+        pairs = [(each.chain, [one for one in each.substitutions if one is not None]) for each in asked]
+        by_model = [score_substitutions(*each, pairs, method, progress=progress, **options) for each in loaded]
         reports: list[dict[str, Any]] = []
         lines: list[list[str]] = []
-        stems = file_stems(output, part, [chain for chain, _ in asked])
-        seen = trained_on(training, [chain_sequences(chain) for chain, _ in asked])
-        each = zip(asked, named, places, scanned, placed, scored, stems, seen, strict=True)
-        for (chain, these), numbers, mine, indices, observed, scores, stem, trained in each:
-            file = given.file_of(chain)
-            report: dict[str, Any] = {"chain": chain.id, "file": file, "residues": len(chain)}
-            report |= {"observed": int(observed.sum()), "numbering": numbers.numbering}
-            kinds = [coordinates_given(model, chain.coords, without_coords) for model, _ in loaded]
-            report["coordinates"] = "given" if "given" in kinds else kinds[0]
+        stems = file_stems(output, part, chains)
+        seen = trained_on(training, [chain_sequences(chain) for chain in chains])
+        for each, stem, trained, *scored in zip(asked, stems, seen, *by_model, strict=True):
+            scores, file = np.mean(scored, axis=0), given.file_of(each.chain)
+            kinds = [coordinates_given(model, each.chain.coords, without_coords) for model, _ in loaded]
+            report = each.report(file, "given" if "given" in kinds else kinds[0]) | {"trained_on": trained}
+            report |= missing_residues(each.numbers, residues)
             known = report["coordinates"] == "given"
-            report["trained_on"] = trained
-            report |= missing_residues(numbers, residues)
-            if isinstance(chain, Complex):
-                report["chains"] = dict(zip(chain.chain_names, chain.chain_lengths, strict=True))
             if mutants is None:
-                table = scan_table(chain, scores, indices)
-                lines += scan_lines(chain.id, file, numbers, table, observed, indices)
-                found = [index for index in indices if chain.sequence[index] in AMINO_ACIDS]
-                report["scored"] = len(found)
-                if known:
-                    report["unobserved"] = [numbers.name(index) for index in found if not observed[index]]
+                table = scan_table(each.chain, scores, each.indices)
+                lines += scan_lines(each.chain.id, file, each.numbers, table, each.observed, each.indices)
                 picture = output / "scan.png" if len(records) == len(given) == 1 else stem.with_name(f"{stem.name}.png")
-                title = f"{chain.id}, {method.replace('_', ' ')}"
+                title = f"{each.chain.id}, {method.replace('_', ' ')}"
                 if figures:
-                    plot_scan(picture, table, numbers, title, indices, observed if known else None)
+                    plot_scan(picture, table, each.numbers, title, each.indices, each.observed if known else None)
             else:
-                report["mutants"] = len(these)
-                texts, values = [mutants[number] for number in mine], None if measured is None else measured[mine]
-                lines += score_lines(chain.id, file, numbers, texts, these, scores, values, observed)
-                if known:
-                    missing = [not observed[[index for index, _ in mutant]].all() for mutant in these]
-                    report["unobserved"] = list(itertools.compress(texts, missing))
+                texts, values = [mutants[row] for row in each.rows], None if measured is None else measured[each.rows]
+                about = each.chain.id, file, each.numbers
+                lines += score_lines(*about, texts, each.substitutions, scores, values, each.observed)
                 if values is not None:
-                    correlation = spearman(scores, values)
+                    correlation = spearman(scores, values[[one is not None for one in each.substitutions]])
                     report["spearman"] = None if math.isnan(correlation) else correlation  # JSON has no NaN
+            if known:
+                report["unobserved"] = each.unobserved(mutants)
+                report |= low_plddt(each.chain, each.numbers)
             reports.append(report)
         bar.update(len(records))
         head = ["id", "file", "position", "wild_type", "chain", "residue", "observed", *AMINO_ACIDS]
@@ -246,6 +229,8 @@ def score(
         summary["trained_on_sequences"] = warn_of_training(" or ".join(dict.fromkeys(names)), reports, "chain")
         say_missing(reports, "chain")
         _warn_of_unobserved(reports)
+        _warn_of_unread(reports)
+        say_low_plddt(reports, "chain")
         summary["chains"] = reports
         if outcome.complete:
             if len(reports) == 1:
@@ -254,6 +239,75 @@ def score(
             join_tables(tables, output / ("scan.csv" if mutants is None else "scores.csv"))
             write_json(output / "score.json", summary)
     return summary
+
+
+@dataclass(eq=False)
+class _Asked:
+    """What is to be scored of a chain.
+
+    Attributes:
+        observed: bool (L,), residues that all models have a place for.
+        indices: residues that are scanned.
+        substitutions: of each mutant, or of each letter of a scan, what `parse_mutant` returns, None where it cannot.
+        rows: numbers of the mutants in the list that was given.
+        unread: why mutants without substitutions have none.
+    """
+
+    chain: Chain
+    numbers: ResidueNumbers
+    observed: np.ndarray
+    indices: list[int]
+    substitutions: Sequence[list[tuple[int, str]] | None]
+    rows: Sequence[int] | None = None
+    unread: Sequence[str] = ()
+
+    def report(self, file: str, coordinates: str) -> dict[str, Any]:
+        """What is said of a chain whatever its scores are."""
+        report: dict[str, Any] = {"chain": self.chain.id, "file": file, "residues": len(self.chain)}
+        report |= {"observed": int(self.observed.sum()), "numbering": self.numbers.numbering}
+        report["coordinates"] = coordinates
+        if isinstance(self.chain, Complex):
+            report["chains"] = dict(zip(self.chain.chain_names, self.chain.chain_lengths, strict=True))
+        if self.rows is None:
+            report["scored"] = len(self._scanned())
+        else:
+            report["mutants"] = len(self.rows) - len(self.unread)
+        if self.unread:
+            report["unread"] = list(self.unread)
+        return report
+
+    def unobserved(self, mutants: Sequence[str] | None) -> list[str]:
+        """Names of the scanned residues without a place in the structure, or the mutants that have such residues."""
+        if mutants is None or self.rows is None:
+            return [self.numbers.name(index) for index in self._scanned() if not self.observed[index]]
+        pairs = zip(self.rows, self.substitutions, strict=True)
+        return [mutants[row] for row, each in pairs if each and not self.observed[[index for index, _ in each]].all()]
+
+    def _scanned(self) -> list[int]:
+        return [index for index in self.indices if self.chain.sequence[index] in AMINO_ACIDS]
+
+
+def _parse_all(mutants: Sequence[str], numbers: ResidueNumbers) -> tuple[list[list[tuple[int, str]] | None], list[str]]:
+    """Substitutions of all mutants of a chain, None for one that is not of it, and why.
+
+    Raises:
+        ValueError: there are no mutants; or most are not of the chain: then its numbers are others, and a twentieth of
+            the mutants fits by chance.
+    """
+    if not mutants:
+        raise ValueError(UNASKED)
+    parsed: list[list[tuple[int, str]] | None] = []
+    unread = []
+    for mutant in mutants:
+        try:
+            parsed.append(parse_mutant(mutant, numbers))
+        except ValueError as error:
+            parsed.append(None)
+            unread.append(str(error))
+    if len(unread) > sum(map(bool, parsed)):
+        whole = f" None is scored, since {len(unread):,} of {len(mutants):,} mutants are wrong." if unread[1:] else ""
+        raise ValueError(unread[0] + whole)
+    return parsed, unread
 
 
 def _say_how_long(timings: Sequence[Mapping[str, float] | None], method: str, parts: int) -> None:
@@ -304,17 +358,35 @@ def _whose_mutants(records: Sequence[Any], mutants: Sequence[str], parts: int) -
     chains = list(dict.fromkeys(name for record in records for name in ResidueNumbers(record).chain_names if name))
     pattern = re.compile(rf"[A-Z]({'|'.join(map(re.escape, chains))})/?-?\d+[A-Za-z]?[A-Z]") if chains else None
     words = [word.strip() for mutant in mutants for word in mutant.split(":")]
-    found = [pattern and pattern.fullmatch(word) for word in words if word.lower() not in ("wt", "_wt")]
+    words = [word for word in words if word.lower() not in ("wt", "_wt")]
+    found = {word: match[1] for word in words if pattern and (match := pattern.fullmatch(word))}
     entries = {id_of(record).rpartition("_")[0] for record in records}
-    if found and all(found) and len(entries) == parts == 1:
-        named = sorted({match[1] for match in found if match})
+    if found and len(entries) == parts == 1:
+        named = sorted(set(found.values()))
         listed = f"chain{'s' * (len(named) > 1)} {', '.join(named)} of {entries.pop()}"
-        alone = f"only those of chain {named[0]}, and this chain alone"
-        fix = f"add --complex to score all its chains together, or --chains {named[0]} to score {alone}"
-        return f"The mutants name {listed}, but each chain of a file is read by itself; {fix}."
+        fix = "add --complex to score all its chains together"
+        odd = [word for word in words if word not in found]
+        if odd:
+            of_none = f"{_list(odd)} {'name' if odd[1:] else 'names'} none of its chains"
+            fix += f"; {of_none} ({_list(chains)}), which the others do as in {next(iter(found))}"
+        else:
+            fix += f", or --chains {named[0]} to score only those of chain {named[0]}, and this chain alone"
+        return f"{'Some' if odd else 'The'} mutants name {listed}, but each chain of a file is read by itself; {fix}."
     names = ", ".join(map(id_of, records[:8]))
     fix = "choose one with `chain_ids` (--chains), or give a CSV file with the column id"
+    if chains and len(entries) == parts == 1:
+        fix += "; --complex scores all together, with mutants that name chains, as in SA195A of chain A"
     return f"The mutants are of one chain, but the inputs have several, such as {names}; {fix}."
+
+
+def _warn_of_unread(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Say how many mutants are not of their chain, and the first one's reason."""
+    reasons = [reason for report in reports for reason in report.get("unread", ())]
+    if reasons:
+        total = len(reasons) + sum(report["mutants"] for report in reports)
+        rest = "all reasons are in score.json, as unread" if reasons[1:] else "its row is without a score"
+        what = f"{len(reasons):,} of {counted(total, 'mutant')}"
+        logger.warning("%s cannot be scored: %s %s", what, reasons[0], rest[0].upper() + rest[1:] + ".")
 
 
 def _warn_of_unobserved(reports: Sequence[Mapping[str, Any]]) -> None:
@@ -348,13 +420,21 @@ def scan_lines(
 
 def score_lines(
     chain_id: str, file: str, residues: ResidueNumbers, mutants: Sequence[str],
-    parsed: Sequence[Sequence[tuple[int, str]]], scores: np.ndarray, measured: np.ndarray | None, observed: np.ndarray,
+    parsed: Sequence[Sequence[tuple[int, str]] | None], scores: np.ndarray, measured: np.ndarray | None,
+    observed: np.ndarray,
 ) -> Iterator[list[str]]:  # fmt: skip
-    """Rows of `scores.csv`: of `mutants` as they were written, and as `parse_mutant` reads them."""
-    for number, (mutant, substitutions, value) in enumerate(zip(mutants, parsed, scores, strict=True)):
-        cells = [chain_id, file, mutant, f"{value:.6g}"]
+    """Rows of `scores.csv`: of `mutants` as they were written, and as `parse_mutant` reads them, None if it cannot.
+
+    These have no score, and `scores` are of the others.
+    """
+    values = iter(scores)
+    for number, (mutant, substitutions) in enumerate(zip(mutants, parsed, strict=True)):
+        cells = [chain_id, file, mutant, "" if substitutions is None else f"{next(values):.6g}"]
         if measured is not None:
             cells.append("" if np.isnan(measured[number]) else repr(float(measured[number])))
+        if substitutions is None:
+            yield [*cells, "", "", ""]
+            continue
         places = [index for index, _ in substitutions]
         cells += [":".join(map(residues.name, places)), ":".join(str(residues.positions[i]) for i in places)]
         yield [*cells, _true(observed[places].all())]

@@ -128,7 +128,7 @@ def placed_in(chain: Chain, model: Any) -> np.ndarray:
         return np.zeros(len(chain), dtype=bool)
     config = model.config
     _, values = chain_arrays(chain, config.coordinate_atoms, config.coordinate_dim, config.optional_atoms)
-    coords = torch.from_numpy(values)[None]
+    coords = torch.from_numpy(np.array(values))[None]  # a row of a data set is read-only
     coords_mask = ~coords.isnan().any(dim=-1)
     if config.encoder_type == "proteinmpnn" and config.coordinate_atoms == BACKBONE:
         coords, coords_mask = place_oxygens(coords, coords_mask, torch.ones(coords.shape[:2], dtype=torch.bool), None)

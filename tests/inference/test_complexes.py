@@ -102,8 +102,7 @@ def test_chains_that_are_left_out_are_named(checkpoint, tmp_path, caplog):
     caplog.clear()
     score(checkpoint, HVR, tmp_path / "given", as_complex=True, chain_ids=["A"], mutants=["P1A"], progress=False)
     assert caplog.messages == [
-        "--chains leaves out chain B of 1HVR; leave it out to keep it as context, and name the chain in mutants, as "
-        "in SH195A"
+        "--chains leaves out chain B of 1HVR; without --chains it is context; name the chain in mutants, as in SH195A"
     ]
     caplog.clear()
     options = {"chain_ids": ["A", "B"], "mutants": ["PA1A"], "as_complex": True, "progress": False}

@@ -319,7 +319,7 @@ def test_other_options_are_another_run(checkpoint, no_pictures, tmp_path):
         with pytest.raises(ValueError, match="holds another run"):
             quietly(checkpoint, CRO, tmp_path / "out", **options, **changed)
     (tmp_path / "omit.json").write_text('{"A12": "W"}')
-    with pytest.raises(ValueError, match="holds another run .omit_per_residue"):
+    with pytest.raises(ValueError, match="holds another run .other omit_per_residue"):
         quietly(checkpoint, CRO, tmp_path / "out", **options)
 
 

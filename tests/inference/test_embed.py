@@ -385,12 +385,12 @@ def test_other_embeddings_in_the_same_folder_are_refused(checkpoint, tmp_path):
         ({"window": 50, "without_coords": True}, "without_coords: False -> True; window: 1024 -> 50"),
         ({"file_format": "safetensors"}, "format: 'parquet' -> 'safetensors'"),
         ({"entries_per_part": 7}, "entries_per_part: 1000 -> 7"),
-        ({"inputs": [STRUCTURES / "1A8O.pdb.gz"]}, "inputs: '.*' -> '.*'"),
-        ({"inputs": CHAINS, "split": "valid"}, "split: None -> 'valid'.*inputs: '.*' -> '.*'"),
+        ({"inputs": [STRUCTURES / "1A8O.pdb.gz"]}, "other inputs"),
+        ({"inputs": CHAINS, "split": "valid"}, "split: None -> 'valid'.*other inputs"),
     ):
         with pytest.raises(ValueError, match=rf"out holds another run .*{message}.*; choose another output folder"):
             quietly(checkpoint, **{"inputs": inputs, "output": tmp_path / "out"} | change)
-    with pytest.raises(ValueError, match=r"\(weights: '.*' -> '.*'\)"):
+    with pytest.raises(ValueError, match=r"\(other weights\)"):
         quietly(tmp_path / checkpoint.name, inputs, tmp_path / "out")
     assert (tmp_path / "out" / "shard-00000-of-00001.parquet").read_bytes() == before
     # Of no consequence: the budget, and where the same weights and files lie.

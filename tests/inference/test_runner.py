@@ -489,7 +489,7 @@ def test_other_settings_are_refused(verb, mixture, checkpoints, whole, tmp_path,
             run(verb, checkpoints, mixture, tmp_path / "out", **given)
     with pytest.raises(ValueError, match=rf"holds another run \({message}\); choose another output folder, or delete"):
         run(verb, checkpoints, mixture, tmp_path / "out", **options)
-    with pytest.raises(ValueError, match=r"holds another run \(.*inputs: '.*' -> '.*'\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(.*other inputs\)"):
         run(verb, checkpoints, mixture[:-1], tmp_path / "out")
     (parts_of(verb, tmp_path / "out").parent / "run.json").unlink()
     with pytest.raises(ValueError, match="holds results without a run.json"):
@@ -532,7 +532,7 @@ def test_a_file_that_changes_in_between_is_named(checkpoints, tmp_path):
         with pytest.raises(ValueError, match=f"out: what part {part} was made of, {which}, has changed since; choose"):
             run("embed", checkpoints, **options)
     (folder / "a.fasta").write_text(">a\nMKV\n")
-    with pytest.raises(ValueError, match=r"holds another run \(inputs: '.*' -> '.*'\)"):
+    with pytest.raises(ValueError, match=r"holds another run \(other inputs\)"):
         run("embed", checkpoints, **options)
 
 

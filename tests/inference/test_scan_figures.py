@@ -1,11 +1,13 @@
 """Heat maps of some residues."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import STRUCTURES
 
 from coordformer.inference.figures import _numbered_ticks, plot_scan
-from coordformer.model.chain import AMINO_ACIDS, join_chains
+from coordformer.model.chain import AMINO_ACIDS, Chain, join_chains
 from coordformer.model.residues import ResidueNumbers
 from coordformer.model.structure import read_chains
 
@@ -89,3 +91,45 @@ def test_insertion_codes_have_labels(tmp_path, monkeypatch):
     above = figures[0].axes[0].child_axes[0]
     labels = dict(zip(above.get_xticks(), (text.get_text() for text in above.get_xticklabels()), strict=True))
     assert {place: labels[place] for place in (49, 56, 57, 60)} == {49: "50", 56: "56A", 57: "B", 60: "E"}
+
+
+def first(chain: Chain, count: int) -> Chain:
+    """The first residues as a chain."""
+    arrays = {"coords": chain.coords[:count], "b_factor": chain.b_factor[:count]}
+    names = {"sequence": chain.sequence[:count], "residue_numbers": chain.residue_numbers[:count]}
+    return dataclasses.replace(chain, **names, **arrays, positions=None)
+
+
+def test_a_heat_map_wraps(tmp_path):
+    (chain,) = read_chains(STRUCTURES / "1orc.pdb.gz")
+    image = pytest.importorskip("matplotlib.image")
+    shapes = []
+    halves = [first(chain, 51)] * 2
+    # One row, and two.
+    for shown in (first(chain, 40), *(join_chains("two", each, ["A", "B"]) for each in ([chain, chain], halves))):
+        table = np.random.default_rng(0).normal(size=(len(shown), 20))
+        table[5] = np.nan
+        plot_scan(tmp_path / "scan.png", table, ResidueNumbers(shown), title="chain")
+        shapes.append(image.imread(tmp_path / "scan.png").shape)
+    assert shapes[1][0] > 1.5 * shapes[0][0] and shapes[1][1] < 3 * shapes[0][1]
+    assert shapes[2][0] == shapes[1][0] and shapes[2][1] < shapes[1][1]  # 51 and 51 residues, and not 100 and 2
+
+
+def test_numbers_above_a_heat_map_are_those_of_the_file(antibody):
+    """Of the first residue of a row and of a chain, and of every tenth, not so near that they touch."""
+    (chain,) = read_chains(STRUCTURES / "1orc.pdb.gz")
+    assert _numbered_ticks(ResidueNumbers(chain), 45, 71) == {
+        45: "46", 49: "50", 56: "56A", 57: "B", 58: "C", 59: "D", 60: "E", 64: "60"
+    }  # fmt: skip
+    assert _numbered_ticks(ResidueNumbers(chain, numbering="sequence"), 45, 71) == {
+        45: "46", 49: "50", 59: "60", 69: "70"
+    }  # fmt: skip
+    assert _numbered_ticks(ResidueNumbers(antibody), 0, 14) == {
+        0: "H 51", 2: "52A", 5: "100", 7: "L 51", 11: "C 1"
+    }  # fmt: skip
+    # Of some: where residues are left out, and where another chain begins, though not with its first residue.
+    shown = [*range(40, 49), *range(53, 59)]
+    assert _numbered_ticks(ResidueNumbers(chain), 0, 12, shown) == {0: "41", 9: "54"}
+    assert _numbered_ticks(ResidueNumbers(antibody), 0, 8, [*range(5), 8, 9, 10]) == {
+        0: "H 51", 2: "52A", 5: "L 53", 7: "100A"
+    }  # fmt: skip

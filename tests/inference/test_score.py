@@ -2,9 +2,9 @@
 
 import csv
 import dataclasses
+import gzip
 import json
 import math
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +18,10 @@ from datasets import Dataset
 from coordformer import CoordformerForMaskedLM, CoordformerProcessor
 from coordformer.data.rows import SCHEMA, chain_to_row, load_rows
 from coordformer.inference import marginals
-from coordformer.inference.figures import _numbered_ticks, plot_scan
 from coordformer.inference.marginals import METHODS, scan_chains
 from coordformer.inference.mutants import read_mutants, spearman
 from coordformer.inference.score import describe, scan_lines, score, score_lines
-from coordformer.model.chain import AMINO_ACIDS, Chain, Complex, join_chains
+from coordformer.model.chain import AMINO_ACIDS, Chain, Complex
 from coordformer.model.processing_coordformer import letter_ids
 from coordformer.model.residues import ResidueNumbers
 from coordformer.model.structure import read_chains, read_complex
@@ -71,134 +70,6 @@ def naive_log_probabilities(model, chain: Chain, index: int, masked: bool, **inp
     logits = model(**PROCESSOR("".join(text), coords=chain.coords) | inputs).logits[0, index + 1].double()
     total = sum(math.exp(logits[token]) for token in LETTERS.values())
     return {letter: float(logits[token]) - math.log(total) for letter, token in LETTERS.items()}
-
-
-# --- mutants ---------------------------------------------------------------------------------------------------------
-
-
-def test_mutants_are_parsed():
-    assert parse_mutant("M1A", "MKV") == [(0, "A")]
-    assert parse_mutant("V3A:M1M", "MKV") == [(2, "A"), (0, "M")]
-    assert parse_mutant("K25R", "MKV", offset=24) == [(1, "R")]
-    assert parse_mutant("K0R", "MKV", offset=-1) == [(1, "R")]
-    for text in ("WT", "wt", "_wt", " Wt "):
-        assert parse_mutant(text, "MKV") == []
-
-
-@pytest.mark.parametrize(
-    ("mutant", "message"),
-    [
-        ("A1G", "Mutant A1G: position 1 of the chain is M, not A; positions count the deposited sequence from 1, "),
-        ("K2R:A3G", "Mutant K2R:A3G: position 3 of the chain is V, not A"),
-        ("V4A", "Mutant V4A: the chain has no position 4, its residues are 1 to 3; positions count"),
-        ("M0A", "Mutant M0A: the chain has no position 0"),
-        ("K2B", "Mutant K2B: B is no amino acid; substitutions are among ACDEFGHIKLMNPQRSTVWY"),
-        ("X2A", "Mutant X2A: X is no amino acid"),
-        ("K2R:K2A", "Mutant K2R:K2A: position 2 of the chain is substituted twice"),
-        ("K2", "Mutant 'K2' cannot be read: the new letter is missing, as in K2A; write A24G, or A24G:T30S"),
-        ("K2r", "Mutant 'K2r' cannot be read: amino acids are upper-case letters, K2R; write A24G"),
-        (
-            "Lys2Arg",
-            "Mutant 'Lys2Arg' cannot be read: these are three-letter codes, and one-letter codes are right, K2R;",
-        ),
-        ("p.Lys2Arg", "these are three-letter codes, and one-letter codes are right, K2R;"),
-        ("Odd2Arg", "Mutant 'Odd2Arg' cannot be read; write A24G"),
-        ("", "Mutant '' cannot be read"),
-        ("K2R,V3A", "Mutant 'K2R,V3A' cannot be read: ',' stands in it, but ':' joins the substitutions of a mutant"),
-        ("K2R K2R", "Mutant 'K2R K2R' cannot be read: a blank stands in it, but ':' joins"),
-        ("K2,V3A", "cannot be read: ',' stands in it, but ':' joins the substitutions of a mutant, and a blank parts"),
-        ("K2R:WT", "Mutant 'K2R:WT' cannot be read"),
-    ],
-)
-def test_bad_mutants_are_named(mutant, message):
-    with pytest.raises(ValueError) as caught:
-        parse_mutant(mutant, "MKV")
-    assert message in str(caught.value)
-
-
-def make_chain(name: str, sequence: str, numbers: tuple[str, ...] = ()) -> Chain:
-    """Residues on a line, in frames that are far from each other."""
-    coords = np.array([[3.8 * place, len(sequence), 0] for place in range(len(sequence))])[:, None]
-    return Chain(name, sequence, coords, ("CA",), np.ones(len(sequence)), residue_numbers=numbers)
-
-
-@pytest.fixture(scope="module")
-def antibody() -> Complex:
-    """Two chains with insertion codes and a negative number, and one without numbers."""
-    heavy = make_chain("x_H", "SSYAMSW", ("51", "52", "52A", "53", "54", "100", "-1"))
-    light = make_chain("x_L", "GWKM", ("51", "53", "54", "100A"))
-    return join_chains("x", [heavy, light, make_chain("x_C", "YYK")], ["H", "L", "C"])
-
-
-@pytest.mark.parametrize(
-    ("mutant", "expected"),
-    [
-        ("S52A", [(1, "A")]),
-        ("Y52AA", [(2, "A")]),
-        ("YH52aA", [(2, "A")]),  # as SKEMPI has it
-        ("SH51A:GL51A", [(0, "A"), (7, "A")]),
-        ("ML100AC", [(10, "C")]),
-        ("SH100A", [(5, "A")]),  # and not 100A
-        ("WH-1A", [(6, "A")]),
-        ("W-1A", [(6, "A")]),
-        ("KC3R", [(13, "R")]),  # counted
-        ("SH/52A", [(1, "A")]),
-    ],
-)
-def test_mutants_have_the_numbers_of_the_file(antibody, mutant, expected):
-    assert parse_mutant(mutant, antibody) == expected
-    heavy = antibody.chains[0]
-    if expected[-1][0] < len(heavy):  # alone, with its name and without
-        assert parse_mutant(mutant, heavy) == parse_mutant(re.sub("H/?", "", mutant), heavy) == expected
-
-
-def test_mutants_by_positions_of_each_chain(antibody):
-    assert parse_mutant("YH3A:GL1A", antibody, numbering="sequence") == [(2, "A"), (7, "A")]
-    assert parse_mutant("YH13A", antibody, offset=11) == [(2, "A")]
-    assert parse_mutant("S52A", antibody.chains[0], numbering="file") == [(1, "A")]
-    with pytest.raises(ValueError, match="`offset` is 11, but the file's own numbers are not counted"):
-        parse_mutant("YH13A", antibody, numbering="file", offset=11)
-    with pytest.raises(ValueError, match="`numbering` is 'pdb'; choose one of file, sequence"):
-        parse_mutant("YH13A", antibody, numbering="pdb")
-
-
-@pytest.mark.parametrize(
-    ("mutant", "numbering", "message"),
-    [
-        ("S51A", "file", "51 may be H51 (position 1 of chain H) or L51 (position 1 of chain L); write H51 or L51"),
-        ("AH52AG", "file", "H52A (position 3 of chain H) is Y, not A; mend the letter or the number."),
-        # Its two numbers are equal.
-        ("AC2G", "file", "Mutant AC2G: position 2 of chain C is Y, not A; mend the letter or the number."),
-        # The new letter is missing; S is at 52, Y at 52A.
-        ("YH52A", "file", "Mutant YH52A: H52 (position 2 of chain H) is S, not Y; H52A (position 3 of chain H) is Y: "
-         "if it is meant, the new letter is missing, YH52AA."),
-        ("ML100A", "file", "of 100 there is H100, L100A; L100A (position 4 of chain L) is M: if it "
-         "is meant, the new letter is missing, ML100AA."),
-        ("SX51A", "file", "Mutant SX51A: there is no chain X, only 'H', 'L', 'C'; write it like H51."),
-        # What is right in the other numbering is named.
-        ("YH3A", "file", "no chain has a residue H3; chain H has 51 to -1, chain L has 51 to 100A, chain C has 1 to 3, "
-         "of 3 there is C3; numbers are the file's own; positions in the sequence need numbering="
-         "'sequence' (--numbering sequence): with it H52A (position 3 of chain H) is Y."),
-        ("YC1A:YC1F", "file", "position 1 of chain C is substituted twice"),
-        ("SH52A", "sequence", "no chain has a position H52; chain H has 1 to 7, chain L has 1 to 4, chain C has 1 to "
-         "3; positions count the deposited sequence from 1; the file's own numbers need numbering="
-         "'file' (--numbering file): with it H52 (position 2 of chain H) is S."),
-    ],
-)  # fmt: skip
-def test_bad_mutants_of_complexes_are_named(antibody, mutant, numbering, message):
-    with pytest.raises(ValueError) as caught:
-        parse_mutant(mutant, antibody, numbering=numbering)
-    assert message in str(caught.value)
-
-
-def test_a_wrong_wild_type_names_both_numbers(chain):
-    """Cro has 56A to 56E: from 57 on numbers are less than positions by 5."""
-    assert parse_mutant("N61A", chain) == parse_mutant("N66A", chain, numbering="sequence") == [(65, "A")]
-    found = "A66 (position 71 of chain A) is A, not N; numbers are the file's own; positions in the sequence need "
-    there = "numbering='sequence' (--numbering sequence): with it A61 (position 66 of chain A) is N."
-    with pytest.raises(ValueError) as caught:
-        parse_mutant("N66A", chain)
-    assert str(caught.value) == f"Mutant N66A: {found}{there}"
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -488,39 +359,6 @@ def test_scores_are_read_back(tmp_path, chain):
     assert read_mutants(path) == (["A24G"], np.array([2.0]), None)
 
 
-def test_a_heat_map_wraps(tmp_path, chain):
-    image = pytest.importorskip("matplotlib.image")
-    shapes = []
-    halves = [part(chain, 0, 51)] * 2
-    # One row, and two.
-    for shown in (part(chain, 0, 40), *(join_chains("two", each, ["A", "B"]) for each in ([chain, chain], halves))):
-        table = np.random.default_rng(0).normal(size=(len(shown), 20))
-        table[5] = np.nan
-        plot_scan(tmp_path / "scan.png", table, ResidueNumbers(shown), title="chain")
-        shapes.append(image.imread(tmp_path / "scan.png").shape)
-    assert shapes[1][0] > 1.5 * shapes[0][0] and shapes[1][1] < 3 * shapes[0][1]
-    assert shapes[2][0] == shapes[1][0] and shapes[2][1] < shapes[1][1]  # 51 and 51 residues, and not 100 and 2
-
-
-def test_numbers_above_a_heat_map_are_those_of_the_file(antibody, chain):
-    """Of the first residue of a row and of a chain, and of every tenth, not so near that they touch."""
-    assert _numbered_ticks(ResidueNumbers(chain), 45, 71) == {
-        45: "46", 49: "50", 56: "56A", 57: "B", 58: "C", 59: "D", 60: "E", 64: "60"
-    }  # fmt: skip
-    assert _numbered_ticks(ResidueNumbers(chain, numbering="sequence"), 45, 71) == {
-        45: "46", 49: "50", 59: "60", 69: "70"
-    }  # fmt: skip
-    assert _numbered_ticks(ResidueNumbers(antibody), 0, 14) == {
-        0: "H 51", 2: "52A", 5: "100", 7: "L 51", 11: "C 1"
-    }  # fmt: skip
-    # Of some: where residues are left out, and where another chain begins, though not with its first residue.
-    shown = [*range(40, 49), *range(53, 59)]
-    assert _numbered_ticks(ResidueNumbers(chain), 0, 12, shown) == {0: "41", 9: "54"}
-    assert _numbered_ticks(ResidueNumbers(antibody), 0, 8, [*range(5), 8, 9, 10]) == {
-        0: "H 51", 2: "52A", 5: "L 53", 7: "100A"
-    }  # fmt: skip
-
-
 def test_a_scan_in_rows(chain):
     table = np.random.default_rng(0).normal(size=(71, 20))
     table[5] = np.nan
@@ -623,7 +461,7 @@ def test_mutants_of_several_chains(checkpoint, tmp_path, caplog):
 
     # Other measurements are another run, and a run without a single chain leaves the folder free.
     table.write_text(table.read_text().replace("1BD2_C,0", "1BD2_C,7"))
-    with pytest.raises(ValueError, match="holds another run .mutants: '.*' -> '.*'.; choose another"):
+    with pytest.raises(ValueError, match="holds another run .other mutants.; choose another"):
         quietly(checkpoint, tmp_path / "chains.parquet", tmp_path / "out", **options)
     with pytest.raises(
         ValueError, match=r"1ORC_A: Mutant M2A: A2 \(position 2 of chain A\) is E, not M; mend the letter or"
@@ -652,6 +490,56 @@ def test_scores_of_residues_that_were_not_observed(checkpoint, tmp_path, caplog)
     blind = quietly(checkpoint, cro, tmp_path / "blind", mutants=mutants, without_coords=True)
     assert "unobserved" not in blind and not caplog.messages
     assert quietly(checkpoint, cro, tmp_path / "some", residues="A3-A8", method=METHODS[0])["unobserved"] == []
+    assert not caplog.messages
+
+
+def test_a_wrong_mutant_costs_the_others_nothing(checkpoint, tmp_path, caplog):
+    table = tmp_path / "assay.csv"
+    table.write_text("mutant,DMS_score\nQ3A,3\nA5G,9\nR4A,2\nWT,0\nnot a mutant,8\nI5A,1\n")
+    summary = quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "out", mutants=[str(table)])
+    right = quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "right", mutants=["Q3A", "R4A", "WT", "I5A"])
+    rows = read_rows(tmp_path / "out" / "scores.csv")
+    assert [row["mutant"] for row in rows] == ["Q3A", "A5G", "R4A", "WT", "not a mutant", "I5A"]
+    assert [row["DMS_score"] for row in rows] == ["3.0", "9.0", "2.0", "0.0", "8.0", "1.0"]
+    unread = [rows.pop(4), rows.pop(1)]
+    assert {row[name] for row in unread for name in ("score", "residues", "positions", "observed")} == {""}
+    assert [row["score"] for row in rows] == [row["score"] for row in read_rows(tmp_path / "right" / "scores.csv")]
+    assert (summary["mutants"], len(summary["unread"]), right["mutants"]) == (4, 2, 4) and "unread" not in right
+    scores = np.array([float(row["score"]) for row in rows])
+    assert summary["spearman"] == pytest.approx(spearman(scores, np.array([3.0, 2.0, 0.0, 1.0])))
+    (line,) = [message for message in caplog.messages if "cannot be scored" in message]
+    assert line.startswith("2 of 6 mutants cannot be scored: Mutant A5G: A5 (position 5 of chain A) is I, not A")
+    assert line.endswith("All reasons are in score.json, as unread.")
+    with pytest.raises(ValueError, match="None is scored, since 2 of 3 mutants are wrong"):  # WT fits every chain
+        quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "bad", mutants=["WT", "A3G", "A5G"])
+
+
+def test_low_confidence_is_said(checkpoint, tmp_path, caplog):
+    """Of a file without an experiment; not of B-factors of experiments, nor of backbones that have 0 or 1 for all."""
+    lines = gzip.decompress((STRUCTURES / "pdb1ubi_ca.pdb.gz").read_bytes()).decode().splitlines()
+    atoms = [line for line in lines if line.startswith("ATOM")]
+
+    def write(name: str, values, head: str = "") -> Path:
+        pairs = zip(atoms, values, strict=True)
+        text = head + "".join(f"{line[:60]}{value:6.2f}{line[66:]}\n" for line, value in pairs)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    plddt = [90.0] * 70 + [69.9, 50.0, 90.0, 30.0, 70.0, 20.0]
+    options = {"method": "wild_type_marginal", "figures": False}
+    summary = quietly(checkpoint, write("model.pdb", plddt), tmp_path / "out", **options)
+    assert summary["low_plddt"] == ["A71-A72", "A74", "A76"]
+    fix = "; --min_plddt 70 takes them for not observed"
+    assert caplog.messages == ["coordinates of low confidence (pLDDT below 70): A71-A72, A74, A76" + fix]
+    caplog.clear()
+    summary = quietly(checkpoint, tmp_path / "model.pdb", tmp_path / "cut", min_plddt=70, **options)
+    assert summary["unobserved"] == ["A71", "A72", "A74", "A76"] and "low_plddt" not in summary
+    caplog.clear()
+    for name, values, head in (
+        ("xray.pdb", plddt, "EXPDTA    X-RAY DIFFRACTION\n"), ("new.pdb", [0.0] * 76, ""), ("mask.pdb", [1.0] * 76, ""),
+        ("sure.pdb", [95.0] * 76, ""), ("factors.pdb", [150.0, *plddt[1:]], ""),
+    ):  # fmt: skip
+        assert "low_plddt" not in quietly(checkpoint, write(name, values, head), tmp_path / f"{name}.out", **options)
     assert not caplog.messages
 
 
@@ -756,7 +644,22 @@ def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
             "The mutants name chain C of 1BD2, but each chain of a file is read by itself; add --complex to score all "
             "its chains together, or --chains C to score only those of chain C, and this chain alone.",
         ),
-        ("1BD2.cif.gz", ["--mutants", "LC1A", "A1G"], "several, such as 1BD2_A, 1BD2_B, 1BD2_C, 1BD2_D, 1BD2_E;"),
+        (
+            "1BD2.cif.gz",
+            ["--mutants", "LC1A", "A1G"],
+            "Some mutants name chain C of 1BD2, but each chain of a file is read by itself; add --complex to score all "
+            "its chains together; A1G names none of its chains (A, B, C, ...), which the others do as in LC1A.",
+        ),
+        (
+            "1BD2.cif.gz",
+            ["--mutants", "A1G"],
+            "column id; --complex scores all together, with mutants that name chains, as in SA195A of chain A.",
+        ),
+        (
+            "1orc.pdb.gz",
+            ["--mutants", "M1A", "A1G", "Q4C"],
+            "not A; mend the letter or the number. None is scored, since 2 of 3 mutants are wrong.",
+        ),
         (
             "1orc.pdb.gz",
             ["--mutants", "M1A", "--residues", "A1"],
