@@ -441,14 +441,16 @@ class _Passes:
         """Logits (rows, L, 20), float64, of tokens (rows, L); equal rows are computed once."""
         tokens, copies = np.unique(tokens, axis=0, return_inverse=True)
         rows = max(1, self.budget // (tokens.shape[1] + 2))
-        parts = []
-        for start in range(0, len(tokens), rows):
-            part = torch.from_numpy(tokens[start : start + rows]).to(self.ends[0].device)
-            first, last = (end.expand(len(part), 1) for end in self.ends)
-            input_ids = torch.cat((first, part, last), dim=1)
-            logits = self.model(input_ids=input_ids, structure=self.structure, **self.positions).logits
-            parts.append(logits[:, 1:-1, torch.from_numpy(self.letters)].double().cpu().numpy())
+        parts = [self._logits(tokens[start : start + rows])[:, 1:-1] for start in range(0, len(tokens), rows)]
         return np.concatenate(parts)[copies.reshape(-1)]
+
+    def _logits(self, tokens: np.ndarray, **options: torch.Tensor) -> np.ndarray:
+        """Of one batch, `<cls>` and `<eos>` included."""
+        rows = torch.from_numpy(tokens).to(self.ends[0].device)
+        first, last = (end.expand(len(rows), 1) for end in self.ends)
+        given = {"input_ids": torch.cat((first, rows, last), dim=1), "structure": self.structure, **self.positions}
+        logits = self.model(**given, **options).logits
+        return logits[..., torch.from_numpy(self.letters)].double().cpu().numpy()
 
     def pseudo_likelihoods(self, letters: np.ndarray, places: np.ndarray, bar: Any = None) -> np.ndarray:
         """Log-likelihoods (places,), nats, of letters (L,), -1 for X, each masked alone, which a bar counts."""
@@ -467,7 +469,8 @@ class _Passes:
             inside = places[start : start + size]
             rows, each = np.repeat(tokens[None], len(inside), axis=0), np.arange(len(inside))
             rows[each, inside] = self.mask
-            found[start : start + size] = _normalized(self(rows)[each, inside])[each, letters[inside]]
+            kept = torch.from_numpy(inside[:, None] + 1).to(self.ends[0].device)  # <cls> is in front
+            found[start : start + size] = _normalized(self._logits(rows, kept_tokens=kept)[:, 0])[each, letters[inside]]
             if bar is not None:
                 bar.update(len(inside))
         return found

@@ -42,7 +42,7 @@ from .coordinates import (
     rotate_coordinates,
 )
 from .embedding import embed_dataset
-from .esm_encoder import CoordformerEncoder, sinusoidal_positions
+from .esm_encoder import CoordformerEncoder, sequence_encoder_config, sinusoidal_positions
 from .neighbor_graph import EdgeFeatures
 from .packing import (
     SEGMENT_BOUNDS,
@@ -53,6 +53,7 @@ from .packing import (
     segment_runs,
     segment_sum,
     sequence_id_of_bounds,
+    take_tokens,
 )
 from .proteinmpnn import ProteinMPNN
 from .structure_layers import (
@@ -232,10 +233,11 @@ class CoordformerModel(CoordformerPreTrainedModel):
     - `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`: the bounds of the segments as Transformers'
       flash attention takes them, see `segment_bounds`. Attention by `"varlen"` or flash computes them from
       `sequence_id` where they are missing, for which the host waits for the device; given, they must agree with it.
-
     - `noise_level` `(batch, sequence)`: with `config.noise_conditioning`, the standard deviation of noise on `coords`,
       Å, which the model is to reckon with; the default is `config.noise_level` everywhere.
     - `structure`: of `encode_structure`, in place of `coords`: one for all rows.
+    - `kept_tokens` `(batch, kept)`: indices of tokens whose last states alone are returned, `(batch, kept, hidden)`,
+      and logits of a masked-LM head. Without gradients the last layer is computed for these alone.
     - `special_tokens_mask` `(batch, sequence)`: 1 for `<cls>` and `<eos>`, for `inputs_embeds`, which do not tell; the
       default is where `input_ids` have them.
 
@@ -260,7 +262,7 @@ class CoordformerModel(CoordformerPreTrainedModel):
         self.edge_features = EdgeFeatures(config) if config.num_neighbors and not mpnn else None
         self.sequence_encoder = self.connector = None
         if isinstance(config.sequence_encoder, EsmConfig):
-            without_coordinates = _sequence_encoder_config(config.sequence_encoder)
+            without_coordinates = sequence_encoder_config(config.sequence_encoder)
             without_coordinates._attn_implementation = config._attn_implementation
             self.sequence_encoder = CoordformerModel(without_coordinates)
             self.connector = nn.Linear(config.sequence_encoder.hidden_size, config.hidden_size)
@@ -493,6 +495,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
             raise ValueError('`output_attentions`: with `encoder_type="proteinmpnn"` there is no attention.')
         assert self.proteinmpnn is not None
         states = self.proteinmpnn(embeddings, visible, structure)
+        if (kept_tokens := kwargs.get("kept_tokens")) is not None:
+            states = tuple(take_tokens(each, kept_tokens) for each in states)
         all_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         return BaseModelOutput(states[-1], states if all_states else None)
 
@@ -529,13 +533,6 @@ class CoordformerModel(CoordformerPreTrainedModel):
         else:
             return bias
         return bias.masked_fill(~allowed, torch.finfo(bias.dtype).min)
-
-
-def _sequence_encoder_config(esm: EsmConfig) -> CoordformerConfig:
-    """Of an ESM-2 as a Coordformer without coordinates, which knows segments; what is frozen has no dropout."""
-    fields = {name: value for name, value in esm.to_dict().items() if value is not None and name != "model_type"}
-    fields |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
-    return CoordformerConfig(**fields | {"coordinate_embedding": "none", "hidden_act": "gelu_python"})
 
 
 def freeze_sequence_encoder(model: nn.Module) -> None:

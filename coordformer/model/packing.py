@@ -56,6 +56,19 @@ def sequence_id_of_bounds(bounds: Tensor | None, shape: torch.Size) -> Tensor | 
     return torch.searchsorted(bounds, tokens, right=True).view(shape)
 
 
+def take_tokens(values: Tensor, kept: Tensor) -> Tensor:
+    """Of (batch, sequence, ...), or one row for all, the tokens `kept` (batch, kept): (batch, kept, ...).
+
+    Raises:
+        ValueError: `kept` has not a row for each of `values`.
+    """
+    if kept.dim() != 2 or values.shape[0] not in (1, len(kept)):
+        wanted = f"(batch, kept) with {values.shape[0]} rows"
+        raise ValueError(f"`kept_tokens` has shape {tuple(kept.shape)}; the input asks for {wanted}.")
+    index = kept.view(*kept.shape, *[1] * (values.dim() - 2)).expand(*kept.shape, *values.shape[2:])
+    return values.expand(len(kept), *values.shape[1:]).gather(1, index)
+
+
 def segment_sum(values: Tensor, runs: Tensor | None) -> Tensor:
     """Sum over each segment: (batch, sequence, ...) -> the same shape; without `runs` the sequence has length 1."""
     if runs is None:

@@ -125,7 +125,8 @@ def predict(
     Args:
         model: is set to evaluation; its config has the padding token.
         rows: the longer ones first.
-        forward: from a padded batch to a tensor (batch, tokens, ...), or of whole rows (batch, ...).
+        forward: from a padded batch to a tensor (batch, tokens, ...), or of whole rows (batch, ...). Where rows have
+            `places` the batch has `kept_tokens`, and the tensor these alone.
         token_budget: tokens of a batch, padding included; a row that is longer is a batch of its own.
         bar: of tqdm; is moved on by each chain that is done, or `by_row`.
 
@@ -153,16 +154,13 @@ def predict(
 def _predict_batch(
     model: Any, rows: list[Row], forward: Any, bar: Any, by_row: bool, shared: dict[Any, Structure]
 ) -> Iterator[tuple[Row, np.ndarray]]:
-    outputs = forward(
-        share_structure(model, rows, shared) or collate_rows(rows, model.config.pad_token_id, model.device)
-    )
-    if rows[0].places is None:
-        yield from zip(rows, outputs.float().cpu().numpy(), strict=True)
-    else:
-        places = [row.places for row in rows if row.places is not None]
-        counts = list(map(len, places))
-        where = np.stack([np.repeat(np.arange(len(rows)), counts), np.concatenate(places)])
-        asked = outputs[tuple(torch.from_numpy(where).to(outputs.device))]  # one copy from the device for all rows
-        yield from zip(rows, np.split(asked.float().cpu().numpy(), np.cumsum(counts)[:-1]), strict=True)
+    batch = share_structure(model, rows, shared) or collate_rows(rows, model.config.pad_token_id, model.device)
+    places = [row.places for row in rows if row.places is not None]
+    if places:
+        kept = [np.pad(each, (0, max(map(len, places)) - len(each))) for each in places]
+        batch["kept_tokens"] = torch.from_numpy(np.stack(kept)).to(model.device)
+    outputs = forward(batch).float().cpu().numpy()  # one copy from the device for all rows
+    for row, output in zip(rows, outputs, strict=True):
+        yield row, output if row.places is None else output[: len(row.places)]
     if bar is not None:
         bar.update(len(rows) if by_row else sum(row.last for row in rows))

@@ -28,6 +28,7 @@ from .fused import (
     rotate_positions,
 )
 from .neighbor_graph import MessagePassing, NeighborGraph
+from .packing import take_tokens
 
 # --- Coordinate embedding ---
 
@@ -104,14 +105,15 @@ class SelfAttention(EsmSelfAttention):
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, attention_mask: Any = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None, *, contacts: Any = None, **kwargs,
+        position_embeddings: tuple[Tensor, Tensor] | None = None, *, contacts: Any = None,
+        kept_tokens: Tensor | None = None, **kwargs,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """As ESM's; `contacts` as of `contact_maps.ContactLogits`."""
+        """As ESM's; `contacts` as of `contact_maps.ContactLogits`; of `kept_tokens` (batch, kept) alone if given."""
         states = self.split_heads(self.project(hidden_states), position_embeddings)
         query, key, value = (each.to(states[-1].dtype).transpose(1, 2) for each in states)
         if contacts is not None:
             contacts.add(self, query, key, attention_mask)
-        output, weights = self.attend(query, key, value, attention_mask, **kwargs)
+        output, weights = self.attend(query, key, value, attention_mask, kept_tokens, **kwargs)
         return output.flatten(2), weights
 
     def project(self, hidden_states: Tensor, *others: nn.Module) -> Tensor:
@@ -131,8 +133,14 @@ class SelfAttention(EsmSelfAttention):
     def _rotary(self, position_embeddings: Any) -> Any:
         return position_embeddings if self.position_embedding_type == "rotary" else None
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs) -> tuple[Tensor, Any]:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, kept_tokens: Tensor | None, **kwargs
+    ) -> tuple[Tensor, Any]:
         """The config's attention of (batch, heads, sequence, features): (batch, sequence, heads, features), weights."""
+        if kept_tokens is not None:
+            query = take_tokens(query.transpose(1, 2), kept_tokens).transpose(1, 2)
+            if attention_mask is not None and attention_mask.shape[2] > 1:
+                attention_mask = take_tokens(attention_mask.transpose(1, 2), kept_tokens).transpose(1, 2)
         function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         return function(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
@@ -173,7 +181,8 @@ class InvariantPointAttention(SelfAttention):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None, *,
-        frames: Frames, graph: NeighborGraph | None = None, contacts: Any = None, **kwargs,
+        frames: Frames, graph: NeighborGraph | None = None, contacts: Any = None, kept_tokens: Tensor | None = None,
+        **kwargs,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `SelfAttention`; `frames` in units of `config.coordinate_scale`, `graph` from `EdgeFeatures`."""
         states = self.project(hidden_states, self.query_points, self.key_points, self.value_points)
@@ -190,7 +199,9 @@ class InvariantPointAttention(SelfAttention):
                 attention_mask = attention_mask.float()
             if contacts is not None:
                 contacts.add(self, query, key, attention_mask)
-            attended, weights = self.attend(query, key, value, attention_mask, **kwargs)
+            attended, weights = self.attend(query, key, value, attention_mask, kept_tokens, **kwargs)
+            if kept_tokens is not None:
+                frames = Frames(*(take_tokens(each, kept_tokens) for each in frames))
             if fused:
                 features = attention_features(attended, frames, self._sizes)
             else:
@@ -199,7 +210,8 @@ class InvariantPointAttention(SelfAttention):
         output = output.to(hidden_states.dtype) + self.output_points(features.to(hidden_states.dtype))
         if self.message_passing is not None:
             assert graph is not None
-            output = output + self.message_passing(hidden_states, graph)
+            messages = self.message_passing(hidden_states, graph)
+            output = output + (messages if kept_tokens is None else take_tokens(messages, kept_tokens))
         return output, weights
 
     @property

@@ -298,7 +298,8 @@ class PlantedModel:
     def encode_structure(self, coords, **_):
         return coords
 
-    def __call__(self, input_ids, **_):
+    def __call__(self, input_ids, kept_tokens, **_):
+        input_ids = input_ids.gather(1, kept_tokens)
         logits = torch.full((*input_ids.shape, self.config.vocab_size), 50.0)  # of no amino acid
         for rank, letter in enumerate(AMINO_ACIDS):
             logits[..., LETTERS[letter]] = 0.1 * rank + 5.0 * (input_ids == LETTERS[letter])

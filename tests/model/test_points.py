@@ -368,17 +368,19 @@ def test_points_in_c_are_those_of_the_formulas(way, positions, monkeypatch):
         model.zero_grad()
         outputs = [outputs_of(model, batch) for batch in (padded, packed)]
         sum(each.square().sum() for each in outputs).backward()
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
         with torch.no_grad():
             structure = model.base_model.encode_structure(chains[0]["coords"], chains[0]["input_ids"])
             letters = torch.randint(4, 24, (3, 32)).fill_(9)
             letters[1, 3:9], letters[2, 7] = 5, 6
             letters[:, 0], letters[:, -1] = 0, 2
             outputs.append(model(input_ids=letters, structure=structure).logits)
-        found.append([*gradients, *(each.detach() for each in outputs)])
-    for fast, formula in zip(*found, strict=True):
-        # Of sigma large terms cancel.
-        assert (fast - formula).norm() < 2e-4 * formula.norm() + 1e-5 * formula.numel() ** 0.5
+        found.append(gradients | {f"output {number}": each.detach() for number, each in enumerate(outputs)})
+    assert found[0].keys() == found[1].keys()
+    for name, formula in found[1].items():
+        # Of sigma large terms cancel, and what is left of their rounding depends on the processor's instructions.
+        share = 2e-3 if name.endswith("log_sigma") else 2e-4
+        assert (found[0][name] - formula).norm() < share * formula.norm() + 1e-5 * formula.numel() ** 0.5, name
 
 
 def test_kernel_sums_messages_without_gradients_too(kernel):
