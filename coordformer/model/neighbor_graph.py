@@ -14,6 +14,7 @@ from .coordinates import FeatureLinear, Frames, shift_residues
 from .edge_blocks import BLOCK, block_size, blocks_of, blockwise, in_blocks
 from .fused import is_plain, joint_linear
 from .kernels import Messages, kernel_takes, run_kernel
+from .packing import take_tokens
 
 
 def k_nearest_neighbors(
@@ -105,6 +106,14 @@ class NeighborGraph:
             return NeighborGraph(self.places, self.exist, edges)
         starts = length * torch.arange(rows, device=self.places.device).unsqueeze(1)
         return NeighborGraph((self.places + starts).flatten(), self.exist.expand(rows, -1, -1), edges)
+
+    def of_receivers(self, kept: Tensor) -> "NeighborGraph":
+        """Edges to some residues alone, `kept` (rows, kept), of rows that may share the graph."""
+        batch, length, k = self.exist.shape
+        places = take_tokens(self.places.view(batch, length, k), kept)
+        if batch == 1:
+            places = places + length * torch.arange(len(kept), device=kept.device)[:, None, None]
+        return NeighborGraph(places.flatten(), take_tokens(self.exist, kept), take_tokens(self.edges, kept))
 
     def keep(self) -> None:
         """From now on keep what `project` gives: for many passes over one structure, without gradients."""
@@ -291,18 +300,25 @@ class MessagePassing(nn.Module):
         if added and "message_attention" in added and self.attention is not None:
             nn.init.zeros_(self.attention.weight)
 
-    def forward(self, hidden_states: Tensor, graph: NeighborGraph) -> Tensor:
-        """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden)."""
+    def forward(self, hidden_states: Tensor, graph: NeighborGraph, kept_tokens: Tensor | None = None) -> Tensor:
+        """(batch, sequence, hidden), and what `EdgeFeatures` returns -> (batch, sequence, hidden).
+
+        Of `kept_tokens` (batch, kept) alone if given.
+        """
+        if kept_tokens is not None and (self.edge_update is not None or self.attention is not None):
+            return take_tokens(self(hidden_states, graph), kept_tokens)
         if self.edge_update is not None:
             graph = self.edge_update(hidden_states, graph)
         senders = [layer for layer in (self.sender, self.gate_sender) if layer is not None]
         edge_layers: list[Any] = [layer for layer in (self.edge, self.gate_edge) if layer is not None]
         states = joint_linear(hidden_states, [self.receiver, *senders], [self.gain] * (1 + len(senders)))
+        graph = graph if kept_tokens is None else graph.of_receivers(kept_tokens)
         exist, device = graph.exist, hidden_states.device
         if self.attention is not None:
             mean = self._attend(graph, states, edge_layers).view(*states.shape[:2], -1)
             return self.output(self.gain * mean)
         received, *sent = states.chunk(1 + len(senders), dim=-1)
+        received = received if kept_tokens is None else take_tokens(received, kept_tokens)
         if in_blocks(device):
             plain = all(map(is_plain, edge_layers))
             weights = [layer.weight for layer in edge_layers] if plain and not graph.keeps else None

@@ -210,8 +210,7 @@ class InvariantPointAttention(SelfAttention):
         output = output.to(hidden_states.dtype) + self.output_points(features.to(hidden_states.dtype))
         if self.message_passing is not None:
             assert graph is not None
-            messages = self.message_passing(hidden_states, graph)
-            output = output + (messages if kept_tokens is None else take_tokens(messages, kept_tokens))
+            output = output + self.message_passing(hidden_states, graph, kept_tokens)
         return output, weights
 
     @property
