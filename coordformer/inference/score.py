@@ -161,7 +161,8 @@ def score(
         by_model = [score_substitutions(*each, pairs, method, progress=progress, **options) for each in loaded]
         reports: list[dict[str, Any]] = []
         lines: list[list[str]] = []
-        stems = file_stems(output, part, chains)
+        drawn = mutants is None and figures
+        stems = file_stems(output, part, chains) if drawn else [output] * len(chains)
         seen = trained_on(training, [chain_sequences(chain) for chain in chains])
         for each, stem, trained, *scored in zip(asked, stems, seen, *by_model, strict=True):
             scores, file = np.mean(scored, axis=0), given.file_of(each.chain)
@@ -172,9 +173,10 @@ def score(
             if mutants is None:
                 table = scan_table(each.chain, scores, each.indices)
                 lines += scan_lines(each.chain.id, file, each.numbers, table, each.observed, each.indices)
-                picture = output / "scan.png" if len(records) == len(given) == 1 else stem.with_name(f"{stem.name}.png")
-                title = f"{each.chain.id}, {method.replace('_', ' ')}"
-                if figures:
+                if drawn:
+                    alone = len(records) == len(given) == 1
+                    picture = output / "scan.png" if alone else stem.with_name(f"{stem.name}.png")
+                    title = f"{each.chain.id}, {method.replace('_', ' ')}"
                     plot_scan(picture, table, each.numbers, title, each.indices, each.observed if known else None)
             else:
                 texts, values = [mutants[row] for row in each.rows], None if measured is None else measured[each.rows]

@@ -207,6 +207,7 @@ def of_both_schedules(results: Path) -> list[str]:
     head = ["p", "paper", "ratio with the code's schedule", "with the text's", "its ratio"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for exponent, row in tables[0].items():
+        # Decimal, since the tables have rounded numbers: a float of 1.155 may be rounded to 1.15.
         other = tables[1][exponent]
         cells = [f"{float(exponent):g}", f"{float(row['paper']):.5f}", f"{Decimal(row['ratio']):.2f}"]
         cells += [f"{float(other['best']):.5f}", f"{Decimal(other['ratio']):.2f}"]

@@ -2,6 +2,7 @@
 
     python examples/variants/variants.py CHECKPOINT --baseline CHECKPOINT --data FOLDER
     python examples/variants/variants.py CHECKPOINT --baseline CHECKPOINT --data FOLDER --quick
+    python examples/variants/variants.py --difference RESULTS RESULTS
 
 Scores every mutant of every assay as `coordformer score` does, and reports Spearman's correlation with the measurement
 by assay, by selection type and on average, as ProteinGym does. FOLDER is either ProteinGym's, or holds Parquet files;
@@ -285,6 +286,27 @@ def compare(
     return table | {"mean": [mean, *interval(np.mean(drawn, axis=0))]}
 
 
+def difference(first: Path, second: Path) -> dict[str, Any]:
+    """`compare` of two folders of results, with coordinates, over the assays that both have."""
+    tables = []
+    for folder in (first, second):
+        with open(folder / "assays.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["spearman_given"] and row["uniprot"]]
+        tables.append({row["assay"]: row for row in rows})
+    both = [(row, tables[1][name]) for name, row in tables[0].items() if name in tables[1]]
+    if not both:
+        raise ValueError(f"{first} and {second} have no assay in common; give results of the same assays.")
+    results = [
+        {
+            "uniprot": one["uniprot"],
+            "selection_type": one["selection_type"],
+            "spearman": {"first": float(one["spearman_given"]), "second": float(other["spearman_given"])},
+        }
+        for one, other in both
+    ]
+    return {"assays": len(both), **compare(results, "first", "second")}
+
+
 def summarize(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Averages over the assays with a structure good enough for the comparison, and over all; and the differences."""
     assays = [result for result in results if result["uniprot"] is not None]
@@ -454,7 +476,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="with these the mean of the scores is taken"
     )
     parser.add_argument("--baseline", metavar="CHECKPOINT", help="a model without coordinates to compare with")
-    parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="ProteinGym's, or of Parquet files")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="ProteinGym's, or of Parquet files")
+    parser.add_argument(
+        "--difference", nargs=2, type=Path, metavar="RESULTS", help="scores nothing: the first results above the second"
+    )
     parser.add_argument("--method", choices=METHODS, default="masked_marginal", help="default: %(default)s")
     parser.add_argument("--max_length", type=int, help="only proteins of up to this many residues")
     parser.add_argument("--quick", action="store_true", help="two assays of each selection type, of short proteins")
@@ -463,6 +488,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=1024, help="residues read around each of a longer chain")
     parser.add_argument("--output", type=Path, default=Path("runs/variants"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
+    if arguments.difference:
+        print(json.dumps(difference(*arguments.difference), indent=2))
+        return
+    if arguments.data is None:
+        parser.error("--data is missing; give the folder of the assays.")
     assays = read_assays(arguments.data, arguments.max_length, arguments.quick)
     folders = {"checkpoint": [arguments.checkpoint, *arguments.ensemble]}
     if arguments.baseline is not None:

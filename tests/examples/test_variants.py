@@ -173,3 +173,18 @@ def test_an_ensemble_has_the_mean_of_the_scores(checkpoint, chain):
     scores = [score_mutants(*each, [(chain, mutants)], "masked_marginal")[0] for each in loaded]
     assert result["spearman"]["given"] == pytest.approx(spearman(np.mean(scores, axis=0), measured))
     assert result["spearman"]["given"] != pytest.approx(spearman(scores[0], measured))
+
+
+def test_the_difference_of_two_results_is_that_of_the_page():
+    folder = Path(variants.__file__).parent
+    names = "ensemble_wild_type_marginal", "coordformer-mpnn-ca_wild_type_marginal"
+    found = variants.difference(*(folder / "results" / name for name in names))
+    page = (folder / "README.md").read_text()
+    for kind in ("mean", "OrganismalFitness"):
+        value, low, high = found[kind]
+        assert f"{value:+.3f} ({low:+.3f} to {high:+.3f})" in " ".join(page.split())
+    assert found["assays"] == 57 and variants.difference(folder / "results" / names[0], folder / "results" / names[0])[
+        "mean"
+    ] == [0, 0, 0]
+    swapped = variants.difference(*(folder / "results" / name for name in reversed(names)))
+    assert swapped["mean"][0] == pytest.approx(-found["mean"][0])
