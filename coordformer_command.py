@@ -49,10 +49,23 @@ def shares(text: str) -> dict[str, float]:
 
 
 def names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    return tuple(text.replace(",", " ").split())
+
+
+def number(text: str) -> float:
+    """Of several, so that others than blanks may stand between them."""
+    try:
+        return float(text)
+    except ValueError:
+        fix = f"; put blanks between several, {text.replace(',', ' ')}" if "," in text else ""
+        raise argparse.ArgumentTypeError(f"{text!r} is no number{fix}") from None
 
 
 def amino_acids(text: str) -> str:
+    if text.upper() in THREE_LETTERS:
+        letters = "".join(dict.fromkeys(reversed(text.upper())))
+        fix = f"write its one letter, or {letters} if these letters are meant"
+        raise argparse.ArgumentTypeError(f"{text!r} is the code of one amino acid; {fix}")
     if odd := sorted(set(text) - set(AMINO_ACIDS)):
         raise argparse.ArgumentTypeError(f"{text!r} has {', '.join(odd)} in it; letters are among {AMINO_ACIDS}")
     return text
@@ -126,6 +139,10 @@ NOISE_LEVEL = option(
     type=float,
 )
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+THREE_LETTERS = {
+    *("ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE"),
+    *("LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL"),
+}
 METHODS = ("wild_type_marginal", "masked_marginal", "pseudo_likelihood")
 NUMBERINGS = ("file", "sequence")
 KINDS = ("pretrained", "simulated", "esm_conditioned", "esm", "proteinmpnn")
@@ -274,7 +291,7 @@ VERBS = {
         | folder("the files")
         | option("--num_samples", "sequences at each temperature", 8)
         | option(
-            "--temperature", "one or several; 0: the likeliest letter (default: 0.1)", (0.1,), nargs="+", type=float
+            "--temperature", "one or several; 0: the likeliest letter (default: 0.1)", (0.1,), nargs="+", type=number
         )
         | option("--rounds", "1: all residues at once; N: the surest first; all: one after another (default: 1)")
         | SEED
@@ -385,8 +402,8 @@ VERBS = {
         | option("--labels", "columns id and scop_sccs (default: of the data)", type=InputPath, metavar="FILE.parquet")
         | option("--baseline", "a model without coordinates to compare with", metavar="CHECKPOINT")
         | option("--num_rotations", "frames of a chain", 16)
-        | option("--noise", "standard deviations in Å (default: 0 to 5)", NOISE, nargs="+", type=float)
-        | option("--missing", "shares of the residues (default: 0 to 1)", MISSING, nargs="+", type=float)
+        | option("--noise", "standard deviations in Å (default: 0 to 5)", NOISE, nargs="+", type=number)
+        | option("--missing", "shares of the residues (default: 0 to 1)", MISSING, nargs="+", type=number)
         | MASK_SAMPLES
         | SEED
         | switch("--quick", "for a first look: 100 chains, 4 frames, one choice of masked residues, fewer values")
@@ -535,7 +552,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     """`main` until its exit code is known."""
     # Ours alone: the libraries print their own.
-    logging.getLogger("coordformer").handlers[:] = [handler := logging.StreamHandler()]
+    logging.getLogger("coordformer").handlers[:] = [handler := _BesideBars()]
     handler.setFormatter(logging.Formatter("coordformer: %(message)s"))
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
@@ -544,7 +561,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if name == "train":
         options["options"] = others
     elif others:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+        words = list(sys.argv[1:] if argv is None else argv)
+        parser.exit(2, f"coordformer {name}: {_stray(VERBS[name].options, words, others[0])}\n")
     for path in _input_paths(options.values()):
         if not os.path.exists(path):
             print(f"coordformer: {path}: no such file or folder; check the path", file=sys.stderr)
@@ -579,6 +597,28 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"\ncoordformer: stopped{again}", file=sys.stderr)
         return 130
     return 0
+
+
+class _BesideBars(logging.StreamHandler):
+    """Writes lines of their own to stderr, while there are progress bars, too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        bars: Any = sys.modules.get("tqdm")
+        with contextlib.nullcontext() if bars is None else bars.tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
+
+
+def _stray(options: Options, words: Sequence[str], stray: str) -> str:
+    """What to do with a word that no option takes: what is before it may be the first of several values."""
+    place = words.index(stray)
+    start = next((place for place in range(place, -1, -1) if words[place].startswith("--")), None)
+    name, equals, value = "" if start is None else words[start], "", ""
+    name, equals, value = name.partition("=")
+    keywords = options.get(name, {})
+    if start is None or keywords.get("type", names) is not names or {"action", "choices", "metavar"} & set(keywords):
+        return f"{stray} belongs to no option; `coordformer VERB --help` lists them"
+    values = [*[value] * bool(equals), *itertools.takewhile(lambda word: not word.startswith("--"), words[start + 1 :])]
+    return f"{name} takes one text; put several in quotes: {name} '{' '.join(values)}'"
 
 
 def _input_paths(values: Iterable[Any]) -> Iterator[InputPath]:

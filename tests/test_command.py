@@ -232,6 +232,30 @@ def test_an_unusable_command_line_exits_with_2(capsys):
         (["embed", "c", "x.cif", "--chians", "A"], "embed: there is no option --chians; did you mean --chains?"),
         (["embed", "c", "x.cif", "--ouput", "o"], "embed: there is no option --ouput; did you mean --output?"),
         (["embed", "c", "x.cif", "--output", "o", "--chain=A"], "there is no option --chain; did you mean --chains?"),
+        (
+            ["design", "model", "a.pdb", "--output", "out", "--redesigned_residues", "H95-H102", "L3"],
+            "--redesigned_residues takes one text; put several in quotes: --redesigned_residues 'H95-H102 L3'",
+        ),
+        (
+            ["score", "model", "a.pdb", "--scan", "--output", "out", "--residues=H95", "L3", "L4", "--quiet"],
+            "--residues takes one text; put several in quotes: --residues 'H95 L3 L4'",
+        ),
+        (
+            ["design", "model", "a.pdb", "--output", "out", "--chains_to_design", "H", "L"],
+            "--chains_to_design takes one text; put several in quotes: --chains_to_design 'H L'",
+        ),
+        (
+            ["design", "model", "a.pdb", "--output", "out", "--seed", "1", "2"],
+            "2 belongs to no option; `coordformer VERB",
+        ),
+        (
+            ["design", "model", "a.pdb", "--output", "out", "--temperature", "0.1,0.5"],
+            "'0.1,0.5' is no number; put blanks between several, 0.1 0.5",
+        ),
+        (
+            ["design", "model", "a.pdb", "--output", "out", "--omit_aa", "cys"],
+            "'cys' is the code of one amino acid; write its one letter, or SYC if these letters are meant",
+        ),
         (["pack", "data", "out", "--zzz"], "no option --zzz; `coordformer pack --help` lists the options"),
         (
             ["score", "c", "--output", "o", "--scan", "--ensemble", "d", "x.cif"],

@@ -1,6 +1,7 @@
 """Checkpoints as the verbs open them, and what is said of them."""
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import json
@@ -113,8 +114,13 @@ def _load(checkpoint: str | Path, dtype: str, any_head: bool) -> tuple[PreTraine
     path = Path(checkpoint)
     # What lies beside it is here: no name on the Hub, which would be asked again and again.
     beside = len(path.parts) == 2 and path.parent.is_dir()
-    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or beside):
-        raise ValueError(f"There is no folder {checkpoint}; {fix}.")
+    if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or beside):
+        # A name on the Hub is USER/NAME; what has none may lie in a folder of checkpoints below.
+        names = _near_names(path)
+        did_you_mean = f"did you mean {' or '.join(names)}? If not, " if names else ""
+        raise ValueError(f"There is no folder {checkpoint}; {did_you_mean}{fix}.")
+    if path.is_file():
+        raise ValueError(f"{checkpoint} is a file; the checkpoint comes first, and then what is to be read: {fix}.")
     if path.is_dir() and not (path / "processor_config.json").exists():
         raise ValueError(
             f"{checkpoint} holds no processor; {fix}, or add it by CoordformerProcessor().save_pretrained."
@@ -136,6 +142,17 @@ def _load(checkpoint: str | Path, dtype: str, any_head: bool) -> tuple[PreTraine
     except UNUSABLE as error:
         raise ValueError(f"{checkpoint} cannot be loaded ({' '.join(str(error).split())}); {fix}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def _near_names(path: Path) -> list[str]:
+    """Folders that a path that is none may mean: of this name in a folder here, and with names like it beside it."""
+    try:
+        below = [each / path.name for each in sorted(Path().iterdir())] if len(path.parts) == 1 else []
+        beside = {each.name: each for each in path.parent.iterdir() if (each / "config.json").is_file()}
+    except OSError:  # there is no such folder, or it may not be read
+        return []
+    near = [str(each) for each in below if (each / "config.json").is_file()]
+    return near + [str(beside[name]) for name in difflib.get_close_matches(path.name, beside, 3)]
 
 
 def stated_noise(noise_level: float | None) -> dict[str, float]:

@@ -87,8 +87,9 @@ def plot_scan(
 
     Args:
         path, table, residues, title: what is drawn, of which residues, and where.
-        shown: indices of the residues to be drawn, rising. A line parts those between which some are left out or the
-            numbers jump; the one after it has its number above.
+        shown: indices of the residues to be drawn, rising. A dotted line parts those between which some are left out or
+            the numbers jump, a dashed one those between which residues are missing; the one after it has its number
+            above.
         observed: bool (L,); those that are not are hatched.
     """
     limit = float(np.nanpercentile(np.abs(table), 99)) or 1.0  # a few extreme scores do not bleach all others
@@ -116,6 +117,7 @@ def _plot_letters(
     sequence, table = [residues.sequence[index] for index in places], table[places]
     hatched = np.zeros(len(places), dtype=bool) if observed is None else ~observed[places]
     chains, apart = np.diff(residues.chain_index[places]) != 0, (np.diff(places) > 1) | residues.jumps[places[1:]]
+    gaps = residues.gaps_before[places[1:]] & (np.diff(places) == 1)
     # Rows of like width: none of a few residues that are left.
     width = -(-len(sequence) // -(-len(sequence) // PLOTTED_RESIDUES))
     starts = [start for start in range(0, len(sequence), width) if not np.isnan(table[start : start + width]).all()]
@@ -139,19 +141,27 @@ def _plot_letters(
         for index in start + np.flatnonzero(hatched[start:end]):
             axes.axvspan(index - 0.5, index + 0.5, fill=False, edgecolor="0.3", hatch="////", linewidth=0)
         axes.set(xlim=(start - 0.5, start + width - 0.5), ylabel=label)
+        axes.spines["right"].set_position(("data", end - 0.5))  # of a last row that ends before the others
         axes.set_xticks(range(start, end), sequence[start:end], fontsize=6)
         axes.set_yticks(range(len(PLOTTED_LETTERS)), PLOTTED_LETTERS, fontsize=6)
         axes.tick_params(length=0, pad=2)
         for lines, look in (
             (chains, {"color": "k", "linewidth": 1}),
-            (apart & ~chains, {"color": "w", "linewidth": 2}),
+            (apart & ~chains, {"color": "w", "linewidth": 2.5}),
+            (apart & ~chains, {"color": "k", "linewidth": 1, "linestyle": ":"}),
+            (gaps & ~chains, {"color": "k", "linewidth": 2, "linestyle": "--"}),
         ):
-            for last in np.flatnonzero(lines):
+            for last in np.flatnonzero(lines[start : end - 1]) + start:
                 axes.axvline(last + 0.5, **look)
         ticks = _numbered_ticks(residues, start, end, places)
-        axes.secondary_xaxis("top").set_xticks(list(ticks), list(ticks.values()), fontsize=6)
+        top = axes.secondary_xaxis("top")
+        top.set_xticks(list(ticks), list(ticks.values()), fontsize=6)
+        for spine in (axes.spines["top"], axes.spines["bottom"], top.spines["top"]):
+            spine.set_bounds(start - 0.5, end - 0.5)
     numbers = "number" if residues.numbering == "file" else "position"
-    note = "\nhatched: not observed" if hatched.any() else ""  # of few residues a line would not fit
+    # Of few residues all in one line would not fit.
+    note = "\nhatched: not observed" if hatched.any() else ""
+    note += "\ndashed: residues are missing" if gaps.any() else ""
     panels[-1].set_xlabel(f"wild type (dots), {numbers} above{note}")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), **bar)
     figure.suptitle(title)
@@ -163,7 +173,8 @@ def _numbered_ticks(
 ) -> dict[int, str]:
     """What stands above the residues of a row: by place, far enough from each other to be read.
 
-    First come the beginnings of the row and of chains, then numbers after a gap, then insertion codes, then tens.
+    First come the beginnings of the row and of chains, then numbers after a gap, then insertion codes, then tens
+    and the end of the row.
     """
     wanted: list[tuple[int, int, str, str]] = []  # rank, place, text, and what it is beside the residue before
     for place in range(start, end):
@@ -180,10 +191,13 @@ def _numbered_ticks(
             wanted.append((2, place, number, number[-1] if same else ""))
         elif number.endswith("0"):
             wanted.append((3, place, number, ""))
+        elif place == end - 1 and number:
+            wanted.append((4, place, number, ""))
     ticks: dict[int, str] = {}
-    for _, place, text, short in sorted(wanted):
+    for rank, place, text, short in sorted(wanted):
         text = short if short and place - 1 in ticks else text
-        if all(abs(place - each) > CHARACTER * (len(text) + len(ticks[each])) / 2 for each in ticks):
+        room = CHARACTER * (2 if rank == 4 else 1)  # the end is said where nothing else is near
+        if all(abs(place - each) > room * (len(text) + len(ticks[each])) / 2 for each in ticks):
             ticks[place] = text
     return dict(sorted(ticks.items()))
 

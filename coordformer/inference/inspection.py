@@ -41,8 +41,8 @@ def inspect(
     Returns:
         `rejected` (files or chains that cannot be read) and `chains`, of each `id`, `file`, `residues`, their `ranges`,
         which end where numbers jump, those with an insertion code as `inserted`, those without coordinates as
-        `unobserved`, the `atoms` that any residue has, `method`, `resolution`, Å, and `low_plddt` (see
-        `selection.low_plddt`).
+        `unobserved`, as `missing` what is not even in the file's sequence (`ResidueNumbers.gaps`), the `atoms` that any
+        residue has, `method`, `resolution`, Å, and `low_plddt` (see `selection.low_plddt`).
 
     Raises:
         ValueError: an argument is unusable, or no chain can be read.
@@ -76,6 +76,7 @@ def _report(chain: Chain, residues: ResidueNumbers, file: str) -> dict[str, Any]
     report["ranges"] = [text for start, end in pairwise(jumps) for text in residues.ranges(range(start, end))]
     coded = [index for index, number in enumerate(residues.numbers) if number[-1:].isalpha()]
     report["inserted"] = list(map(residues.name, coded))
+    report["missing"] = residues.gaps()
     report["unobserved"] = residues.ranges(np.flatnonzero(~observed).tolist())
     report["atoms"] = [chain.atoms[slot] for slot in np.flatnonzero(chain.observed.any(axis=0))]
     report |= {"method": chain.method, "resolution": chain.resolution}
@@ -98,6 +99,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         what = [f"{counted(chain['residues'], 'residue')}, {_listed(chain['ranges'])}"]
         what += [f"inserted {_listed(chain['inserted'])}"] if chain["inserted"] else []
         what += [f"not observed {_listed(chain['unobserved'])}"] if chain["unobserved"] and chain["atoms"] else []
+        what += [f"gap where the file has nothing: {', '.join(chain['missing'])}"] if chain["missing"] else []
         what += [f"pLDDT below {LOW_PLDDT} {_listed(chain['low_plddt'])}"] if chain["low_plddt"] else []
         what.append(", ".join(chain["atoms"]) or "no coordinates")
         lines.append(f"{chain['id']}: {'; '.join(what)}")

@@ -1,12 +1,17 @@
 """Files of mutants and measurements."""
 
 import csv
+import logging
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..model.substitutions import parse_mutant
+
+logger = logging.getLogger(__name__)
 
 
 def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None, list[str] | None]:
@@ -27,7 +32,10 @@ def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None, list[s
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     columns = reader.fieldnames or []
     if "mutant" not in columns:
-        raise ValueError(f"{path} has the columns {', '.join(columns) or '(none)'}; the column mutant is needed.")
+        raise ValueError(f"{path} has the columns {', '.join(columns) or '(none)'}; {_why_no_mutants(columns)}.")
+    if "chain" in columns:
+        fix = "write chains into ids, such as 1ABC_H, or with --complex into mutants, as in SH195A"
+        logger.warning("%s: the column chain is not read; %s", path, fix)
     if not (rows := list(reader)):
         raise ValueError(f"{path} has no mutants; give a row for each.")
     mutants = [(row["mutant"] or "").strip() for row in rows]
@@ -44,6 +52,18 @@ def read_mutants(path: str | Path) -> tuple[list[str], np.ndarray | None, list[s
             found = f"DMS_score of {mutants[number]} is {row['DMS_score']!r}"
             raise ValueError(f"{path}: {found}; give a number, or nothing.") from None
     return mutants, measured, ids
+
+
+def _why_no_mutants(columns: Sequence[str]) -> str:
+    """What is to be done about a head without the column `mutant`."""
+    small = [name.strip().lower() for name in columns]
+    if len(columns) == 1 and (sign := next((sign for sign in (";", "\t") if sign in columns[0]), "")):
+        return f"put commas between the columns, and no {'tabs' if sign != ';' else 'semicolons'}"
+    if "mutant" in small:
+        return f"write {columns[small.index('mutant')]} as mutant"
+    if any(re.fullmatch(r"[A-Z][^\s,;]*\d[A-Za-z]?[A-Z]", name.strip()) for name in columns):
+        return "put a line with the names of the columns first: mutant, and of several chains id"
+    return "the column mutant is needed"
 
 
 def spearman(scores: np.ndarray, measured: np.ndarray) -> float:

@@ -44,6 +44,7 @@ from .timing import in_words, scan_seconds
 
 logger = logging.getLogger(__name__)
 
+SOON = 10  # seconds, of which nothing is said
 LISTED = 3  # residues, mutants or ids that a message names
 UNASKED = "no mutant has this chain in the column id"  # in records of parts; it is not said of all that are not meant
 
@@ -307,8 +308,9 @@ def _parse_all(mutants: Sequence[str], numbers: ResidueNumbers) -> tuple[list[li
             parsed.append(None)
             unread.append(str(error))
     if len(unread) > sum(map(bool, parsed)):
+        reasons = " ".join(unread[:LISTED]) + f" And {len(unread) - LISTED:,} more." * (len(unread) > LISTED)
         whole = f" None is scored, since {len(unread):,} of {len(mutants):,} mutants are wrong." if unread[1:] else ""
-        raise ValueError(unread[0] + whole)
+        raise ValueError(reasons + whole)
     return parsed, unread
 
 
@@ -319,6 +321,8 @@ def _say_how_long(timings: Sequence[Mapping[str, float] | None], method: str, pa
         return
     seconds = {each: sum(timing[each] for timing in known) for each in (method, METHODS[0])}
     of_parts = f", for each of {parts:,} parts" if parts > 1 else ""
+    if seconds[method] < SOON:
+        return
     text = f"all substitutions by {method} take {in_words(seconds[method])}{of_parts}"
     if method != METHODS[0]:
         text += f"; --method {METHODS[0]}, which masks nothing, takes {in_words(seconds[METHODS[0]])}"
@@ -339,7 +343,7 @@ def _reject_lost(outcome: Outcome, ids: Sequence[str], files: bool, as_complex: 
 def _name_chain(lost: str, known: Sequence[str], files: bool, as_complex: bool) -> str:
     """What to do with an id that no chain has: --complex, or what the ids of the inputs are."""
     chains = [name for name in known if name.rpartition("_")[0] == lost]
-    if chains and files and not as_complex:
+    if len(chains) > 1 and files and not as_complex:
         return f"add --complex, which reads {_list(chains)} together as {lost}, and gives all files such ids"
     entry = lost.rpartition("_")[0]
     if entry in known:

@@ -65,8 +65,9 @@ class ResidueNumbers:
         positions: int64 (L,), of each residue in its chain, the first one's is 1, or the offset.
         numbers: L texts, by the numbering, `""` where the file has none.
         numbering: `"file"` if any of them are a file's own, else `"sequence"`.
-        jumps: bool (L,), residues whose number is not the next after that of the residue before them in the chain, or
-            before which residues are missing that the file does not name. An insertion code is no jump.
+        gaps_before: bool (L,), residues before which others are missing in the chain, which the file does not name.
+        jumps: bool (L,), these, and residues whose number is not the next after that of the residue before them in the
+            chain. An insertion code is no jump.
 
     Raises:
         ValueError: `choose_numbering` says so, or a row has not a number for each residue.
@@ -107,7 +108,8 @@ class ResidueNumbers:
         self.chain_starts = tuple(accumulate(lengths[:-1], initial=0))
         self.chain_index = np.repeat(np.arange(len(lengths)), lengths)
         self.positions = first + np.concatenate([np.arange(size) for size in lengths])
-        self.jumps = np.array([self._is_gap(index) or self._step(index) not in (0, 1) for index in range(len(self))])
+        self.gaps_before = np.array([self._is_gap(index) for index in range(len(self))])
+        self.jumps = self.gaps_before | [self._step(index) not in (0, 1) for index in range(len(self))]
         self._by_text: dict[str, list[int]] = {}
         for index, number in enumerate(self.numbers):
             chain = self.chain_name(index)
@@ -188,11 +190,18 @@ class ResidueNumbers:
         found: dict[str, None] = {}
         for part in _parts(text if isinstance(text, str) else " ".join(text)):
             whole = part.removesuffix("/") in self.chain_names
-            for index in () if whole else list(self._read_part(part))[1:]:
-                if self._is_gap(index):
-                    between = f"what is between {self._spell(index - 1)} and {self._spell(index)}"
-                    found[self._skipped(index) or between] = None
+            found |= dict.fromkeys(self._gaps([] if whole else list(self._read_part(part))[1:]))
         return list(found)
+
+    def gaps(self) -> list[str]:
+        """What all chains miss, as of `missing`: where residues are gone, not where only the numbers jump."""
+        return list(self._gaps(range(len(self))))
+
+    def _gaps(self, indices: Iterable[int]) -> Iterator[str]:
+        for index in indices:
+            if self.gaps_before[index]:
+                between = f"what is between {self._spell(index - 1)} and {self._spell(index)}"
+                yield self._skipped(index) or between
 
     def ranges(self, indices: Iterable[int]) -> list[str]:
         """Residues as `select` takes them, neighbors in a chain as ranges: `["A980-A990", "B5"]`."""
@@ -302,9 +311,36 @@ class ResidueNumbers:
         reasons = dict.fromkeys(filter(None, found))
         reasons |= dict.fromkeys([self._beyond(end) for end, gap in zip(ends, found, strict=True) if not gap][:1])
         fix = "" if all(map(self._numbers_in, ends)) else f"; write it like {self._example()}"
+        if inside := self._inside(text):
+            fix = f"; write {inside}"
         if (hyphens := re.sub(_NO_HYPHEN, "-", text)) != text:
             fix = f"; write a range with a hyphen, as {hyphens}"
         return ValueError(f"{'; '.join(reasons)}{fix}.")
+
+    def _inside(self, text: str) -> str:
+        """Of a range with an end that is not there, the residues of one chain that are in it; else `""`."""
+        found: list[str] = []
+        for first, last in ((text[:i], text[i + 1 :]) for i, sign in enumerate(text) if sign == "-" and i):
+            for chain, start in self._numbers_in(first):
+                for end in (number for same, number in self._numbers_in(last) if same == chain):
+                    own = self.chain_starts[chain] + np.arange(self.chain_lengths[chain])
+                    bounds = [
+                        min(self.readings(text), default=other) for text, other in ((first, -1), (last, len(self)))
+                    ]
+                    inside = [
+                        index
+                        for index in own.tolist()
+                        if self.numbers[index]
+                        and start <= int(_whole(self.numbers[index])) <= end
+                        and bounds[0] <= index <= bounds[1]
+                    ]
+                    if inside and len(inside) == inside[-1] - inside[0] + 1:
+                        found.append("-".join(dict.fromkeys(self._spell(inside[place]) for place in (0, -1))))
+        return found[0] if len(found) == 1 else ""
+
+    def _numbers_of(self, chain: int) -> list[str]:
+        start = self.chain_starts[chain]
+        return self.numbers[start : start + self.chain_lengths[chain]]
 
     def _in_gap(self, text: str) -> str:
         """Of a residue whose number is skipped within a chain, what is there on both sides; else `""`."""
@@ -321,10 +357,11 @@ class ResidueNumbers:
     def _beyond(self, text: str) -> str:
         """Of a residue that is not there, which ones are."""
         word = "residue" if self.numbering == "file" else "position"
+        meant = {chain for chain, _ in self._numbers_in(text)} or set(range(len(self.chain_names)))
         extents = []
-        for name, size, start in zip(self.chain_names, self.chain_lengths, self.chain_starts, strict=True):
-            numbers = list(filter(None, self.numbers[start : start + size]))
-            extents.append((name, f"{numbers[0]} to {numbers[-1]}"))
+        for chain in sorted(meant):
+            numbers = list(filter(None, self._numbers_of(chain)))
+            extents.append((self.chain_names[chain], f"{numbers[0]} to {numbers[-1]}"))
         if len(extents) == 1:
             name, extent = extents[0]
             reason = f"{f'chain {name}' if name else 'the chain'} has no {word} {text}, its residues are {extent}"
@@ -336,6 +373,7 @@ class ResidueNumbers:
             reason = f"no chain has a {word} {text}; {listed}{more}"
         whole = _NUMBER.search(text)
         like = [index for index, number in enumerate(self.numbers) if whole and _whole(number) == whole[1]]
+        like = [index for index in like if self.chain_index[index] in meant]
         if whole and like:
             reason += f", of {whole[1]} there is {', '.join(map(self._spell, like[:_LISTED]))}"
         return reason

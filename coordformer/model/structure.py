@@ -321,8 +321,8 @@ def _chains_of(
             continue
         if not any(chain.observed[:, index].any() for _, chain in found):
             raise StructureError(
-                f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has, or of files with "
-                "CA alone a model that reads no other"
+                f"{path}: atom {atom!r} is in no amino acid residue; ask for atoms that the file has: where it has CA "
+                "alone, a model that reads C-alphas, such as coordformer-mpnn-ca"
             )
     kept = [pair for pair in found if pair[1].observed.any()]
     if found and not kept:
@@ -392,6 +392,8 @@ def read_proteins(
     path = Path(path)
     content = _content(path, data)
     if not content.rstrip().removesuffix(b"*").translate(None, _LETTERS_AND_BLANKS):
+        if path.name.lower().removesuffix(".gz").endswith(STRUCTURE_SUFFIXES):
+            raise StructureError(f"{path}: no structure is in it, though its name says so; get the file again")
         raise StructureError(f"{path}: a sequence without a name; put a line >NAME above it")
     as_complex = as_complex or assembly is not None
     if not content.lstrip().startswith(b">"):
@@ -440,8 +442,11 @@ def _select(
         return items
     wanted = {chain_ids} if isinstance(chain_ids, str) else set(chain_ids)
     if missing := sorted(wanted.difference(*map(keys, items))):
+        parts = [part for name in missing for part in name.split(",")]
+        apart = parts != missing and {*parts} <= {key for item in items for key in keys(item)}
+        fix = f"; give them apart: {' '.join(parts)}" if apart else ""
         raise StructureError(
-            f"{absent} {', '.join(missing)}; the file has {', '.join(keys(item)[0] for item in items)}"
+            f"{absent} {', '.join(missing)}; the file has {', '.join(keys(item)[0] for item in items)}{fix}"
         )
     return [item for item in items if wanted.intersection(keys(item))]
 

@@ -48,14 +48,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_residue_in_a_gap_is_named_with_its_neighbors(checkpoint, gapped, tmp_path):
-    """Without advice that would be in vain; of another chain there is some."""
+    """Without advice that would be in vain; of a range with residues in it, and of another chain, there is some."""
     with pytest.raises(ValueError) as caught:
         quietly(checkpoint, gapped, tmp_path, mutants=["LA22A"])
     assert "Mutant LA22A: A20 to A24 are not in the file, between A19 and A25; numbers are" in str(caught.value)
     for residues, reason in (
         ("A20-A23", "A20 to A24 are not in the file, between A19 and A25."),
+        ("A18-A23", "A20 to A24 are not in the file, between A19 and A25; write A18-A19."),
         ("A30", "A30 is not in the file, between A29 and A31."),
-        ("A29-A99", "chain A has no residue A99, its residues are 3 to 61."),
+        ("A29-A99", "chain A has no residue A99, its residues are 3 to 61; write A29-A61."),
         ("B3", "there is no chain B, only 'A'; write it like A3; --complex reads the chains of a file together."),
     ):
         with pytest.raises(ValueError) as caught:
@@ -110,6 +111,8 @@ def test_ids_with_mutants_that_no_chain_has_come_first(checkpoint, tmp_path, cap
     assert rejected[1].startswith(f"\t1hvr_a\t{reason}; write the id that it has there, such as 1HVR_A")
     assert set(rejected[2].removeprefix(f"\tx\t{reason}; ids of the inputs are such as ").split(", ")) == names
     assert rejected[3].startswith("1orc.pdb.gz\t1ORC_A\tMutant W1A: A1 ") and len(rejected) == 4
+    _, rejected = run("one chain", "1ORC,M1A", "1HVR_A,P1A")
+    assert rejected == [f"\t1ORC\t{reason}; write the id that it has there, such as 1ORC_A"]
     _, rejected = run("complexes", "1HVR,PB1A", "1ORC_A,M1A", as_complex=True)
     assert rejected == [
         f"\t1ORC_A\t{reason}; its complex has the id 1ORC: write that, and chains in mutants, as in SH195A"

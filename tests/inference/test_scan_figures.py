@@ -47,14 +47,18 @@ def test_jumps_of_the_numbers_have_a_line_and_a_number(tmp_path, monkeypatch):
     for size in (14, 11):
         plot_scan(tmp_path / "scan.png", table, residues, "", shown[:size])
     axes = figures[0].axes[0]
-    lines = {line.get_xdata()[0]: line.get_color() for line in axes.lines[1:]}
-    assert lines == {2.5: "w", 4.5: "w", 7.5: "w", 10.5: "k", 11.5: "w"}
+    lines = {line.get_xdata()[0]: line.get_linestyle() for line in axes.lines[1:]}
+    assert lines == {2.5: ":", 4.5: ":", 7.5: ":", 10.5: "-", 11.5: ":"}
     ticks = _numbered_ticks(residues, 0, 14, shown)
-    assert ticks == {0: "A 1223", 3: "1235", 5: "1239", 8: "1242A", 11: "B 1225"}
+    assert ticks == {0: "A 1223", 3: "1235", 5: "1239", 8: "1242A", 11: "B 1225"}  # no room for the last
     assert list(axes.child_axes[0].get_xticks()) == list(ticks)
-    # What is not named is missing, too.
+    # What is not named is missing, too: a dashed line, and a note.
     gap = ResidueNumbers({"id": "x", "sequence": "AAAA", "positions": [0, 1, 5, 6]})
-    assert _numbered_ticks(gap, 0, 4) == {0: "1", 2: "3"}
+    plot_scan(tmp_path / "scan.png", table[:4], gap)
+    axes = figures[-1].axes[0]
+    assert {line.get_xdata()[0]: line.get_linestyle() for line in axes.lines[1:]} == {1.5: "--"}
+    assert axes.get_xlabel().endswith("\ndashed: residues are missing")
+    assert _numbered_ticks(gap, 0, 4) == {0: "1", 2: "3", 3: "4"}
 
 
 @pytest.mark.parametrize("size", [3, 16, 60])
@@ -76,8 +80,8 @@ def test_insertion_codes_have_labels(tmp_path, monkeypatch):
         return _numbered_ticks(ResidueNumbers(row), start, len(row["sequence"]))
 
     kabat = "50 51 52 52A 53 54 55 82 82A 82B 82C 83 84"
-    assert ticks(kabat) == {0: "50", 3: "52A", 7: "82", 8: "A", 9: "B", 10: "C"}  # 82 is after a gap
-    assert ticks(kabat, 9) == {9: "82B", 10: "C"}  # a row that begins within a loop
+    assert ticks(kabat) == {0: "50", 3: "52A", 7: "82", 8: "A", 9: "B", 10: "C", 12: "84"}  # 82 is after a gap
+    assert ticks(kabat, 9) == {9: "82B", 10: "C", 12: "84"}  # a row that begins within a loop
     assert ticks("98 99 100 100A 100B 100C 101") == {0: "98", 3: "100A", 5: "100C"}  # no room for B
     assert ticks("109 110 111 111A 112B 112A 112 113") == {0: "109", 3: "111A", 5: "112A"}  # IMGT counts down
     assert ticks("8 9 10 11") == {0: "8", 2: "10"}
@@ -119,17 +123,17 @@ def test_numbers_above_a_heat_map_are_those_of_the_file(antibody):
     """Of the first residue of a row and of a chain, and of every tenth, not so near that they touch."""
     (chain,) = read_chains(STRUCTURES / "1orc.pdb.gz")
     assert _numbered_ticks(ResidueNumbers(chain), 45, 71) == {
-        45: "46", 49: "50", 56: "56A", 57: "B", 58: "C", 59: "D", 60: "E", 64: "60"
+        45: "46", 49: "50", 56: "56A", 57: "B", 58: "C", 59: "D", 60: "E", 64: "60", 70: "66"
     }  # fmt: skip
     assert _numbered_ticks(ResidueNumbers(chain, numbering="sequence"), 45, 71) == {
         45: "46", 49: "50", 59: "60", 69: "70"
     }  # fmt: skip
     assert _numbered_ticks(ResidueNumbers(antibody), 0, 14) == {
-        0: "H 51", 2: "52A", 5: "100", 7: "L 51", 11: "C 1"
+        0: "H 51", 2: "52A", 5: "100", 7: "L 51", 11: "C 1", 13: "3"
     }  # fmt: skip
     # Of some: where residues are left out, and where another chain begins, though not with its first residue.
     shown = [*range(40, 49), *range(53, 59)]
-    assert _numbered_ticks(ResidueNumbers(chain), 0, 12, shown) == {0: "41", 9: "54"}
+    assert _numbered_ticks(ResidueNumbers(chain), 0, 12, shown) == {0: "41", 9: "54", 11: "56"}
     assert _numbered_ticks(ResidueNumbers(antibody), 0, 8, [*range(5), 8, 9, 10]) == {
         0: "H 51", 2: "52A", 5: "L 53", 7: "100A"
     }  # fmt: skip

@@ -515,6 +515,14 @@ def test_a_wrong_mutant_costs_the_others_nothing(checkpoint, tmp_path, caplog):
         quietly(checkpoint, STRUCTURES / "1orc.pdb.gz", tmp_path / "bad", mutants=["WT", "A3G", "A5G"])
 
 
+def test_a_column_that_is_not_read_is_named(tmp_path, caplog):
+    path = tmp_path / "a.csv"
+    path.write_text("id,chain,mutant\n5TPN,H,Y109A\n")
+    assert read_mutants(path) == (["Y109A"], None, ["5TPN"])
+    fix = "write chains into ids, such as 1ABC_H, or with --complex into mutants, as in SH195A"
+    assert caplog.messages == [f"{path}: the column chain is not read; {fix}"]
+
+
 def test_low_confidence_is_said(checkpoint, tmp_path, caplog):
     """Of a file without an experiment; not of B-factors of experiments, nor of backbones that have 0 or 1 for all."""
     lines = gzip.decompress((STRUCTURES / "pdb1ubi_ca.pdb.gz").read_bytes()).decode().splitlines()
@@ -629,6 +637,17 @@ def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
             "nothing.csv has the columns (none); the column mutant",
         ),
         ("1orc.pdb.gz", ["--mutants", "other.csv"], "other.csv has the columns variant, DMS_score; the column mutant"),
+        (
+            "1orc.pdb.gz",
+            ["--mutants", "excel.csv"],
+            "excel.csv has the columns id;mutant; put commas between the columns",
+        ),
+        ("1orc.pdb.gz", ["--mutants", "large.csv"], "large.csv has the columns ID, Mutant; write Mutant as mutant"),
+        (
+            "1orc.pdb.gz",
+            ["--mutants", "headless.csv"],
+            "headless.csv has the columns M1A; put a line with the names of",
+        ),
         ("1orc.pdb.gz", ["--mutants", "odd.csv"], "odd.csv: DMS_score of M1A is 'high'; give a number"),
         ("1orc.pdb.gz", ["--mutants", "absent.csv"], "absent.csv"),
         ("1orc.pdb.gz", ["--mutants", "gap.csv"], "gap.csv, row 2: the column mutant is empty"),
@@ -659,7 +678,7 @@ def test_letters_of_a_data_set_that_no_substitution_has(checkpoint, tmp_path):
         (
             "1orc.pdb.gz",
             ["--mutants", "M1A", "A1G", "Q4C"],
-            "not A; mend the letter or the number. None is scored, since 2 of 3 mutants are wrong.",
+            "not Q; mend the letter or the number. None is scored, since 2 of 3 mutants are wrong.",
         ),
         (
             "1orc.pdb.gz",
@@ -676,6 +695,7 @@ def test_the_command_says_what_is_wrong_in_one_line(checkpoint, tmp_path, capsys
     for file, text in (
         ("empty.csv", "mutant,DMS_score\n"), ("nothing.csv", ""), ("other.csv", "variant,DMS_score\nM1A,1\n"),
         ("odd.csv", "mutant,DMS_score\nM1A,high\n"), ("gap.csv", "mutant,DMS_score\nM1A,1\n,\n"),
+        ("excel.csv", "id;mutant\n1ORC_A;M1A\n"), ("large.csv", "ID,Mutant\n1ORC_A,M1A\n"), ("headless.csv", "M1A\n"),
         ("latin.csv", "mutant,note\nM1A,\u00e4\n"), ("unknown.fasta", ">x\nXXX\n"),
     ):  # fmt: skip
         (tmp_path / file).write_text(text, encoding="latin-1")

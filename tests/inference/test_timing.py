@@ -8,7 +8,7 @@ import pytest
 from conftest import STRUCTURES, make_model
 
 from coordformer import CoordformerProcessor, read_chains
-from coordformer.inference import timing
+from coordformer.inference import score, timing
 from coordformer.inference.marginals import METHODS, scan_chains
 from coordformer.inference.timing import in_words, scan_seconds, sequences_seconds
 from coordformer_command import main
@@ -61,7 +61,8 @@ def test_sequences_take_what_was_said(monkeypatch):
     assert sequences_seconds(None, [("A" * 50, ["A" * 50] * 7, range(9))]) is None  # sooner done than timed
 
 
-def test_the_command_says_how_long_and_names_the_faster_method(tmp_path, capsys):
+def test_the_command_says_how_long_and_names_the_faster_method(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(score, "SOON", 0)
     make_model().save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
     inputs = [str(tmp_path / "model"), str(STRUCTURES / "1orc.pdb.gz"), "--scan", "--output"]
@@ -73,6 +74,8 @@ def test_the_command_says_how_long_and_names_the_faster_method(tmp_path, capsys)
         assert len(lines) == 1
         assert re.search(rf"coordformer: all substitutions by {method} take {number}{more}$", lines[0])
     assert main(["score", *inputs, str(tmp_path / "quiet"), "--quiet"]) == 0
+    monkeypatch.undo()
+    assert main(["score", *inputs, str(tmp_path / "soon")]) == 0  # of some seconds nothing is said
     assert "take about" not in capsys.readouterr().err
 
 

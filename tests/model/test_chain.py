@@ -84,6 +84,9 @@ def test_what_a_sequence_file_has_not(tmp_path):
     path.write_text("MKVLAAG\nWYF*\n")
     with pytest.raises(StructureError, match="one.fasta: a sequence without a name; put a line >NAME above it"):
         read_proteins(path)
+    (path := path.with_name("text.pdb")).write_text("not a structure\n")
+    with pytest.raises(StructureError, match=r"text.pdb: no structure is in it, though its name says so; get the file"):
+        read_proteins(path)
 
 
 def test_one_bad_sequence_does_not_cost_the_others(tmp_path):

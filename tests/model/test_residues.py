@@ -128,8 +128,7 @@ def test_what_may_be_read_in_several_ways_is_named():
     residues = ResidueNumbers(*rows)
     assert residues.select("A1/52 A/152 1/52") == [2, 4, 1]
     assert refusal(residues.select, "A1-A153 A152") == (
-        "Residues 'A1-A153 A152': no chain has a residue A1; chain 1 has 1 to 52, chain A1 has 52 to 2, chain A has "
-        "152 to -3, chain A-3 has 1 to 1, of 1 there is 1/1, A-3/1."
+        "Residues 'A1-A153 A152': chain A has no residue A1, its residues are 152 to -3; write A/152-A153."
     )
     assert refusal(residues.select, "A152") == (
         "Residues 'A152': A152 may be A1/52 (position 1 of chain A1) or A152 (position 1 of chain A); write A1/52 or "
@@ -165,7 +164,7 @@ def test_what_may_be_read_in_several_ways_is_named():
         ),
         ("H1", "H1 to H58 are not in the file, between H0 and H59."),
         ("H30-H40", "H1 to H58 are not in the file, between H0 and H59."),
-        ("30A-H60", "H1 to H58 are not in the file, between H0 and H59."),
+        ("30A-H60", "H1 to H58 are not in the file, between H0 and H59; write H59-H60."),
         ("H1-H999", "H1 to H58 are not in the file, between H0 and H59; chain H has no residue H999, its"),
         (" , ", "there are none; write some like H-1."),
     ],
@@ -184,7 +183,8 @@ def test_residues_in_a_gap_have_neighbors():
     assert refusal(residues.find, "8") == (
         "A7 to A8 are not in the file, between A6 and A9; B8 is not in the file, between B7 and B9."
     )
-    assert refusal(residues.find, "B11").startswith("no chain has a residue B11; chain A has 5 to 13A, chain B has 5")
+    assert refusal(residues.find, "B11").startswith("chain B has no residue B11, its residues are 5 to ")
+    assert refusal(residues.find, "77").startswith("no chain has a residue 77; chain A has 5 to 13A, chain B has 5")
     with pytest.raises(AbsentChainError, match="Residues 'C7': there is no chain C, only 'A', 'B'; write it like A5."):
         residues.select("C7")
     with pytest.raises(ValueError, match="Mutant MA7G: A7 to A8 are not in the file, between A6 and A9.") as caught:
@@ -224,7 +224,8 @@ def test_bad_selections_of_complexes_are_named():
     assert refusal(residues.select, "10-20").endswith("; write A10-A20 or B10-B20.")
     many = ResidueNumbers(*(make_row(f"x_{name}", "1 2") for name in "ABCDEFGH"))
     assert refusal(many.find, "1").count(" or ") == 11 and " or 2 more; write A1 or" in refusal(many.find, "1")
-    assert "chain F has 1 to 2, and 2 chains more" in refusal(many.find, "A9")
+    assert "chain F has 1 to 2, and 2 chains more" in refusal(many.find, "9")
+    assert refusal(many.find, "A9") == "chain A has no residue A9, its residues are 1 to 2."
 
 
 def test_numberings():

@@ -555,6 +555,8 @@ def test_chain_ids_choose_by_name_and_by_id(read):
     assert [chain.id for chain in read(text, chain_ids=["C", "made_A"])] == ["made_A", "made_C"]
     with pytest.raises(StructureError, match=r"no protein chain Z; the file has A, B, C"):
         read(text, chain_ids=["A", "Z"])
+    with pytest.raises(StructureError, match=r"no protein chain A,C; the file has A, B, C; give them apart: A C$"):
+        read(text, chain_ids=["A,C"])
 
 
 def test_min_plddt_hides_residues_of_predicted_models(read):

@@ -98,16 +98,16 @@ def test_mutants_by_positions_of_each_chain(antibody):
         # The new letter is missing; S is at 52, Y at 52A.
         ("YH52A", "file", "Mutant YH52A: H52 (position 2 of chain H) is S, not Y; H52A (position 3 of chain H) is Y: "
          "if it is meant, the new letter is missing, YH52AA."),
-        ("ML100A", "file", "of 100 there is H100, L100A; L100A (position 4 of chain L) is M: if it "
+        ("ML100A", "file", "of 100 there is L100A; L100A (position 4 of chain L) is M: if it "
          "is meant, the new letter is missing, ML100AA."),
         ("SX51A", "file", "Mutant SX51A: there is no chain X, only 'H', 'L', 'C'; write it like H51."),
         # What is right in the other numbering is named.
-        ("YH3A", "file", "no chain has a residue H3; chain H has 51 to -1, chain L has 51 to 100A, chain C has 1 to 3, "
-         "of 3 there is C3; numbers are the file's own; positions in the sequence need numbering="
+        ("YH3A", "file", "chain H has no residue H3, its residues are 51 to -1; numbers are "
+         "the file's own; positions in the sequence need numbering="
          "'sequence' (--numbering sequence): with it H52A (position 3 of chain H) is Y."),
         ("YC1A:YC1F", "file", "position 1 of chain C is substituted twice"),
-        ("SH52A", "sequence", "no chain has a position H52; chain H has 1 to 7, chain L has 1 to 4, chain C has 1 to "
-         "3; positions count the deposited sequence from 1; the file's own numbers need numbering="
+        ("SH52A", "sequence", "chain H has no position H52, its residues are 1 to 7; positions "
+         "count the deposited sequence from 1; the file's own numbers need numbering="
          "'file' (--numbering file): with it H52 (position 2 of chain H) is S."),
     ],
 )  # fmt: skip

@@ -755,6 +755,8 @@ def test_command_line_says_what_is_wrong_in_one_line(preset, tmp_path, capsys):
         (["evaluate", str(tmp_path / "nothing"), chains], "nothing"),
         (["evaluate", str(tmp_path / "esm"), chains], "esm cannot be loaded (it holds a esm model)"),
         (["evaluate", str(broken), chains], "broken cannot be loaded"),
+        (["evaluate", chains, str(broken)], "is a file; the checkpoint comes first, and then what is to be read"),
+        (["evaluate", str(broken.with_name("brokn")), chains], f"did you mean {broken}? If not, give a folder"),
         (["evaluate", str(newer), chains], "newer cannot be loaded"),
         (["evaluate", str(resized), chains], "resized cannot be loaded"),
         (["convert", str(tmp_path / "esm"), str(newer), "--kind", "esm"], "newer holds a model; give another folder"),
