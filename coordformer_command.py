@@ -302,7 +302,7 @@ VERBS = {
         | option("--bias_aa", "nats by letter, as 'W:3.0 P:-2'")
         | option("--omit_per_residue", 'letters by residue: {"A12": "CM"}', type=InputPath, metavar="FILE.json")
         | option("--bias_per_residue", 'nats by residue: {"A12": {"W": 3.0}}', type=InputPath, metavar="FILE.json")
-        | option("--symmetry_residues", "groups that get one letter: 'A1,B1 A2,B2'")
+        | option("--symmetry_residues", "groups that get one letter: 'A1,B1 A2,B2', or 'A1-A9,B1-B9'")
         | option("--symmetry_weights", "of these in the mean of their logits: '0.5,0.5 0.8,0.2'")
         | switch("--homo_oligomer", "all chains get one sequence")
         | option(
@@ -586,6 +586,9 @@ def _run(argv: Sequence[str] | None) -> int:
                 )
         if name == "train":
             module.leave_processes()
+    except BrokenPipeError:  # whoever read stdout, as `head` does, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, ImportError) as error:
         reason = str(error)
         if isinstance(error, FileNotFoundError) and error.filename and reason.startswith("[Errno"):

@@ -24,8 +24,16 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..data.records import counted
-from ..data.training_sequences import NEW, SAME, SIMILAR, TrainingSequences, read_training_sequences
+from ..data.training_sequences import (
+    NEW,
+    SAME,
+    SIMILAR,
+    TrainingSequences,
+    chain_sequences,
+    read_training_sequences,
+)
 from ..model import modeling_coordformer
+from ..model.chain import Chain, Complex
 from ..model.configuration_coordformer import CoordformerConfig, check_noise_level
 from ..model.processing_coordformer import CoordformerProcessor
 
@@ -318,6 +326,21 @@ def trained_on(record: TrainingSequences | None, proteins: Sequence[Sequence[str
     return [words[max((kinds[sequence] for sequence in chains), default=NEW)] for chains in proteins]
 
 
+def training_reports(record: TrainingSequences | None, proteins: Sequence[Chain]) -> list[dict[str, Any]]:
+    """For reports: of each protein `trained_on`, and of a complex `trained_on_chains`, the chains that are known."""
+    sequences = [chain_sequences(protein) for protein in proteins]
+    answers = iter(trained_on(record, [[sequence] for chains in sequences for sequence in chains]))
+    reports: list[dict[str, Any]] = []
+    for protein, chains in zip(proteins, sequences, strict=True):
+        own = [next(answers) for _ in chains]
+        known = next((word for word in ("same", "similar") if word in own), None)
+        reports.append({"trained_on": known or own[0]})
+        if known and isinstance(protein, Complex) and len(own) > 1:
+            pairs = zip(protein.chain_names, own, strict=True)
+            reports[-1]["trained_on_chains"] = [name for name, word in pairs if word in ("same", "similar")]
+    return reports
+
+
 def count_trained_on(answers: Iterable[str | None]) -> dict[str, int]:
     """How many of the answers of `trained_on` are `same` and `similar`, and of how many it is `unknown`."""
     counts = Counter(answers)
@@ -341,7 +364,9 @@ def describe_trained_on(
     one_of_them = f"a training sequence of {checkpoint}"
     if number == 1 and names:
         text = f"was {trained}" if same else f"is {alike} {one_of_them}"
-        return f"{names[0]} {text}: {what} how well it is known"
+        if names[0].startswith("chains "):
+            text = f"were {trained}" if same else f"are {alike} training sequences of {checkpoint}"
+        return f"{names[0]} {text}: {what} how well {'they are' if text.startswith(('were', 'are')) else 'it is'} known"
     parts = []
     if same:
         parts.append(f"{same:,} of {counted(number, noun)} {'was' if same == 1 else 'were'} {trained}")
@@ -359,11 +384,17 @@ def warn_of_training(
 
     Args:
         checkpoint, what: as of `describe_trained_on`.
-        reports: of each protein `trained_on`, which a part that an older version wrote does not have, and its id.
+        reports: of each protein what `training_reports` says, which a part that an older version wrote does not have,
+            and its id.
         name: what the id is called there.
     """
     seen = count_trained_on(report.get("trained_on") for report in reports)
-    names = [report[name] for report in reports if report.get("trained_on") in ("same", "similar")]
+    names = []
+    for report in reports:
+        if report.get("trained_on") in ("same", "similar"):
+            chains = report.get("trained_on_chains", ())
+            of = f"chain{'s' * (len(chains) > 1)} {', '.join(chains)} of " if chains else ""
+            names.append(of + report[name])
     if text := describe_trained_on(checkpoint, seen, len(reports), "protein", what, names):
         logger.warning("%s", text)
     return seen

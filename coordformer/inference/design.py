@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from ..data.files import write_atomically, write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, current_commit, first_lines, hash_file
-from ..data.training_sequences import chain_sequences
 from ..model.chain import AMINO_ACIDS, Chain, split_by_chain
 from ..model.coordinates import placed_in
 from ..model.design import NOISE_LEVEL, Designs, check_drawing, design, plan_design
@@ -25,13 +24,13 @@ from ..model.residues import ResidueNumbers, choose_numbering
 from .checkpoints import (
     digest_weights,
     load_checkpoint,
-    trained_on,
+    training_reports,
     training_sequences_of,
     warn_of_training,
 )
 from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
-from .selection import low_plddt, missing_residues, say_low_plddt, say_missing
+from .selection import low_plddt, missing_residues, read_copies, say_copies, say_low_plddt, say_missing
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def design_files(
         `designed`, `sequences`, how many of them are `distinct`, `native_score`, the means of `score` and
         `seq_recovery`, and `trained_on` (see `checkpoints.trained_on`), which `trained_on_sequences` counts. With
         `redesigned_residues` how many were `chosen`, and of these the `unobserved`, as ranges; and `missing_residues`,
-        what chosen ranges skip, and `low_plddt`, as of `score`.
+        what chosen ranges skip, `low_plddt`, `copies` and `one_of_each`, as of `score`.
 
     Raises:
         ValueError: an argument or input is unusable.
@@ -145,13 +144,16 @@ def design_files(
                 _write_probabilities(stem, designs, residues)
             if structures:
                 write_structure(Path(f"{stem}.cif"), protein, designs)
-            (trained,) = trained_on(training, [chain_sequences(protein)])
-            report = {"id": name, "file": given.file_of(name)} | _report(designs) | {"trained_on": trained}
+            (trained,) = training_reports(training, [protein])
+            report = {"id": name, "file": given.file_of(name)} | _report(designs) | trained
             if redesigned_residues is not None:
                 kept = [index for index in _chosen(residues, shared) if not designs.designed[index]]
                 report["unobserved"] = residues.ranges(kept)
                 report["chosen"] = report["designed"] + len(kept)
             report |= low_plddt(protein, residues)
+            if not homo_oligomer and symmetry_residues is None:
+                chosen = np.flatnonzero(designs.designed).tolist()
+                report |= read_copies(protein, residues, chosen, chosen)
             reports.append(report | missing_residues(residues, redesigned_residues or fixed_residues))
         write_text(output / PARTS / f"{part}.csv", text.getvalue())
         counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
@@ -176,6 +178,7 @@ def design_files(
         say_missing(reports, "id")
         _warn_of_unobserved(reports)
         say_low_plddt(reports, "id")
+        say_copies(reports, "id", "; --symmetry_residues or --homo_oligomer give copies one letter")
         summary["proteins"] = reports
         if outcome.complete:
             outcome.list_rejects(output / REJECTS)

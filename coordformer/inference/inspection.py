@@ -42,7 +42,8 @@ def inspect(
         `rejected` (files or chains that cannot be read) and `chains`, of each `id`, `file`, `residues`, their `ranges`,
         which end where numbers jump, those with an insertion code as `inserted`, those without coordinates as
         `unobserved`, as `missing` what is not even in the file's sequence (`ResidueNumbers.gaps`), the `atoms` that any
-        residue has, `method`, `resolution`, Å, and `low_plddt` (see `selection.low_plddt`).
+        residue has, `method`, `resolution`, Å, `low_plddt` (see `selection.low_plddt`), and `copy_of`, the first chain
+        of the file that has the same sequence.
 
     Raises:
         ValueError: an argument is unusable, or no chain can be read.
@@ -51,6 +52,7 @@ def inspect(
     given = Inputs(inputs, atoms=ATOMS, optional_atoms=ATOMS, split=split, chain_ids=chain_ids)
     rejects: list[Reject] = list(given.rejects)
     reports: list[dict[str, Any]] = []
+    seen: dict[tuple[str, str], str] = {}  # first chains of a file and sequence
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(HEAD)
@@ -58,7 +60,8 @@ def inspect(
         for record in given.read(part, rejects)[0]:
             chain, file = as_chain(record), given.file_of(record)
             residues = ResidueNumbers(chain)
-            reports.append(_report(chain, residues, file))
+            first = seen.setdefault((file, chain.sequence), chain.id)
+            reports.append(_report(chain, residues, file) | {"copy_of": None if first == chain.id else first})
             if output is not None:
                 table.writerows(_lines(chain, residues, file))
     if not reports:
@@ -101,6 +104,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         what += [f"not observed {_listed(chain['unobserved'])}"] if chain["unobserved"] and chain["atoms"] else []
         what += [f"gap where the file has nothing: {', '.join(chain['missing'])}"] if chain["missing"] else []
         what += [f"pLDDT below {LOW_PLDDT} {_listed(chain['low_plddt'])}"] if chain["low_plddt"] else []
+        what += [f"sequence of {chain['copy_of']}"] if chain["copy_of"] else []
         what.append(", ".join(chain["atoms"]) or "no coordinates")
         lines.append(f"{chain['id']}: {'; '.join(what)}")
     return first_lines(lines)

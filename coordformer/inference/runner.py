@@ -373,7 +373,7 @@ def _run_parts(
     begin_run(folder, claimed, holds_results=begun, passing=NAMES, defaults=UNSTATED)
     parts.mkdir(exist_ok=True)
     paths = [parts / f"{inputs.name(part)}.json" for part in range(len(inputs))]
-    with tqdm(total=0, unit="chain", disable=not progress, smoothing=0) as bar:
+    with tqdm(total=0, unit="chain", disable=not progress, smoothing=0, delay=1) as bar:  # soon done, no bar
         for part in range(inputs.job - 1, len(inputs), inputs.jobs):
             before = _read_record(paths[part]) if paths[part].exists() else None
             if before is not None and (folder / before.get("file", "")).exists():

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
 from ..data.records import counted, first_lines, hash_json
-from ..data.training_sequences import chain_sequences
 from ..model.chain import AMINO_ACIDS, Chain, Complex
 from ..model.coordinates import placed_in
 from ..model.proteins import as_chain, id_of
@@ -30,7 +29,7 @@ from .checkpoints import (
     load_checkpoint,
     read_for,
     stated_noise,
-    trained_on,
+    training_reports,
     training_sequences_of,
     warn_of_training,
 )
@@ -38,13 +37,22 @@ from .figures import plot_scan
 from .marginals import METHODS, scan_table, score_substitutions, substitutions_of
 from .mutants import read_mutants, spearman
 from .runner import PARTS, REJECTS, Inputs, Outcome, file_stems, is_data_set, join_tables, parts_in, run_parts
-from .selection import low_plddt, missing_residues, say_left_out, say_low_plddt, say_missing, select_residues
+from .selection import (
+    low_plddt,
+    missing_residues,
+    read_copies,
+    say_copies,
+    say_left_out,
+    say_low_plddt,
+    say_missing,
+    select_residues,
+)
 from .sequences import OF_ALL, score_given_sequences
 from .timing import in_words, scan_seconds
 
 logger = logging.getLogger(__name__)
 
-SOON = 10  # seconds, of which nothing is said
+SOON = 10  # seconds; of less nothing is said
 LISTED = 3  # residues, mutants or ids that a message names
 UNASKED = "no mutant has this chain in the column id"  # in records of parts; it is not said of all that are not meant
 
@@ -91,9 +99,10 @@ def score(
         names of the scanned residues, or the mutants, without), `missing_residues` (what chosen ranges skip, as a file
         without its sequence does not have it; only where there is some), of a scan `scored` (its residues),
         `trained_on` (see `checkpoints.trained_on`; `trained_on_sequences` counts them), `low_plddt` (see
-        `selection.low_plddt`), of a complex `chains` (residues by name), and of given mutants how many were scored,
-        `mutants`, why others were not, `unread`, and where they were measured `spearman`, None where it is not defined.
-        Of a single chain these stand at the top, too, but for `chains`.
+        `selection.low_plddt`), `copies` and `one_of_each` (see `selection.read_copies`), of a complex `chains`
+        (residues by name), and of given mutants how many were scored, `mutants`, why others were not, `unread`, and
+        where they were measured `spearman`, None where it is not defined. Of a single chain these stand at the top,
+        too, but for `chains`.
 
     Raises:
         ValueError: an input is unusable, or mutants without `id` are of several chains.
@@ -130,7 +139,7 @@ def score(
     data_sets = all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     timed = mutants is not None or not progress
     training = training_sequences_of(*folders)
-    say_left_out(inputs, reading, "scan" if mutants is None else "mutants")
+    say_left_out(inputs, reading, "scan" if mutants is None else "mutants", residues)
 
     def ask(record: Any) -> _Asked:
         chain = as_chain(record)
@@ -164,11 +173,11 @@ def score(
         lines: list[list[str]] = []
         drawn = mutants is None and figures
         stems = file_stems(output, part, chains) if drawn else [output] * len(chains)
-        seen = trained_on(training, [chain_sequences(chain) for chain in chains])
+        seen = training_reports(training, chains)
         for each, stem, trained, *scored in zip(asked, stems, seen, *by_model, strict=True):
             scores, file = np.mean(scored, axis=0), given.file_of(each.chain)
             kinds = [coordinates_given(model, each.chain.coords, without_coords) for model, _ in loaded]
-            report = each.report(file, "given" if "given" in kinds else kinds[0]) | {"trained_on": trained}
+            report = each.report(file, "given" if "given" in kinds else kinds[0]) | trained
             report |= missing_residues(each.numbers, residues)
             known = report["coordinates"] == "given"
             if mutants is None:
@@ -189,6 +198,7 @@ def score(
             if known:
                 report["unobserved"] = each.unobserved(mutants)
                 report |= low_plddt(each.chain, each.numbers)
+                report |= read_copies(each.chain, each.numbers, each.asked())
             reports.append(report)
         bar.update(len(records))
         head = ["id", "file", "position", "wild_type", "chain", "residue", "observed", *AMINO_ACIDS]
@@ -234,6 +244,7 @@ def score(
         _warn_of_unobserved(reports)
         _warn_of_unread(reports)
         say_low_plddt(reports, "chain")
+        say_copies(reports, "chain")
         summary["chains"] = reports
         if outcome.complete:
             if len(reports) == 1:
@@ -286,6 +297,10 @@ class _Asked:
         pairs = zip(self.rows, self.substitutions, strict=True)
         return [mutants[row] for row, each in pairs if each and not self.observed[[index for index, _ in each]].all()]
 
+    def asked(self) -> list[int]:
+        """Residues that are scanned, or that any mutant substitutes."""
+        return sorted({index for each in self.substitutions for index, _ in each or ()})
+
     def _scanned(self) -> list[int]:
         return [index for index in self.indices if self.chain.sequence[index] in AMINO_ACIDS]
 
@@ -321,7 +336,7 @@ def _say_how_long(timings: Sequence[Mapping[str, float] | None], method: str, pa
         return
     seconds = {each: sum(timing[each] for timing in known) for each in (method, METHODS[0])}
     of_parts = f", for each of {parts:,} parts" if parts > 1 else ""
-    if seconds[method] < SOON:
+    if seconds[method] * parts < SOON:
         return
     text = f"all substitutions by {method} take {in_words(seconds[method])}{of_parts}"
     if method != METHODS[0]:
@@ -342,9 +357,12 @@ def _reject_lost(outcome: Outcome, ids: Sequence[str], files: bool, as_complex: 
 
 def _name_chain(lost: str, known: Sequence[str], files: bool, as_complex: bool) -> str:
     """What to do with an id that no chain has: --complex, or what the ids of the inputs are."""
-    chains = [name for name in known if name.rpartition("_")[0] == lost]
+    chains = sorted(name for name in known if name.rpartition("_")[0].lower() == lost.lower())
     if len(chains) > 1 and files and not as_complex:
-        return f"add --complex, which reads {_list(chains)} together as {lost}, and gives all files such ids"
+        together = (
+            f"--complex, which reads them together as {chains[0].rpartition('_')[0]}, and gives all files such ids"
+        )
+        return f"write the id of a chain, {_list(chains)}, or add {together}"
     entry = lost.rpartition("_")[0]
     if entry in known:
         return f"its complex has the id {entry}: write that, and chains in mutants, as in SH195A"

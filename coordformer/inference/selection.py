@@ -1,7 +1,7 @@
 """Chosen residues and chains: which are scored, what of the others stays context, and what is said of it."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 LISTED = 4  # gaps that a message names
 LOOKED_THROUGH = 8  # files, for chains that are left out
+SHARED, ALIKE = 0.8, 0.95  # shares of the residues of two chains that are one protein
+TOUCHING = 10.0  # Å
 LOW_PLDDT = 70  # what AlphaFold DB calls low confidence is below it
 
 
@@ -78,7 +80,90 @@ def say_low_plddt(reports: Sequence[Mapping[str, Any]], name: str) -> None:
         logger.warning("coordinates of low confidence (pLDDT below %d): %s; %s", LOW_PLDDT, listed, fix)
 
 
-def say_left_out(inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, Any], what: str) -> None:
+def chain_copies(protein: Chain, residues: ResidueNumbers) -> list[list[int]]:
+    """Numbers of the chains of a complex that are one protein, in groups of two and more.
+
+    Alike are chains of one sequence, and of files that do not know what is missing those that have `SHARED` of the
+    residues of the shorter one in common, by their numbers, and nearly the same letters there.
+    """
+    own = [
+        dict(zip(residues.numbers[start : start + size], residues.sequence[start : start + size], strict=True))
+        for start, size in zip(residues.chain_starts, residues.chain_lengths, strict=True)
+    ]
+    groups: list[list[int]] = []
+    for chain, letters in enumerate(own):
+        for group in groups:
+            other = own[group[0]]
+            both = [letters[number] == other[number] for number in letters.keys() & other.keys() if number]
+            if len(both) >= SHARED * min(len(letters), len(other)) and sum(both) >= ALIKE * len(both) > 0:
+                group.append(chain)
+                break
+        else:
+            groups.append([chain])
+    return [group for group in groups if len(group) > 1]
+
+
+def read_copies(
+    protein: Chain, residues: ResidueNumbers, chosen: Iterable[int], masked: Iterable[int] = ()
+) -> dict[str, Any]:
+    """For a report: chains whose letters are read while those of a copy are asked for; nothing if there are none.
+
+    Args:
+        chosen: indices of the residues that are asked for.
+        masked: of those that are masked at the same time; a copy of which is masked where the other is tells nothing.
+
+    Returns:
+        `copies`, of each chain that is asked for the names of its copies, and `one_of_each`, chains that are no copies
+        of each other: the first one that is asked for, and of others those that touch it most.
+    """
+    hidden: dict[int, set[str]] = {}
+    for index in masked:
+        hidden.setdefault(int(residues.chain_index[index]), set()).add(residues.numbers[index])
+    asked: dict[int, set[str]] = {}
+    for index in chosen:
+        asked.setdefault(int(residues.chain_index[index]), set()).add(residues.numbers[index])
+    groups = chain_copies(protein, residues)
+    copies: dict[str, list[str]] = {}
+    for group in groups:
+        for chain in (chain for chain in group if chain in asked):
+            told = [each for each in group if each != chain and not asked[chain] <= hidden.get(each, set())]
+            if told:
+                copies[residues.chain_names[chain]] = [residues.chain_names[each] for each in told]
+    if not copies:
+        return {}
+    kept = [chain for group in groups for chain in group if chain in asked][:1]
+    for group in [group for group in groups if not set(group) & set(kept)]:
+        kept.append(max(group, key=lambda chain: _count_contacts(protein, residues, kept[0], chain)))
+    grouped = {chain for group in groups for chain in group}
+    kept += [chain for chain in range(len(residues.chain_names)) if chain not in grouped]
+    return {"copies": copies, "one_of_each": [residues.chain_names[chain] for chain in sorted(kept)]}
+
+
+def _count_contacts(protein: Chain, residues: ResidueNumbers, one: int, other: int) -> int:
+    """Pairs of atoms of two chains, of those that are read, less than `TOUCHING` apart."""
+    points = [protein.coords[residues.chain_index == chain].reshape(-1, 3) for chain in (one, other)]
+    first, second = (each[~np.isnan(each[:, 0])] for each in points)
+    return int((np.linalg.norm(first[:, None] - second[None], axis=-1) < TOUCHING).sum())
+
+
+def say_copies(reports: Sequence[Mapping[str, Any]], name: str, tie: str = "") -> None:
+    """Say of which chains copies are read; `tie` is what may be done besides."""
+    here = [report for report in reports if report.get("copies")]
+    if not here:
+        return
+    first = here[0]
+    chain, copies = next(iter(first["copies"].items()))
+    listed = f"{', '.join(copies)} of {first[name]}"
+    are = f"chains {listed} are copies of {chain}" if copies[1:] else f"chain {listed} is a copy of {chain}"
+    more = f", and so in {len(here) - 1:,} more" if here[1:] else ""
+    why = f"letters there are read while those of {chain} are masked, and decide much where the two touch"
+    fix = f"where it is a second copy in the crystal, --chains {' '.join(first['one_of_each'])} reads one of each{tie}"
+    logger.warning("%s%s: %s; %s", are, more, why, fix)
+
+
+def say_left_out(
+    inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, Any], what: str, residues: str | None = None
+) -> None:
     """Of complexes of which only some chains are read: which of a file are not, and how they stay context."""
     chosen, together = reading.get("chain_ids"), reading.get("as_complex") or reading.get("assembly") is not None
     if not chosen or not together:
@@ -91,19 +176,29 @@ def say_left_out(inputs: Sequence[str | Path] | str | Path, reading: Mapping[str
                 continue
             names = whole.chain_names
             left = [name for name in names if not {name, f"{whole.id}_{name}"} & wanted]
-            if 0 < len(left) < len(names):
-                _name_left_out(whole, left, len(files), what)
+            if 0 < len(left) < len(names) and not _are_copies(whole, left):
+                _name_left_out(whole, left, len(files), what, residues)
                 return
 
 
-def _name_left_out(whole: Complex, left: Sequence[str], inputs: int, what: str) -> None:
+def _are_copies(whole: Complex, left: Sequence[str]) -> bool:
+    """Whether chains that are left out are all copies of chains that are not."""
+    groups = [{whole.chain_names[chain] for chain in group} for group in chain_copies(whole, ResidueNumbers(whole))]
+    return all(any(name in group and group - set(left) for group in groups) for name in left)
+
+
+def _name_left_out(whole: Complex, left: Sequence[str], inputs: int, what: str, residues: str | None) -> None:
     kept = [f"{name}/" if name[-1:].isdigit() else name for name in whole.chain_names if name not in left]
     chosen = f"'{' '.join(kept)}'" if len(kept) > 1 else kept[0]
     listed = ", ".join([*left[:8], *["..."] * (len(left) > 8)])
-    fix = {
-        "scan": f"--residues {chosen} in its place scans the same residues, and keeps {{0}} as context",
-        "sequences": f"--residues {chosen} in its place, and sequences of all chains, keep {{0}} as context",
-        "mutants": "without --chains {0} {1} context; name the chain in mutants, as in SH195A",
-    }[what].format(*("it", "is") if len(left) == 1 else ("them", "are"))
+    them, they_are = ("it", "it is") if len(left) == 1 else ("them", "they are")
+    if residues is not None:
+        fix = f"without --chains {they_are} context, and --residues says what is scored as before"
+    else:
+        fix = {
+            "scan": f"--residues {chosen} in its place scans the same residues, and keeps {them} as context",
+            "sequences": f"--residues {chosen} in its place, and sequences of all chains, keep {them} as context",
+            "mutants": f"without --chains {they_are} context; name the chain in mutants, as in SH195A",
+        }[what]
     among = f", among {inputs:,} inputs" if inputs > 1 else ""
     logger.warning("--chains leaves out chain%s %s of %s%s; %s", "s" * (len(left) > 1), listed, whole.id, among, fix)

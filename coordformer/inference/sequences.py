@@ -224,7 +224,8 @@ def fit_sequence(protein: Chain, given: Chain) -> str:
     name = f"{protein.id}: the sequence {given.id} has"
     if len(sizes) != len(residues.chain_lengths):
         have = counted(len(residues.chain_lengths), "chain")
-        raise ValueError(f"{name} {counted(len(sizes), 'chain')}, the structure {have}; join them by /.")
+        fix = "join all of them by /, or read those that it is of by --chains"
+        raise ValueError(f"{name} {counted(len(sizes), 'chain')}, the structure {have}; {fix}.")
     own, other = split_by_chain(residues.sequence, residues.chain_lengths), split_by_chain(given.sequence, sizes)
     for start, native, letters in zip(residues.chain_starts, own, other, strict=True):
         if len(letters) != len(native):

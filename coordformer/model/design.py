@@ -106,7 +106,8 @@ def plan_design(
         omit_aa: letters that never appear, such as `"CM"`.
         bias_aa: nats by letter.
         omit_per_residue, bias_per_residue: the same by residue: `{"A12": "CM"}`, `{"A12": {"W": 3.0}}`.
-        symmetry_residues: groups of residues that get one letter, `"A1,B1 A2,B2"`.
+        symmetry_residues: groups of residues that get one letter, `"A1,B1 A2,B2"`; of ranges of one length one after
+            another, `"A1-A9,B1-B9"`.
         symmetry_weights: of these, `"0.5,0.5 0.8,0.2"`; equal by default.
         homo_oligomer: all chains get one sequence; they are of one length. What is fixed or chosen in one of them is in
             all, and a residue that was observed in any is designed in all.
@@ -212,12 +213,21 @@ def _tie(
     if symmetry is not None:
         if homo_oligomer:
             raise ValueError("Give `symmetry_residues` or `homo_oligomer`, not both.")
-        groups = [[residues.find(name) for name in group.split(",")] for group in symmetry.split()]
+        lengths: list[int] = []
+        for group in symmetry.split():
+            members = [residues.select(name) for name in group.split(",")]
+            if len(set(map(len, members))) > 1:
+                sizes = " and ".join(str(len(each)) for each in members)
+                raise ValueError(f"{protein.id}: {group} ties {sizes} residues; give ranges of one length.")
+            groups += map(list, zip(*members, strict=True))
+            lengths.append(len(members[0]))
         try:
-            shares = [[float(share) for share in group.split(",")] for group in weights.split()] if weights else []
+            written = [[float(share) for share in group.split(",")] for group in weights.split()] if weights else []
         except ValueError:
             raise ValueError(f"`symmetry_weights` is {weights!r}; write numbers, such as 0.5,0.5 0.8,0.2.") from None
-        if shares and list(map(len, shares)) != list(map(len, groups)):
+        if len(written) == len(lengths):  # those of a range are of all its residues
+            shares = [share for share, count in zip(written, lengths, strict=True) for _ in range(count)]
+        if written and list(map(len, shares)) != list(map(len, groups)):
             raise ValueError(
                 "`symmetry_weights` has other groups than `symmetry_residues`; give a weight for each residue."
             )

@@ -144,8 +144,8 @@ class ResidueNumbers:
             return found
         return self._by_text.get(text[:-1] + text[-1:].swapcase(), []) if text[-2:-1].isdigit() else []
 
-    def find(self, text: str) -> int:
-        """Index of the residue that has this name.
+    def find(self, text: str, written: str = "{}") -> int:
+        """Index of the residue that has this name; `written` is how a message writes what a residue stands in.
 
         Raises:
             ValueError: there is none, or several, which the message names.
@@ -154,7 +154,8 @@ class ResidueNumbers:
         if not found:
             raise self._absent(text)
         if len(found) > 1:
-            raise ValueError(self._ambiguous(text, [(self.describe(index), self._spell(index)) for index in found]))
+            meant = [(self.describe(index), written.format(self._spell(index))) for index in found]
+            raise ValueError(self._ambiguous(text, meant))
         return found[0]
 
     def select(self, text: str | Sequence[str]) -> list[int]:
@@ -173,11 +174,14 @@ class ResidueNumbers:
         """
         words = text if isinstance(text, str) else " ".join(text)
         chosen: dict[int, None] = {}
+        errors = []
         for part in _parts(words):
             try:
                 chosen |= dict.fromkeys(self._read_part(part))
             except ValueError as error:
-                raise type(error)(f"Residues {words!r}: {error}") from None
+                errors.append(error)
+        if errors:
+            raise type(errors[0])(f"Residues {words!r}: {' '.join(map(str, errors))}")
         if not chosen:
             raise ValueError(f"Residues {words!r}: there are none; write some like {self._example()}.")
         return list(chosen)

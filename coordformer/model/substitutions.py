@@ -55,7 +55,7 @@ def parse_mutant(
         if odd := {wild_type, letter} - set(AMINO_ACIDS):
             raise ValueError(f"Mutant {mutant}: {min(odd)} is no amino acid; substitutions are among {AMINO_ACIDS}.")
         try:
-            index = chain.find(residue)
+            index = chain.find(residue, f"{wild_type}{{}}{letter}")
         except ValueError as error:
             fix = "" if chain.readings(residue) else _what_is_meant(chain, residue, wild_type, letter)
             raise ValueError(f"Mutant {mutant}: {str(error).removesuffix('.')}{fix}.") from None

@@ -100,7 +100,10 @@ def test_ids_with_mutants_that_no_chain_has_come_first(checkpoint, tmp_path, cap
         rejected = tmp_path / name / "rejected.tsv"
         return summary, rejected.read_text().splitlines()[1:] if rejected.exists() else []
 
-    together = "add --complex, which reads 1HVR_A, 1HVR_B together as 1HVR, and gives all files such ids"
+    together = (
+        "write the id of a chain, 1HVR_A, 1HVR_B, or add --complex, which reads them together as 1HVR, and gives "
+    )
+    together += "all files such ids"
     summary, rejected = run("chains", "1ORC_A,M1A", "1ORC_A,E2K", "1HVR,PB1A")
     assert [report["chain"] for report in summary["chains"]] == ["1ORC_A"] and summary["rejected"] == 1
     assert rejected == [f"\t1HVR\t{reason}; {together}"]

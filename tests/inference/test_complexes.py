@@ -1,8 +1,10 @@
 """Verbs that take files as complexes: `--complex` and `--assembly`."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,10 @@ from coordformer.inference.embeddings import load_embeddings
 from coordformer.inference.evaluate import evaluate
 from coordformer.inference.runner import Inputs
 from coordformer.inference.score import describe, score
+from coordformer.inference.selection import chain_copies, read_copies
+from coordformer.model.chain import Chain, join_chains
+from coordformer.model.residues import ResidueNumbers
+from coordformer.model.structure import read_chains
 
 HVR, A8O = STRUCTURES / "1hvr.pdb.gz", STRUCTURES / "1A8O.cif.gz"
 
@@ -72,10 +78,8 @@ def test_a_scan_of_some_residues_has_the_others_as_context(checkpoint, tmp_path,
     options = {"as_complex": True, "progress": False}
     score(checkpoint, HVR, tmp_path / "all", **options)
     summary = score(checkpoint, HVR, tmp_path / "some", residues="B/ A50-A52", **options)
-    assert not caplog.messages
     alone = score(checkpoint, HVR, tmp_path / "alone", chain_ids=["B"], **options)
-    fix = "--residues B in its place scans the same residues, and keeps it as context"
-    assert caplog.messages == [f"--chains leaves out chain A of 1HVR; {fix}"]
+    assert [message.partition(":")[0] for message in caplog.messages] == ["chain B of 1HVR is a copy of A"] * 2
     tables = {}
     for name in ("all", "some", "alone"):
         with open(tmp_path / name / "scan.csv") as file:
@@ -96,19 +100,69 @@ def test_a_scan_of_some_residues_has_the_others_as_context(checkpoint, tmp_path,
 
 
 def test_chains_that_are_left_out_are_named(checkpoint, tmp_path, caplog):
-    score(checkpoint, [HVR, A8O], tmp_path / "mutants", as_complex=True, chain_ids=["A"], mutants=None, progress=False)
-    left = "--chains leaves out chain B of 1HVR, among 2 inputs; --residues A in its place"
-    assert caplog.messages[0].startswith(left)
-    caplog.clear()
-    score(checkpoint, HVR, tmp_path / "given", as_complex=True, chain_ids=["A"], mutants=["P1A"], progress=False)
-    assert caplog.messages == [
-        "--chains leaves out chain B of 1HVR; without --chains it is context; name the chain in mutants, as in SH195A"
+    """But for copies of those that are read, which are rather left out."""
+    tcr = STRUCTURES / "1BD2.cif.gz"
+
+    def left_out(inputs, name: str, chains: str, **options) -> list[str]:
+        caplog.clear()
+        options = {"as_complex": True, "method": "wild_type_marginal", "figures": False, "progress": False} | options
+        score(checkpoint, inputs, tmp_path / name, chain_ids=chains.split(), **options)
+        return [message for message in caplog.messages if "--chains leaves out" in message]
+
+    among = "--chains leaves out chains A, B, D, E of 1BD2, among 2 inputs; --residues C in its place scans the same "
+    assert left_out([tcr, HVR], "scan", "C")[0] == among + "residues, and keeps them as context"
+    assert left_out(tcr, "some", "A B C D", residues="C1-C9") == [
+        "--chains leaves out chain E of 1BD2; without --chains it is context, and --residues says what is scored as "
+        "before"
     ]
-    caplog.clear()
-    options = {"chain_ids": ["A", "B"], "mutants": ["PA1A"], "as_complex": True, "progress": False}
-    score(checkpoint, HVR, tmp_path / "both", **options)
-    score(checkpoint, HVR, tmp_path / "chain", **options | {"chain_ids": ["A"], "as_complex": False})
-    assert not caplog.messages
+    assert left_out(tcr, "given", "C", mutants=["L1A"]) == [
+        "--chains leaves out chains A, B, D, E of 1BD2; without --chains they are context; name the chain in mutants, "
+        "as in SH195A"
+    ]
+    assert left_out(HVR, "both", "A B", mutants=["PA1A"]) == left_out(HVR, "copy", "A", mutants=["P1A"]) == []
+    assert left_out(tcr, "chain", "C", mutants=["L1A"], as_complex=False) == []
+
+
+def shifted_copy(chain: Chain, name: str, shift: Any, start: int = 0) -> Chain:
+    """From one of its residues on, elsewhere."""
+    fields = {"sequence": chain.sequence[start:], "coords": chain.coords[start:] + np.float32(shift), "positions": None}
+    fields |= {"b_factor": chain.b_factor[start:], "residue_numbers": chain.residue_numbers[start:]}
+    return dataclasses.replace(chain, id=f"x_{name}", **fields)
+
+
+def test_copies_in_a_crystal_are_named(checkpoint, tmp_path, caplog):
+    """With those of each that touch; not where the letters of all copies are asked for together, or tied."""
+    (cro,) = read_chains(STRUCTURES / "1orc.pdb.gz")
+    other = read_chains(STRUCTURES / "1BD2.cif.gz")[2]
+    center = np.nanmean(cro.coords, axis=(0, 1)) - np.nanmean(other.coords, axis=(0, 1))
+    # Two of each; one copy of cro lacks its first residues, as in a file that does not know what is missing.
+    parts = [
+        shifted_copy(cro, "A", 0), shifted_copy(other, "P", center + 500), shifted_copy(cro, "B", 500, start=4),
+        shifted_copy(other, "Q", center + 5),
+    ]  # fmt: skip
+    protein = join_chains("x", parts, ["A", "P", "B", "Q"])
+    residues = ResidueNumbers(protein)
+    assert chain_copies(protein, residues) == [[0, 2], [1, 3]]
+    asked = residues.select("A10-A20")
+    assert read_copies(protein, residues, asked) == {"copies": {"A": ["B"]}, "one_of_each": ["A", "Q"]}
+    assert read_copies(protein, residues, asked, asked)["copies"] == {"A": ["B"]}
+    both = residues.select("A10-A20 B10-B20")
+    assert read_copies(protein, residues, both)["copies"] == {"A": ["B"], "B": ["A"]}
+    assert read_copies(protein, residues, both, both) == {}
+    some = residues.select("A10-A20 B10-B19")
+    assert read_copies(protein, residues, some, some)["copies"] == {"A": ["B"]}
+    alone = join_chains("x", parts[:2], ["A", "P"])
+    assert chain_copies(alone, ResidueNumbers(alone)) == []
+    changed = dataclasses.replace(parts[2], sequence="W" * 60 + parts[2].sequence[60:])
+    mixed = join_chains("x", [parts[0], changed], ["A", "B"])
+    assert chain_copies(mixed, ResidueNumbers(mixed)) == []
+
+    options = {"as_complex": True, "residues": "A50-A52", "method": "wild_type_marginal", "progress": False}
+    summary = score(checkpoint, HVR, tmp_path, figures=False, **options)
+    assert (summary["copies"], summary["one_of_each"]) == ({"A": ["B"]}, ["A"])
+    fix = "where it is a second copy in the crystal, --chains A reads one of each"
+    assert caplog.messages[-1].startswith("chain B of 1HVR is a copy of A: letters there are read while those of A")
+    assert caplog.messages[-1].endswith(fix)
 
 
 def test_residues_of_chains_that_are_read_one_by_one(checkpoint, tmp_path):

@@ -73,6 +73,13 @@ def test_a_predicted_structure_and_a_sequence(tmp_path):
     assert summary["rejected"] == 1
 
 
+def test_chains_of_one_sequence_are_named(tmp_path):
+    (tmp_path / "a.fasta").write_text(">one\nMKV\n>two\nMKV\n")
+    summary = inspect([STRUCTURES / "1hvr.pdb.gz", tmp_path / "a.fasta"], progress=False)
+    assert [each["copy_of"] for each in summary["chains"]] == [None, "one", None, "1HVR_A"]
+    assert "1HVR_B: 99 residues, B1-B99; sequence of 1HVR_A; N, CA, C, O" in describe(summary)
+
+
 def test_the_command_needs_no_torch(tmp_path, capsys):
     path = str(STRUCTURES / "1orc.pdb.gz")
     assert main(["inspect", path, "--json", "--output", str(tmp_path / "a.csv")]) == 0

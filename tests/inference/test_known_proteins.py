@@ -170,3 +170,19 @@ def test_a_name_on_the_hub_is_read_from_the_cache(sequences, tmp_path, monkeypat
     shutil.copy(tmp_path / FILE, snapshot)
     assert trained_on(training_sequences_of("someone/small"), [[sequences[0]]]) == ["same"]
     assert training_sequences_of("someone/else") is None
+
+
+def test_chains_of_a_complex_that_are_known_are_named(checkpoint, sequences, tmp_path, lines):
+    """Of 1BD2's five chains two, and of a file with one chain none."""
+    chains = read_chains(STRUCTURES / "1BD2.cif.gz")
+    known = [chains[0].sequence, relative_of(chains[3].sequence), sequences[0]]
+    TrainingSequences.of(known).write(checkpoint / FILE)
+    options = {"as_complex": True, "figures": False, "progress": False, "method": "wild_type_marginal"}
+    summary = score(checkpoint, STRUCTURES / "1BD2.cif.gz", tmp_path / "many", **options)
+    assert (summary["trained_on"], summary["trained_on_chains"]) == ("same", ["A", "D"])
+    assert lines() == [
+        "chains A, D of 1BD2 were among the training sequences of small: scores say how well they are known"
+    ]
+    summary = score(checkpoint, CRO, tmp_path / "one", **options)
+    assert summary["trained_on"] == "same" and "trained_on_chains" not in summary
+    assert lines() == ["1ORC was among the training sequences of small: scores say how well it is known"]

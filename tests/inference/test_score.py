@@ -216,7 +216,9 @@ def test_a_complex_is_read_as_one(protease):
     assert scores[2] == pytest.approx(scores[:2].sum(), abs=1e-9)
     alone = [score_mutants(model, PROCESSOR, each, ["I50G"])[0] for each in protease.chains]
     assert min(abs(scores[:2] - alone)) > 1e-3
-    with pytest.raises(ValueError, match=r"I50G: 50 may be A50 .* or B50 \(position 50 of chain B\); write A50 or B50"):
+    with pytest.raises(
+        ValueError, match=r"I50G: 50 may be A50 .* or B50 \(position 50 of chain B\); write IA50G or IB50G"
+    ):
         score_mutants(model, PROCESSOR, protease, ["I50G"])
 
 

@@ -168,7 +168,7 @@ def test_sequences_of_several_structures(checkpoint, protease, tmp_path):
 @pytest.mark.parametrize(
     ("sequence", "message"),
     [
-        ("{n}", "1HVR: the sequence s has 1 chain, the structure 2 chains; join them by /."),
+        ("{n}", "1HVR: the sequence s has 1 chain, the structure 2 chains; join all of them by /, or read those"),
         ("{n}/{n}/{n}", "1HVR: the sequence s has 3 chains, the structure 2 chains"),
         ("{n}GG/{n}", "101 letters where chain A has 99 residues: it has GG more after A99 (position 99 of chain A)."),
         ("MM{n}/{n}", "101 letters where chain A has 99 residues: it has MM more in front."),

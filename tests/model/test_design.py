@@ -120,6 +120,16 @@ def test_tied_residues_are_equal(model, protease, rounds):
     assert (drawn[:, find("A11")] != drawn[:, find("B10")]).any()
 
 
+def test_ranges_are_tied_one_residue_after_another(protease):
+    chosen = {"redesigned_residues": "A10-A12 B20-B22 A50 B50", "symmetry_weights": "0.25,0.75 1,1"}
+    task = plan_design(protease, symmetry_residues="A10-A12,B20-B22 A50,B50", **chosen)
+    single = "A10,B20 A11,B21 A12,B22 A50,B50"
+    weights = "0.25,0.75 0.25,0.75 0.25,0.75 1,1"
+    expected = plan_design(protease, symmetry_residues=single, **chosen | {"symmetry_weights": weights})
+    for found, wanted in ((task.tied, expected.tied), (task.weights, expected.weights)):
+        assert [each.tolist() for each in found] == [each.tolist() for each in wanted]
+
+
 @EVERY_ROUNDS
 def test_all_chains_of_a_homo_oligomer_get_one_sequence(model, protease, rounds):
     """What is fixed in one of them is in all, and a residue that one of them lacks gets the letter of the others."""
@@ -417,6 +427,7 @@ def test_the_shipped_model_finds_much_of_a_native_sequence(chain):
         ({"pssm": np.full((71, 20), np.nan)}, "`pssm` has NaN or inf"),
         ({"symmetry_residues": "A10,A11 A11,A12"}, "1ORC_A: A11 is tied twice"),
         ({"symmetry_residues": "A10,A10"}, "is tied twice; name each residue once"),
+        ({"symmetry_residues": "A10-A12,A20-A21"}, "A10-A12,A20-A21 ties 3 and 2 residues; give ranges of one length"),
         ({"symmetry_residues": "A10,A99"}, "chain A has no residue A99"),
         ({"symmetry_residues": "A10,A20", "fixed_residues": "A10"}, "A10, A20 some are designed and some kept"),
         ({"symmetry_residues": "A10,A20", "symmetry_weights": "1"}, "has other groups than `symmetry_residues`"),

@@ -128,7 +128,8 @@ def test_what_may_be_read_in_several_ways_is_named():
     residues = ResidueNumbers(*rows)
     assert residues.select("A1/52 A/152 1/52") == [2, 4, 1]
     assert refusal(residues.select, "A1-A153 A152") == (
-        "Residues 'A1-A153 A152': chain A has no residue A1, its residues are 152 to -3; write A/152-A153."
+        "Residues 'A1-A153 A152': chain A has no residue A1, its residues are 152 to -3; write A/152-A153. A152 may be "
+        "A1/52 (position 1 of chain A1) or A152 (position 1 of chain A); write A1/52 or A/152."
     )
     assert refusal(residues.select, "A152") == (
         "Residues 'A152': A152 may be A1/52 (position 1 of chain A1) or A152 (position 1 of chain A); write A1/52 or "

@@ -91,7 +91,7 @@ def test_mutants_by_positions_of_each_chain(antibody):
 @pytest.mark.parametrize(
     ("mutant", "numbering", "message"),
     [
-        ("S51A", "file", "51 may be H51 (position 1 of chain H) or L51 (position 1 of chain L); write H51 or L51"),
+        ("S51A", "file", "51 may be H51 (position 1 of chain H) or L51 (position 1 of chain L); write SH51A or SL51A"),
         ("AH52AG", "file", "H52A (position 3 of chain H) is Y, not A; mend the letter or the number."),
         # Its two numbers are equal.
         ("AC2G", "file", "Mutant AC2G: position 2 of chain C is Y, not A; mend the letter or the number."),
