@@ -30,7 +30,16 @@ from .checkpoints import (
 )
 from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
-from .selection import low_plddt, missing_residues, read_copies, say_copies, say_low_plddt, say_missing
+from .selection import (
+    low_plddt,
+    missing_residues,
+    read_copies,
+    say_copies,
+    say_low_plddt,
+    say_missing,
+    say_unknown,
+    unknown_letters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +48,8 @@ HEAD = (
     "designed_residues", "designed_sequence", "sequence",
 )  # fmt: skip
 LISTED = 4  # ranges that a message names
+BACKGROUND = 2.89  # nats of the frequencies of residues: a perplexity of 18.1, see examples/inverse_folding
+FEW = 20  # residues, of which a mean says little
 SELECTING = ("fixed_residues", "redesigned_residues", "chains_to_design")
 
 
@@ -82,7 +93,8 @@ def design_files(
         `designed`, `sequences`, how many of them are `distinct`, `native_score`, the means of `score` and
         `seq_recovery`, and `trained_on` (see `checkpoints.trained_on`), which `trained_on_sequences` counts. With
         `redesigned_residues` how many were `chosen`, and of these the `unobserved`, as ranges; and `missing_residues`,
-        what chosen ranges skip, `low_plddt`, `copies` and `one_of_each`, as of `score`.
+        what chosen ranges skip, `unknown` (designed residues that were X), `low_plddt`, `copies` and `one_of_each`, as
+        of `score`.
 
     Raises:
         ValueError: an argument or input is unusable.
@@ -151,6 +163,7 @@ def design_files(
                 report["unobserved"] = residues.ranges(kept)
                 report["chosen"] = report["designed"] + len(kept)
             report |= low_plddt(protein, residues)
+            report |= unknown_letters(residues, np.flatnonzero(designs.designed).tolist())
             if not homo_oligomer and symmetry_residues is None:
                 chosen = np.flatnonzero(designs.designed).tolist()
                 report |= read_copies(protein, residues, chosen, chosen)
@@ -178,6 +191,8 @@ def design_files(
         say_missing(reports, "id")
         _warn_of_unobserved(reports)
         say_low_plddt(reports, "id")
+        say_unknown(reports, "id", "they get letters as all others; --fixed_residues keeps them")
+        _warn_of_unlikely(reports)
         say_copies(reports, "id", "; --symmetry_residues or --homo_oligomer give copies one letter")
         summary["proteins"] = reports
         if outcome.complete:
@@ -234,6 +249,18 @@ def _warn_of_unobserved(reports: Sequence[Mapping[str, Any]]) -> None:
     verb = "was" if chosen - designed == 1 else "were"
     what = f"{chosen - designed:,} of {counted(chosen, 'residue')} {verb} not observed"
     logger.warning("%s: %s; what has no coordinates keeps its letter", what, listed)
+
+
+def _warn_of_unlikely(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Say of which proteins the native letters are no likelier than elsewhere: the backbone tells the model nothing."""
+    unlikely = [each for each in reports if (each["native_score"] or 0.0) > BACKGROUND and each["designed"] >= FEW]
+    if unlikely:
+        first = unlikely[0]
+        more = f", and so of {len(unlikely) - 1:,} more" if unlikely[1:] else ""
+        what = f"the native letters of {first['id']}, masked all at once, are no likelier than their frequencies"
+        fix = "recovery means little there; with fewer residues designed at once the others tell more"
+        numbers = f"{first['native_score']:.2f} nats, {BACKGROUND:.2f}"
+        logger.warning("%s (%s)%s: %s", what, numbers, more, fix)
 
 
 def _rounds(rounds: int | str | None) -> int | str | None:

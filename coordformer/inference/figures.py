@@ -162,6 +162,7 @@ def _plot_letters(
     # Of few residues all in one line would not fit.
     note = "\nhatched: not observed" if hatched.any() else ""
     note += "\ndashed: residues are missing" if gaps.any() else ""
+    note += "\ngray: letter not known" if "X" in sequence and label == "substituted by" else ""
     panels[-1].set_xlabel(f"wild type (dots), {numbers} above{note}")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), **bar)
     figure.suptitle(title)

@@ -41,9 +41,9 @@ def inspect(
     Returns:
         `rejected` (files or chains that cannot be read) and `chains`, of each `id`, `file`, `residues`, their `ranges`,
         which end where numbers jump, those with an insertion code as `inserted`, those without coordinates as
-        `unobserved`, as `missing` what is not even in the file's sequence (`ResidueNumbers.gaps`), the `atoms` that any
-        residue has, `method`, `resolution`, Å, `low_plddt` (see `selection.low_plddt`), and `copy_of`, the first chain
-        of the file that has the same sequence.
+        `unobserved`, as `missing` what is not even in the file's sequence (`ResidueNumbers.gaps`), those that are X as
+        `unknown`, the `atoms` that any residue has, `method`, `resolution`, Å, `low_plddt` (see
+        `selection.low_plddt`), and `copy_of`, the first chain of the file that has the same sequence.
 
     Raises:
         ValueError: an argument is unusable, or no chain can be read.
@@ -80,6 +80,7 @@ def _report(chain: Chain, residues: ResidueNumbers, file: str) -> dict[str, Any]
     coded = [index for index, number in enumerate(residues.numbers) if number[-1:].isalpha()]
     report["inserted"] = list(map(residues.name, coded))
     report["missing"] = residues.gaps()
+    report["unknown"] = residues.ranges([index for index, letter in enumerate(chain.sequence) if letter == "X"])
     report["unobserved"] = residues.ranges(np.flatnonzero(~observed).tolist())
     report["atoms"] = [chain.atoms[slot] for slot in np.flatnonzero(chain.observed.any(axis=0))]
     report |= {"method": chain.method, "resolution": chain.resolution}
@@ -102,6 +103,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         what = [f"{counted(chain['residues'], 'residue')}, {_listed(chain['ranges'])}"]
         what += [f"inserted {_listed(chain['inserted'])}"] if chain["inserted"] else []
         what += [f"not observed {_listed(chain['unobserved'])}"] if chain["unobserved"] and chain["atoms"] else []
+        what += [f"letter not known (X) {_listed(chain['unknown'])}"] if chain["unknown"] else []
         what += [f"gap where the file has nothing: {', '.join(chain['missing'])}"] if chain["missing"] else []
         what += [f"pLDDT below {LOW_PLDDT} {_listed(chain['low_plddt'])}"] if chain["low_plddt"] else []
         what += [f"sequence of {chain['copy_of']}"] if chain["copy_of"] else []

@@ -45,7 +45,9 @@ from .selection import (
     say_left_out,
     say_low_plddt,
     say_missing,
+    say_unknown,
     select_residues,
+    unknown_letters,
 )
 from .sequences import OF_ALL, score_given_sequences
 from .timing import in_words, scan_seconds
@@ -97,7 +99,8 @@ def score(
         `chain` (its id), `file`, `residues`, `observed`, `numbering` (`"sequence"` where the file has no numbers,
         whatever was asked for), `coordinates` (see `coordinates_given`), `unobserved` (where coordinates are given:
         names of the scanned residues, or the mutants, without), `missing_residues` (what chosen ranges skip, as a file
-        without its sequence does not have it; only where there is some), of a scan `scored` (its residues),
+        without its sequence does not have it; only where there is some), of a scan `scored` (its residues) and
+        `unknown` (those that are X and are not),
         `trained_on` (see `checkpoints.trained_on`; `trained_on_sequences` counts them), `low_plddt` (see
         `selection.low_plddt`), `copies` and `one_of_each` (see `selection.read_copies`), of a complex `chains`
         (residues by name), and of given mutants how many were scored, `mutants`, why others were not, `unread`, and
@@ -245,6 +248,7 @@ def score(
         _warn_of_unread(reports)
         say_low_plddt(reports, "chain")
         say_copies(reports, "chain")
+        say_unknown(reports, "chain", "they are context, and are not scanned")
         summary["chains"] = reports
         if outcome.complete:
             if len(reports) == 1:
@@ -284,6 +288,7 @@ class _Asked:
             report["chains"] = dict(zip(self.chain.chain_names, self.chain.chain_lengths, strict=True))
         if self.rows is None:
             report["scored"] = len(self._scanned())
+            report |= unknown_letters(self.numbers, self.indices)
         else:
             report["mutants"] = len(self.rows) - len(self.unread)
         if self.unread:

@@ -56,6 +56,24 @@ def say_missing(reports: Sequence[Mapping[str, Any]], name: str) -> None:
         logger.warning("not in the file, though within the chosen ranges: %s; %s", listed, why)
 
 
+def unknown_letters(numbers: ResidueNumbers, indices: Iterable[int]) -> dict[str, list[str]]:
+    """For a report: which of some residues are X, as modified ones often are; nothing if none."""
+    unknown = [index for index in indices if numbers.sequence[index] == "X"]
+    return {"unknown": numbers.ranges(unknown)} if unknown else {}
+
+
+def say_unknown(reports: Sequence[Mapping[str, Any]], name: str, what: str) -> None:
+    """Say which residues have no known letter, and `what` becomes of them."""
+    texts = [
+        f"{report[name]} {text}" if len(reports) > 1 else text
+        for report in reports
+        for text in report.get("unknown", ())
+    ]
+    if texts:
+        listed = ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+        logger.warning("no letter is known of %s (X, as of many modified residues): %s", listed, what)
+
+
 def low_plddt(protein: Chain, numbers: ResidueNumbers) -> dict[str, list[str]]:
     """For a report: which residues of a predicted structure have coordinates of low confidence; nothing if none.
 

@@ -4,7 +4,7 @@
 import re
 
 from .chain import AMINO_ACIDS, Chain
-from .residues import ResidueNumbers
+from .residues import AbsentChainError, ResidueNumbers
 
 _SUBSTITUTION = re.compile(r"([A-Z])([^\s,;]*\d[A-Za-z]?)([A-Z])")  # wild type, residue, new letter
 _WILD_TYPE = re.compile("_?wt", re.IGNORECASE)
@@ -45,28 +45,47 @@ def parse_mutant(
     if _WILD_TYPE.fullmatch(mutant.strip()):
         return []
     substitutions: dict[int, str] = {}
-    for text in mutant.split(":"):
-        if (match := _SUBSTITUTION.fullmatch(text.strip())) is None:
+    reasons: list[str] = []  # of all of them, to be mended at once
+    for text in map(str.strip, mutant.split(":")):
+        if (match := _SUBSTITUTION.fullmatch(text)) is None:
             raise ValueError(
-                f"Mutant {mutant!r} cannot be read{_why_unread(text.strip())}; write A24G, or A24G:T30S for several "
+                f"Mutant {mutant!r} cannot be read{_why_unread(text)}; write A24G, or A24G:T30S for several "
                 "substitutions, and AH24G for chain H."
             )
         wild_type, residue, letter = match.groups()
         if odd := {wild_type, letter} - set(AMINO_ACIDS):
             raise ValueError(f"Mutant {mutant}: {min(odd)} is no amino acid; substitutions are among {AMINO_ACIDS}.")
+        chain_first = _chain_first(chain, text)
         try:
             index = chain.find(residue, f"{wild_type}{{}}{letter}")
         except ValueError as error:
             fix = "" if chain.readings(residue) else _what_is_meant(chain, residue, wild_type, letter)
-            raise ValueError(f"Mutant {mutant}: {str(error).removesuffix('.')}{fix}.") from None
+            what = str(error).removesuffix(".").partition("; write it like ")[0]
+            if isinstance(error, AbsentChainError) and not chain_first:
+                fix = "; write the wild type, the chain and the number, as in SH195A"
+            reasons.append(what + (chain_first or fix))
+            continue
         if chain.sequence[index] != wild_type:
             what = f"{chain.describe(index)} is {chain.sequence[index]}, not {wild_type}"
             fix = _what_is_meant(chain, residue, wild_type, letter) or "; mend the letter or the number"
-            raise ValueError(f"Mutant {mutant}: {what}{fix}.")
-        if index in substitutions:
-            raise ValueError(f"Mutant {mutant}: {chain.describe(index)} is substituted twice; keep one of them.")
-        substitutions[index] = letter
+            reasons.append(what + (chain_first or fix))
+        elif index in substitutions:
+            reasons.append(f"{chain.describe(index)} is substituted twice; keep one of them")
+        else:
+            substitutions[index] = letter
+    if reasons:
+        raise ValueError(f"Mutant {mutant}: {'. '.join(dict.fromkeys(reasons))}.")
     return list(substitutions.items())
+
+
+def _chain_first(residues: ResidueNumbers, text: str) -> str:
+    """After `; `, how a substitution is written whose chain stands before the wild type; else nothing."""
+    for name in filter(None, residues.chain_names):
+        match = re.fullmatch(r"/?([A-Z])(-?\d+[A-Za-z]?)([A-Z])", text[len(name) :]) if text.startswith(name) else None
+        if match and any(residues.sequence[index] == match[1] for index in residues.readings(f"{name}/{match[2]}")):
+            number = residues.name(residues.readings(f"{name}/{match[2]}")[0])
+            return f"; the wild type comes first: write {match[1]}{number}{match[3]}"
+    return ""
 
 
 def _why_unread(text: str) -> str:

@@ -73,6 +73,12 @@ def test_a_predicted_structure_and_a_sequence(tmp_path):
     assert summary["rejected"] == 1
 
 
+def test_letters_that_are_not_known_are_named():
+    (report,) = inspect(STRUCTURES / "1pfe.cif.gz", progress=False)["chains"]
+    (chain,) = read_chains(STRUCTURES / "1pfe.cif.gz")
+    assert report["unknown"] == [f"B{index + 1}" for index, letter in enumerate(chain.sequence) if letter == "X"] != []
+
+
 def test_chains_of_one_sequence_are_named(tmp_path):
     (tmp_path / "a.fasta").write_text(">one\nMKV\n>two\nMKV\n")
     summary = inspect([STRUCTURES / "1hvr.pdb.gz", tmp_path / "a.fasta"], progress=False)

@@ -30,6 +30,11 @@ def test_mutants_are_parsed():
     [
         ("A1G", "Mutant A1G: position 1 of the chain is M, not A; positions count the deposited sequence from 1, "),
         ("K2R:A3G", "Mutant K2R:A3G: position 3 of the chain is V, not A"),
+        (
+            "A1G:A3G",
+            "position 1 of the chain is M, not A; positions count the deposited sequence from 1, not a file's own ",
+        ),
+        ("A1G:A3G", ". position 3 of the chain is V, not A; positions count"),
         ("V4A", "Mutant V4A: the chain has no position 4, its residues are 1 to 3; positions count"),
         ("M0A", "Mutant M0A: the chain has no position 0"),
         ("K2B", "Mutant K2B: B is no amino acid; substitutions are among ACDEFGHIKLMNPQRSTVWY"),
@@ -100,7 +105,7 @@ def test_mutants_by_positions_of_each_chain(antibody):
          "if it is meant, the new letter is missing, YH52AA."),
         ("ML100A", "file", "of 100 there is L100A; L100A (position 4 of chain L) is M: if it "
          "is meant, the new letter is missing, ML100AA."),
-        ("SX51A", "file", "Mutant SX51A: there is no chain X, only 'H', 'L', 'C'; write it like H51."),
+        ("SX51A", "file", "Mutant SX51A: there is no chain X, only 'H', 'L', 'C'; write the wild type, the chain and"),
         # What is right in the other numbering is named.
         ("YH3A", "file", "chain H has no residue H3, its residues are 51 to -1; numbers are "
          "the file's own; positions in the sequence need numbering="
@@ -115,6 +120,20 @@ def test_bad_mutants_of_complexes_are_named(antibody, mutant, numbering, message
     with pytest.raises(ValueError) as caught:
         parse_mutant(mutant, antibody, numbering=numbering)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "fix"),
+    [("HS52A", "SH52A"), ("HY52AA", "YH52AA"), ("LM100AC", "ML100AC"), ("H/S52A", "SH52A"), ("HW-1A", "WH-1A")],
+)
+def test_a_chain_before_the_wild_type_is_named(antibody, mutant, fix):
+    with pytest.raises(ValueError, match=f"^Mutant {mutant}: .*; the wild type comes first: write {fix}.$"):
+        parse_mutant(mutant, antibody)
+    assert parse_mutant(fix, antibody)
+    with pytest.raises(
+        ValueError, match="there is no chain Z, only .*; write the wild type, the chain and the number, as"
+    ):
+        parse_mutant("SZ52A", antibody)
 
 
 def test_a_wrong_wild_type_names_both_numbers(chain):
