@@ -1,5 +1,6 @@
 """Vectors of chains and residues, from structures, sequences or data sets: `coordformer embed`."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..data.records import counted
+from ..model.coordinates import placed_in
 from ..model.embedding import POOLINGS, embed_chains
-from ..model.proteins import Record
+from ..model.proteins import Record, as_chain
 from .checkpoints import digest_weights, load_checkpoint, stated_noise
 from .embeddings import FORMATS, write_shard
 from .runner import REJECTS, Inputs, parts_in, run_parts
+
+logger = logging.getLogger(__name__)
 
 
 def embed(
@@ -52,7 +56,9 @@ def embed(
         options: dict[str, Any] = {"without_coords": without_coords, "token_budget": token_budget, "window": window}
         vectors = embed_chains(model, chains, processor.tokenizer, pooling, bar=bar, **options)
         write_shard(output / f"shard-{part}.{file_format}", chains, vectors)
-        return {"file": f"shard-{part}.{file_format}"}
+        read = [] if without_coords else map(as_chain, chains)
+        unplaced = sum(int((~placed_in(chain, model)).sum()) for chain in read if chain.observed.any())
+        return {"file": f"shard-{part}.{file_format}", "unplaced": unplaced}
 
     settings: dict[str, Any] = {"verb": "embed", "checkpoint": Path(checkpoint).name}
     settings |= {"weights": digest_weights(model.base_model), "without_coords": without_coords, "pooling": pooling}
@@ -60,6 +66,10 @@ def embed(
     with parts_in(output, given):
         outcome = run_parts(given, output, settings, work, progress)
         outcome.list_rejects(output / REJECTS)
+    if unplaced := sum(record.get("unplaced", 0) for record in outcome.records):  # an older version did not count
+        blind = model.config.encoder_type == "proteinmpnn"
+        what = "their vectors are zeros, also in means" if blind else "their vectors are of the sequence alone"
+        logger.warning("%s without a place in the structure: %s", counted(unplaced, "residue"), what)
     counts = outcome.counts()
     shards = sum("file" in record for record in outcome.records)
     return {"chains": counts.pop("chains"), "residues": counts.pop("residues"), "shards": shards} | counts

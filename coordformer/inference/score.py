@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 SOON = 10  # seconds; of less nothing is said
 LISTED = 3  # residues, mutants or ids that a message names
+REASONS = 20  # of wrong mutants, to be mended at once
 UNASKED = "no mutant has this chain in the column id"  # in records of parts; it is not said of all that are not meant
 
 
@@ -328,7 +329,7 @@ def _parse_all(mutants: Sequence[str], numbers: ResidueNumbers) -> tuple[list[li
             parsed.append(None)
             unread.append(str(error))
     if len(unread) > sum(map(bool, parsed)):
-        reasons = " ".join(unread[:LISTED]) + f" And {len(unread) - LISTED:,} more." * (len(unread) > LISTED)
+        reasons = " ".join(unread[:REASONS]) + f" And {len(unread) - REASONS:,} more." * (len(unread) > REASONS)
         whole = f" None is scored, since {len(unread):,} of {len(mutants):,} mutants are wrong." if unread[1:] else ""
         raise ValueError(reasons + whole)
     return parsed, unread

@@ -440,3 +440,18 @@ def test_a_folder_without_embeddings_is_named(tmp_path):
 def test_the_summary_in_words():
     counts = {"chains": 1, "residues": 2000, "shards": 3}
     assert describe(counts) == "1 chain with 2,000 residues in 3 shards"
+
+
+def test_residues_without_a_place_are_counted(tmp_path, caplog):
+    """Cro's seven; not of a sequence alone, nor where no coordinates are given."""
+    checkpoint = tmp_path / "model"
+    make_model(num_qk_points=1).save_pretrained(checkpoint)
+    CoordformerProcessor().save_pretrained(checkpoint)
+    cro = STRUCTURES / "1orc.pdb.gz"
+    (tmp_path / "a.fasta").write_text(">a\nMKV\n")
+    quietly(checkpoint, [cro, tmp_path / "a.fasta"], tmp_path / "out")
+    line = "7 residues without a place in the structure: their vectors are of the sequence alone"
+    assert caplog.messages == [line]
+    caplog.clear()
+    quietly(checkpoint, cro, tmp_path / "blind", without_coords=True)
+    assert not caplog.messages
