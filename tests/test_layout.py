@@ -18,7 +18,8 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path i
 HUB_FILES = [name for name in MODULES if name.startswith("model/") and name != "model/__init__"]
 # Copied flat beside a checkpoint: with torch, transformers (and what it brings) and each other they must run.
 HUB_IMPORTS = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub"}
-READS_GEMMI = {"model/structure_parsing", "inference/design", "inference/sequences"}
+# The last two align sequences.
+READS_GEMMI = {"model/structure_parsing", "inference/design", "inference/selection", "inference/sequences"}
 LONGEST = 800  # lines
 
 
@@ -77,7 +78,7 @@ def test_hub_files_stand_alone(name):
     assert {f"model/{each}" for each in found} == own
 
 
-def test_only_reader_and_writer_of_structures_import_gemmi():
+def test_few_modules_import_gemmi():
     assert {name for name in MODULES if "gemmi" in imports_of(name)[1] | imports_of(name)[2]} <= READS_GEMMI
 
 

@@ -48,6 +48,7 @@ ADAPTED_HEADS = {
     "TOKEN_CLS": "CoordformerForTokenClassification",
     "FEATURE_EXTRACTION": "CoordformerModel",
 }
+FOLDERS = {"hub_cards", "runs"}  # what the pages call folders of checkpoints: no users of the Hub
 UNUSABLE = (OSError, ValueError, AttributeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
@@ -121,7 +122,7 @@ def _load(checkpoint: str | Path, dtype: str, any_head: bool) -> tuple[PreTraine
     fix = "give a folder that `coordformer train` wrote, or the name of a Coordformer on the Hub"
     path = Path(checkpoint)
     # What lies beside it is here: no name on the Hub, which would be asked again and again.
-    beside = len(path.parts) == 2 and path.parent.is_dir()
+    beside = len(path.parts) == 2 and (path.parent.is_dir() or path.parts[0] in FOLDERS)
     if not path.exists() and (path.is_absolute() or len(path.parts) != 2 or beside):
         # A name on the Hub is USER/NAME; what has none may lie in a folder of checkpoints below.
         names = _near_names(path)

@@ -35,6 +35,7 @@ from .selection import (
     missing_residues,
     read_copies,
     say_copies,
+    say_left_out,
     say_low_plddt,
     say_missing,
     say_unknown,
@@ -118,6 +119,7 @@ def design_files(
     files = not all(map(is_data_set, [inputs] if isinstance(inputs, str | Path) else inputs))
     reading |= {"as_complex": as_complex and files, **processor.reads}
     given = Inputs(inputs, entries_per_part=entries_per_part, **reading)
+    say_left_out(inputs, reading, "design")
     if all(shared[name] is None for name in SELECTING):
         logger.warning("every residue with coordinates is designed; choose some by --redesigned_residues or others")
     drawing: dict[str, Any] = {"num_samples": num_samples, "temperature": temperatures, "seed": seed}
@@ -258,7 +260,8 @@ def _warn_of_unlikely(reports: Sequence[Mapping[str, Any]]) -> None:
         first = unlikely[0]
         more = f", and so of {len(unlikely) - 1:,} more" if unlikely[1:] else ""
         what = f"the native letters of {first['id']}, masked all at once, are no likelier than their frequencies"
-        fix = "recovery means little there; with fewer residues designed at once the others tell more"
+        fix = "the model does not know this fold from its backbone, and designs are guesses; where fewer residues are "
+        fix += "designed at once, the others tell more"
         numbers = f"{first['native_score']:.2f} nats, {BACKGROUND:.2f}"
         logger.warning("%s (%s)%s: %s", what, numbers, more, fix)
 

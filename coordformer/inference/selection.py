@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gemmi
 import numpy as np
 
-from ..model.chain import Chain, Complex
+from ..model.chain import Chain, Complex, split_by_chain
 from ..model.residues import AbsentChainError, ResidueNumbers
 from .runner import Inputs
 
@@ -15,8 +16,10 @@ logger = logging.getLogger(__name__)
 
 LISTED = 4  # gaps that a message names
 LOOKED_THROUGH = 8  # files, for chains that are left out
-SHARED, ALIKE = 0.8, 0.95  # shares of the residues of two chains that are one protein
+ALIKE = 0.9  # share of the residues of the shorter one of two chains that are one protein
+LEAST_SIZE = 0.6  # of the longer one, that the shorter one of two copies has
 TOUCHING = 10.0  # Å
+LIKELY_PLDDT = 50  # a mean below it is one of B-factors, or of a model that is disordered all over
 LOW_PLDDT = 70  # what AlphaFold DB calls low confidence is below it
 
 
@@ -77,12 +80,13 @@ def say_unknown(reports: Sequence[Mapping[str, Any]], name: str, what: str) -> N
 def low_plddt(protein: Chain, numbers: ResidueNumbers) -> dict[str, list[str]]:
     """For a report: which residues of a predicted structure have coordinates of low confidence; nothing if none.
 
-    Predicted is what states no experiment and has B-factors that may be pLDDT: different ones, up to more than
-    `LOW_PLDDT`, and to 100 at most. Backbones without a sequence often have 0 or 1 for all.
+    Predicted is what states no experiment and has B-factors that may be pLDDT: 100 at most, some above `LOW_PLDDT`, and
+    a mean of `LIKELY_PLDDT` or more, which crystals hardly have. Backbones without a sequence often have 0 or 1.
     """
     values = protein.b_factor
     experiment = (protein.method or "THEORETICAL").upper().find("THEORETICAL") < 0 or protein.resolution
-    if experiment or not LOW_PLDDT < np.nanmax(values, initial=0.0) <= 100:
+    known = values[~np.isnan(values)]
+    if experiment or not len(known) or not LOW_PLDDT < known.max() <= 100 or known.mean() < LIKELY_PLDDT:
         return {}
     low = np.flatnonzero(values < LOW_PLDDT)
     return {"low_plddt": numbers.ranges(low.tolist())} if len(low) else {}
@@ -101,19 +105,18 @@ def say_low_plddt(reports: Sequence[Mapping[str, Any]], name: str) -> None:
 def chain_copies(protein: Chain, residues: ResidueNumbers) -> list[list[int]]:
     """Numbers of the chains of a complex that are one protein, in groups of two and more.
 
-    Alike are chains of one sequence, and of files that do not know what is missing those that have `SHARED` of the
-    residues of the shorter one in common, by their numbers, and nearly the same letters there.
+    Those are chains of which `ALIKE` of the residues of the shorter one have the same letter, where the two align:
+    files that do not know what is missing lack other residues of each.
     """
-    own = [
-        dict(zip(residues.numbers[start : start + size], residues.sequence[start : start + size], strict=True))
-        for start, size in zip(residues.chain_starts, residues.chain_lengths, strict=True)
-    ]
+    own = split_by_chain(residues.sequence, residues.chain_lengths)
     groups: list[list[int]] = []
     for chain, letters in enumerate(own):
         for group in groups:
-            other = own[group[0]]
-            both = [letters[number] == other[number] for number in letters.keys() & other.keys() if number]
-            if len(both) >= SHARED * min(len(letters), len(other)) and sum(both) >= ALIKE * len(both) > 0:
+            sizes = sorted((len(letters), len(own[group[0]])))
+            if sizes[0] < LEAST_SIZE * sizes[1]:
+                continue
+            same = letters == own[group[0]]
+            if same or gemmi.align_string_sequences(letters, own[group[0]], []).match_count >= ALIKE * sizes[0]:
                 group.append(chain)
                 break
         else:
@@ -144,7 +147,7 @@ def read_copies(
     copies: dict[str, list[str]] = {}
     for group in groups:
         for chain in (chain for chain in group if chain in asked):
-            told = [each for each in group if each != chain and not asked[chain] <= hidden.get(each, set())]
+            told = [each for each in group if each != chain and not _are_hidden(asked[chain], hidden.get(each, set()))]
             if told:
                 copies[residues.chain_names[chain]] = [residues.chain_names[each] for each in told]
     if not copies:
@@ -155,6 +158,11 @@ def read_copies(
     grouped = {chain for group in groups for chain in group}
     kept += [chain for chain in range(len(residues.chain_names)) if chain not in grouped]
     return {"copies": copies, "one_of_each": [residues.chain_names[chain] for chain in sorted(kept)]}
+
+
+def _are_hidden(asked: set[str], hidden: set[str]) -> bool:
+    """Whether the residues of one chain that are asked for are masked in a copy, whose numbers may be others."""
+    return asked <= hidden or (not asked & hidden and len(hidden) >= ALIKE * len(asked))
 
 
 def _count_contacts(protein: Chain, residues: ResidueNumbers, one: int, other: int) -> int:
@@ -216,6 +224,7 @@ def _name_left_out(whole: Complex, left: Sequence[str], inputs: int, what: str, 
         fix = {
             "scan": f"--residues {chosen} in its place scans the same residues, and keeps {them} as context",
             "sequences": f"--residues {chosen} in its place, and sequences of all chains, keep {them} as context",
+            "design": f"without --chains {they_are} context; --chains_to_design says what is designed",
             "mutants": f"without --chains {they_are} context; name the chain in mutants, as in SH195A",
         }[what]
     among = f", among {inputs:,} inputs" if inputs > 1 else ""

@@ -12,6 +12,7 @@ import torch
 from conftest import STRUCTURES, make_model
 
 from coordformer import CoordformerProcessor, read_complex
+from coordformer.inference.design import design_files
 from coordformer.inference.embed import embed
 from coordformer.inference.embeddings import load_embeddings
 from coordformer.inference.evaluate import evaluate
@@ -119,6 +120,12 @@ def test_chains_that_are_left_out_are_named(checkpoint, tmp_path, caplog):
         "--chains leaves out chains A, B, D, E of 1BD2; without --chains they are context; name the chain in mutants, "
         "as in SH195A"
     ]
+    caplog.clear()
+    options = {"num_samples": 1, "figures": False, "progress": False}
+    design_files(
+        checkpoint, tcr, tmp_path / "design", chain_ids=["A", "B", "C"], redesigned_residues="C3-C6", **options
+    )
+    assert "--chains leaves out chains D, E of 1BD2; without --chains they are context" in caplog.text
     assert left_out(HVR, "both", "A B", mutants=["PA1A"]) == left_out(HVR, "copy", "A", mutants=["P1A"]) == []
     assert left_out(tcr, "chain", "C", mutants=["L1A"], as_complex=False) == []
 
@@ -151,6 +158,15 @@ def test_copies_in_a_crystal_are_named(checkpoint, tmp_path, caplog):
     assert read_copies(protein, residues, both, both) == {}
     some = residues.select("A10-A20 B10-B19")
     assert read_copies(protein, residues, some, some)["copies"] == {"A": ["B"]}
+    # Other numbers for each chain, as some crystals have them.
+    numbers = tuple(str(1000 + int(number)) if number[-1:].isdigit() else number for number in parts[2].residue_numbers)
+    renamed = join_chains("x", [parts[0], dataclasses.replace(parts[2], residue_numbers=numbers)], ["A", "B"])
+    names = ResidueNumbers(renamed)
+    assert chain_copies(renamed, names) == [[0, 1]]
+    asked = names.select("A10-A20 B1010-B1020")
+    assert read_copies(renamed, names, asked, asked) == {}
+    asked = names.select("A10-A20")
+    assert read_copies(renamed, names, asked, asked)["copies"] == {"A": ["B"]}
     alone = join_chains("x", parts[:2], ["A", "P"])
     assert chain_copies(alone, ResidueNumbers(alone)) == []
     changed = dataclasses.replace(parts[2], sequence="W" * 60 + parts[2].sequence[60:])

@@ -548,7 +548,8 @@ def test_low_confidence_is_said(checkpoint, tmp_path, caplog):
     caplog.clear()
     for name, values, head in (
         ("xray.pdb", plddt, "EXPDTA    X-RAY DIFFRACTION\n"), ("new.pdb", [0.0] * 76, ""), ("mask.pdb", [1.0] * 76, ""),
-        ("sure.pdb", [95.0] * 76, ""), ("factors.pdb", [150.0, *plddt[1:]], ""),
+        ("sure.pdb", [95.0] * 76, ""), ("crystal.pdb", [71.0, *[20.0] * 75], ""),
+        ("factors.pdb", [150.0, *plddt[1:]], ""),
     ):  # fmt: skip
         assert "low_plddt" not in quietly(checkpoint, write(name, values, head), tmp_path / f"{name}.out", **options)
     assert not caplog.messages
