@@ -615,8 +615,7 @@ def _stray(options: Options, words: Sequence[str], stray: str) -> str:
     """What to do with a word that no option takes: what is before it may be the first of several values."""
     place = words.index(stray)
     start = next((place for place in range(place, -1, -1) if words[place].startswith("--")), None)
-    name, equals, value = "" if start is None else words[start], "", ""
-    name, equals, value = name.partition("=")
+    name, equals, value = ("" if start is None else words[start]).partition("=")
     keywords = options.get(name, {})
     if start is None or keywords.get("type", names) is not names or {"action", "choices", "metavar"} & set(keywords):
         return f"{stray} belongs to no option; `coordformer VERB --help` lists them"

@@ -17,7 +17,7 @@ from ..model.chain import Chain
 from ..model.proteins import as_chain
 from ..model.residues import ResidueNumbers
 from .runner import Inputs, check_file, warn_of_rejects, why_no_chain
-from .selection import LOW_PLDDT, low_plddt
+from .selection import LOW_PLDDT, low_plddt, unknown_letters
 
 ATOMS = ("N", "CA", "C", "O")  # all that a model here reads
 HEAD = ("id", "file", "chain", "residue", "position", "letter", "atoms", "b_factor")
@@ -80,7 +80,7 @@ def _report(chain: Chain, residues: ResidueNumbers, file: str) -> dict[str, Any]
     coded = [index for index, number in enumerate(residues.numbers) if number[-1:].isalpha()]
     report["inserted"] = list(map(residues.name, coded))
     report["missing"] = residues.gaps()
-    report["unknown"] = residues.ranges([index for index, letter in enumerate(chain.sequence) if letter == "X"])
+    report |= {"unknown": [], **unknown_letters(residues, range(len(chain)))}
     report["unobserved"] = residues.ranges(np.flatnonzero(~observed).tolist())
     report["atoms"] = [chain.atoms[slot] for slot in np.flatnonzero(chain.observed.any(axis=0))]
     report |= {"method": chain.method, "resolution": chain.resolution}

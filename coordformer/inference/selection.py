@@ -47,14 +47,17 @@ def missing_residues(numbers: ResidueNumbers, residues: str | None) -> dict[str,
     return {"missing_residues": missing} if missing else {}
 
 
+def _named(reports: Sequence[Mapping[str, Any]], name: str, field: str) -> str:
+    """The first residues of a field of reports, of several proteins with their ids, `name`; `""` if there are none."""
+    texts = [
+        f"{report[name]} {text}" if len(reports) > 1 else text for report in reports for text in report.get(field, ())
+    ]
+    return ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+
+
 def say_missing(reports: Sequence[Mapping[str, Any]], name: str) -> None:
     """Say which residues within chosen ranges the files do not have; `name` is where reports have the id."""
-    here = [report for report in reports if report.get("missing_residues")]
-    texts = [
-        f"{report[name]} {text}" if len(reports) > 1 else text for report in here for text in report["missing_residues"]
-    ]
-    if texts:
-        listed = ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+    if listed := _named(reports, name, "missing_residues"):
         why = "a file without SEQRES does not know its missing residues"
         logger.warning("not in the file, though within the chosen ranges: %s; %s", listed, why)
 
@@ -67,13 +70,7 @@ def unknown_letters(numbers: ResidueNumbers, indices: Iterable[int]) -> dict[str
 
 def say_unknown(reports: Sequence[Mapping[str, Any]], name: str, what: str) -> None:
     """Say which residues have no known letter, and `what` becomes of them."""
-    texts = [
-        f"{report[name]} {text}" if len(reports) > 1 else text
-        for report in reports
-        for text in report.get("unknown", ())
-    ]
-    if texts:
-        listed = ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+    if listed := _named(reports, name, "unknown"):
         logger.warning("no letter is known of %s (X, as of many modified residues): %s", listed, what)
 
 
@@ -84,7 +81,7 @@ def low_plddt(protein: Chain, numbers: ResidueNumbers) -> dict[str, list[str]]:
     a mean of `LIKELY_PLDDT` or more, which crystals hardly have. Backbones without a sequence often have 0 or 1.
     """
     values = protein.b_factor
-    experiment = (protein.method or "THEORETICAL").upper().find("THEORETICAL") < 0 or protein.resolution
+    experiment = "THEORETICAL" not in (protein.method or "THEORETICAL").upper() or protein.resolution
     known = values[~np.isnan(values)]
     if experiment or not len(known) or not LOW_PLDDT < known.max() <= 100 or known.mean() < LIKELY_PLDDT:
         return {}
@@ -94,10 +91,7 @@ def low_plddt(protein: Chain, numbers: ResidueNumbers) -> dict[str, list[str]]:
 
 def say_low_plddt(reports: Sequence[Mapping[str, Any]], name: str) -> None:
     """Say which coordinates are of low confidence, and what takes them away; `name` is where reports have the id."""
-    here = [report for report in reports if report.get("low_plddt")]
-    texts = [f"{report[name]} {text}" if len(reports) > 1 else text for report in here for text in report["low_plddt"]]
-    if texts:
-        listed = ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+    if listed := _named(reports, name, "low_plddt"):
         fix = f"--min_plddt {LOW_PLDDT} takes them for not observed"
         logger.warning("coordinates of low confidence (pLDDT below %d): %s; %s", LOW_PLDDT, listed, fix)
 
@@ -137,12 +131,7 @@ def read_copies(
         `copies`, of each chain that is asked for the names of its copies, and `one_of_each`, chains that are no copies
         of each other: the first one that is asked for, and of others those that touch it most.
     """
-    hidden: dict[int, set[str]] = {}
-    for index in masked:
-        hidden.setdefault(int(residues.chain_index[index]), set()).add(residues.numbers[index])
-    asked: dict[int, set[str]] = {}
-    for index in chosen:
-        asked.setdefault(int(residues.chain_index[index]), set()).add(residues.numbers[index])
+    asked, hidden = (_numbers_by_chain(residues, indices) for indices in (chosen, masked))
     groups = chain_copies(protein, residues)
     copies: dict[str, list[str]] = {}
     for group in groups:
@@ -158,6 +147,13 @@ def read_copies(
     grouped = {chain for group in groups for chain in group}
     kept += [chain for chain in range(len(residues.chain_names)) if chain not in grouped]
     return {"copies": copies, "one_of_each": [residues.chain_names[chain] for chain in sorted(kept)]}
+
+
+def _numbers_by_chain(residues: ResidueNumbers, indices: Iterable[int]) -> dict[int, set[str]]:
+    numbers: dict[int, set[str]] = {}
+    for index in indices:
+        numbers.setdefault(int(residues.chain_index[index]), set()).add(residues.numbers[index])
+    return numbers
 
 
 def _are_hidden(asked: set[str], hidden: set[str]) -> bool:

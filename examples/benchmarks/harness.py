@@ -90,7 +90,7 @@ def write_record(path: Path, record: Mapping[str, Any], packages: tuple[str, ...
     """Write the numbers of a run with its command, machine and versions as JSON."""
     script = Path(sys.argv[0]).name
     # Where the files lie on this machine is nobody's business.
-    arguments = [Path(each).name if os.path.isabs(each) else each for each in sys.argv[1:]]
+    arguments = [Path(each).name if os.path.isabs(each) or each.startswith("..") else each for each in sys.argv[1:]]
     versions = {}
     for name in packages:
         try:
