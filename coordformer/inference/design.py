@@ -33,6 +33,7 @@ from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables
 from .selection import (
     low_plddt,
     missing_residues,
+    named_residues,
     read_copies,
     say_copies,
     say_left_out,
@@ -48,7 +49,6 @@ HEAD = (
     "id", "file", "rank", "temperature", "sample", "score", "global_score", "pseudo_score", "seq_recovery",
     "designed_residues", "designed_sequence", "sequence",
 )  # fmt: skip
-LISTED = 4  # ranges that a message names
 BACKGROUND = 2.89  # nats of the frequencies of residues: a perplexity of 18.1, see examples/inverse_folding
 FEW = 20  # residues, of which a mean says little
 SELECTING = ("fixed_residues", "redesigned_residues", "chains_to_design")
@@ -245,9 +245,8 @@ def _warn_of_unobserved(reports: Sequence[Mapping[str, Any]]) -> None:
     here = [report for report in reports if report.get("unobserved")]
     if not here:
         return
-    names = [f"{each['id']} {text}" if len(reports) > 1 else text for each in here for text in each["unobserved"]]
     chosen, designed = (sum(report[name] for report in here) for name in ("chosen", "designed"))
-    listed = ", ".join([*names[:LISTED], *["..."] * (len(names) > LISTED)])
+    listed = named_residues(reports, "id", "unobserved")
     verb = "was" if chosen - designed == 1 else "were"
     what = f"{chosen - designed:,} of {counted(chosen, 'residue')} {verb} not observed"
     logger.warning("%s: %s; what has no coordinates keeps its letter", what, listed)

@@ -47,7 +47,7 @@ def missing_residues(numbers: ResidueNumbers, residues: str | None) -> dict[str,
     return {"missing_residues": missing} if missing else {}
 
 
-def _named(reports: Sequence[Mapping[str, Any]], name: str, field: str) -> str:
+def named_residues(reports: Sequence[Mapping[str, Any]], name: str, field: str) -> str:
     """The first residues of a field of reports, of several proteins with their ids, `name`; `""` if there are none."""
     texts = [
         f"{report[name]} {text}" if len(reports) > 1 else text for report in reports for text in report.get(field, ())
@@ -57,7 +57,7 @@ def _named(reports: Sequence[Mapping[str, Any]], name: str, field: str) -> str:
 
 def say_missing(reports: Sequence[Mapping[str, Any]], name: str) -> None:
     """Say which residues within chosen ranges the files do not have; `name` is where reports have the id."""
-    if listed := _named(reports, name, "missing_residues"):
+    if listed := named_residues(reports, name, "missing_residues"):
         why = "a file without SEQRES does not know its missing residues"
         logger.warning("not in the file, though within the chosen ranges: %s; %s", listed, why)
 
@@ -70,7 +70,7 @@ def unknown_letters(numbers: ResidueNumbers, indices: Iterable[int]) -> dict[str
 
 def say_unknown(reports: Sequence[Mapping[str, Any]], name: str, what: str) -> None:
     """Say which residues have no known letter, and `what` becomes of them."""
-    if listed := _named(reports, name, "unknown"):
+    if listed := named_residues(reports, name, "unknown"):
         logger.warning("no letter is known of %s (X, as of many modified residues): %s", listed, what)
 
 
@@ -91,7 +91,7 @@ def low_plddt(protein: Chain, numbers: ResidueNumbers) -> dict[str, list[str]]:
 
 def say_low_plddt(reports: Sequence[Mapping[str, Any]], name: str) -> None:
     """Say which coordinates are of low confidence, and what takes them away; `name` is where reports have the id."""
-    if listed := _named(reports, name, "low_plddt"):
+    if listed := named_residues(reports, name, "low_plddt"):
         fix = f"--min_plddt {LOW_PLDDT} takes them for not observed"
         logger.warning("coordinates of low confidence (pLDDT below %d): %s; %s", LOW_PLDDT, listed, fix)
 
