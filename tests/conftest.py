@@ -49,6 +49,16 @@ def one_seed():
         torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def same_settings():
+    """What a script's `main` sets for its whole process, verbosity and bars of Transformers, ends with its test."""
+    yield
+    # A test that does not import Transformers cannot change it, and need not wait for it.
+    if logging := sys.modules.get("transformers.utils.logging"):
+        logging.set_verbosity_warning()
+        logging.enable_progress_bar()
+
+
 def hear_ctrl_c() -> None:
     """`preexec_fn` of a process that is to be interrupted: what a shell runs in the background is deaf to Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
