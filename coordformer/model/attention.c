@@ -1,16 +1,36 @@
 /* Copyright 2026 The coordformer authors. Licensed under the Apache License, Version 2.0.
 
    Attention within segments, and its gradients, for narrow heads: a head of ESM-2's 8M has 16 numbers, too few for a
-   library's products of matrices. One segment and head after the other, whose keys and values stay in the cache, eight
-   queries at a time. Arithmetic is in float32. Each number of a result is a sum in one order, whatever the number of
-   threads. */
+   library's products of matrices. One segment and head after the other; of these a block of queries and a tile of keys
+   at a time, which the nearest cache holds, so that no number of a pair is ever in memory. Arithmetic is in float32.
+   Each number of a result is a sum in one order, whatever the number of threads. */
 
 #include "kernels.h"
 #include <stdlib.h>
 
+/* Numbers of a register, registers of a row, and rows for each step of a product: as many sums as hide the time that
+   one takes, and as the processor has registers for. */
+#if defined(__AVX512F__)
 #define LANES 16
-#define ROWS 8  /* queries at a time */
-#define TILE 32 /* keys at a time */
+#define STEP 8
+#elif defined(__AVX__)
+#define LANES 8
+#define STEP 4
+#else
+#define LANES 4
+#define STEP 4
+#endif
+#define UNIT 16 /* numbers of a row at a time */
+#if defined(__x86_64__) && LANES < UNIT
+#define IN_REGISTER(x) __asm__("" : "+x"(x)) /* or GCC loads it anew for each product */
+#else
+#define IN_REGISTER(x)
+#endif
+#define PARTS (UNIT / LANES)
+#define ROWS 16  /* queries of a block */
+#define TILE 256 /* keys of a tile */
+#define PITCH (TILE + UNIT) /* from row to row of pairs: odd units, so that rows lie in all sets of the cache */
+#define LOG2E 1.44269504f
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t whole_lanes __attribute__((vector_size(4 * LANES)));
@@ -19,7 +39,7 @@ struct attention { /* rows of `query`, `key` and `value` are `of_..._row` number
     const void *query, *key, *value;    /* (tokens, heads, dim) */
     const int32_t *bounds;              /* (segments + 1,) tokens before each */
     void *output;                       /* (tokens, heads, dim) */
-    float *norms;                       /* (tokens, heads): logarithms of the sums of exponentials */
+    float *norms;                       /* (tokens, heads): base-2 logarithms of the sums of exponentials */
     const void *of_output;              /* gradients: (tokens, heads, dim) each */
     void *of_query, *of_key, *of_value;
     int64_t segments, longest, heads, dim, query_row, key_row, value_row, threads;
@@ -27,19 +47,17 @@ struct attention { /* rows of `query`, `key` and `value` are `of_..._row` number
 
 INLINE lanes all(float x) { return x - (lanes){0}; }
 INLINE lanes larger(lanes a, lanes b) {
-    whole_lanes first = a > b;
-    return (lanes)((first & (whole_lanes)a) | (~first & (whole_lanes)b));
+    for (int c = 0; c < LANES; c++) a[c] = a[c] > b[c] ? a[c] : b[c];
+    return a;
 }
 
-/* e^x for x <= 0, to seven digits. */
+/* 2^x for x <= 0, to seven digits: a whole power, and a polynomial for the rest between -.5 and .5. */
 INLINE lanes exponential(lanes x) {
-    x = larger(x, all(-80.f));
-    whole_lanes power = __builtin_convertvector(x * 1.44269504f - .5f, whole_lanes); /* towards zero */
-    lanes whole = __builtin_convertvector(power, lanes); /* e^x = 2^whole e^rest, |rest| < .35 */
-    lanes rest = x - whole * 0.693145752f - whole * 1.42860677e-6f;
-    lanes value = 1.f + rest * (1.f + rest * (0.5f + rest * (0.166666667f + rest * (0.0416666667f
-                + rest * (0.00833333333f + rest * 0.00138888889f)))));
-    return value * (lanes)((power + 127) << 23);
+    x = larger(x, all(-120.f));
+    whole_lanes power = __builtin_convertvector(x - .5f, whole_lanes); /* towards zero */
+    lanes rest = x - __builtin_convertvector(power, lanes);
+    lanes value = 1.000000072f + rest * (0.693146967f + rest * (0.240221197f + rest * (0.055507133f + rest * (0.009675541f + rest * 0.001327647f))));
+    return (lanes)((whole_lanes)value + (power << 23));
 }
 
 INLINE float sum_of(lanes x) {
@@ -54,170 +72,172 @@ INLINE float largest_of(lanes x) {
     return largest;
 }
 
-struct part { /* a head of a segment, and where its numbers come to lie */
-    long first, count, head, dim, wide, room; /* `wide` and `room` are multiples of what is computed at once */
-    int half;
-};
-
-/* A head in float32: token after token, (room, wide), and with `columns` number after number, (dim, room), too. What is
-   beyond is zero. */
-INLINE void bring(struct part p, const void *values, long row, float *rows, float *columns) {
-    long count = p.count, dim = p.dim, wide = p.wide, room = p.room;
-    int half = p.half;
-    const void *from = (const char *)values + (p.first * row + p.head * dim) * (half ? 2 : 4);
-    for (long j = 0; j < count; j++)
-        for (long c = 0; c < dim; c++) rows[j * wide + c] = get(from, j * row + c, half);
-    for (long j = 0; j < count; j++)
-        for (long c = dim; c < wide; c++) rows[j * wide + c] = 0;
-    memset(rows + count * wide, 0, (room - count) * wide * sizeof(float));
-    if (columns)
-        for (long c = 0; c < dim; c++)
-            for (long j = 0; j < room; j++) columns[c * room + j] = rows[j * wide + c];
-}
-
-/* Products of eight rows with all columns: (ROWS, room). */
-INLINE void products(const float *rows, const float *columns, long dim, long wide, long room, float *to) {
-    for (long j = 0; j < room; j += TILE)
-        for (long half = 0; half < ROWS; half += ROWS / 2) {
-            lanes sums[ROWS / 2][TILE / LANES] = {0};
-            for (long c = 0; c < dim; c++) {
-                lanes column[TILE / LANES];
-                for (int v = 0; v < TILE / LANES; v++) column[v] = *(const lanes *)(columns + c * room + j + v * LANES);
-                for (int r = 0; r < ROWS / 2; r++)
-                    for (int v = 0; v < TILE / LANES; v++) sums[r][v] += rows[(half + r) * wide + c] * column[v];
+/* Products of matrices, small ones: `to` (rows, columns) is, or with `add` grows by, a (rows, count) times b (count,
+   columns). Neighbors in a row of `a` are `a_step` numbers apart. `rows` is a multiple of STEP, `columns` of UNIT. */
+INLINE void multiply(const float *a, long a_row, long a_step, const float *b, long b_row, long count, float *to,
+                     long to_row, long rows, long columns, int add) {
+    for (long r = 0; r < rows; r += STEP)
+        for (long c = 0; c < columns; c += UNIT) {
+            const float *weights = a + r * a_row, *values = b + c;
+            float *place = to + r * to_row + c;
+            lanes sums[STEP][PARTS] = {0};
+            if (add)
+                for (int i = 0; i < STEP; i++)
+                    for (int v = 0; v < PARTS; v++) sums[i][v] = *(lanes *)(place + i * to_row + v * LANES);
+            for (long k = 0; k < count; k++) {
+                lanes row[PARTS];
+                for (int v = 0; v < PARTS; v++) {
+                    row[v] = *(const lanes *)(values + k * b_row + v * LANES);
+                    IN_REGISTER(row[v]);
+                }
+                for (int i = 0; i < STEP; i++)
+                    for (int v = 0; v < PARTS; v++) sums[i][v] += weights[i * a_row + k * a_step] * row[v];
             }
-            for (int r = 0; r < ROWS / 2; r++)
-                for (int v = 0; v < TILE / LANES; v++) *(lanes *)(to + (half + r) * room + j + v * LANES) = sums[r][v];
+            for (int i = 0; i < STEP; i++)
+                for (int v = 0; v < PARTS; v++) *(lanes *)(place + i * to_row + v * LANES) = sums[i][v];
         }
-}
-
-/* Sums of rows, weighed: (ROWS, room) and (room, wide) to (ROWS, wide). */
-INLINE void weighed_sums(const float *weights, const float *rows, long count, long wide, long room, float *to) {
-    for (long c = 0; c < wide; c += LANES) {
-        lanes sums[ROWS] = {0};
-        for (long j = 0; j < count; j++) {
-            lanes row = *(const lanes *)(rows + j * wide + c);
-            for (int r = 0; r < ROWS; r++) sums[r] += weights[r * room + j] * row;
-        }
-        for (int r = 0; r < ROWS; r++) *(lanes *)(to + r * wide + c) = sums[r];
-    }
-}
-
-/* The same rows, weighed, added to each of the others: (ROWS, room) and (ROWS, wide) to (room, wide). */
-INLINE void add_weighed(const float *weights, const float *rows, long count, long wide, long room, float *to) {
-    for (long c = 0; c < wide; c += LANES) {
-        lanes row[ROWS];
-        for (int r = 0; r < ROWS; r++) row[r] = *(const lanes *)(rows + r * wide + c);
-        for (long j = 0; j < count; j++) {
-            lanes sum = *(lanes *)(to + j * wide + c);
-            for (int r = 0; r < ROWS; r++) sum += weights[r * room + j] * row[r];
-            *(lanes *)(to + j * wide + c) = sum;
-        }
-    }
 }
 
 INLINE long multiple(long number, long of) { return (number + of - 1) / of * of; }
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
 
-INLINE void forward(const struct attention *m, long segment, long head, float *place, int half) {
-    long dim = m->dim, wide = multiple(dim, LANES), first = m->bounds[segment], count = m->bounds[segment + 1] - first;
-    long room = multiple(count, TILE), out = m->heads * dim;
-    struct part part = {first, count, head, dim, wide, room, half};
-    float *query = place, *key = query + room * wide, *value = key + room * wide, *columns = value + room * wide;
-    float *weights = columns + dim * room, *sums = weights + ROWS * room;
-    bring(part, m->query, m->query_row, query, 0);
-    bring(part, m->key, m->key_row, key, columns);
-    bring(part, m->value, m->value_row, value, 0);
-    for (long i = 0; i < count; i += ROWS) {
-        long own = (first + i) * out + head * dim;
-        products(query + i * wide, columns, dim, wide, room, weights);
-        float shares[ROWS];
-        for (int r = 0; r < ROWS; r++) {
-            float *row = weights + r * room;
-            for (long j = count; j < room; j++) row[j] = -1e30f;
-            lanes largest = all(-1e30f), sum = {0};
-            for (long j = 0; j < room; j += LANES) largest = larger(largest, *(lanes *)(row + j));
-            float top = largest_of(largest);
-            for (long j = 0; j < room; j += LANES) {
-                lanes x = exponential(*(lanes *)(row + j) - top);
-                *(lanes *)(row + j) = x;
-                sum += x;
-            }
-            float total = sum_of(sum);
-            shares[r] = 1.f / total;
-            if (i + r < count) m->norms[(first + i + r) * m->heads + head] = top + logf(total);
-        }
-        weighed_sums(weights, value, count, wide, room, sums);
-        for (int r = 0; r < ROWS && i + r < count; r++)
-            for (long c = 0; c < dim; c++) put(m->output, own + r * out + c, sums[r * wide + c] * shares[r], half);
-    }
+struct part { /* a head of a segment; its numbers come to lie in (room, wide), multiples of what is computed at once */
+    long first, count, dim, wide, room, pitch, at, out;
+    int half;
+};
+
+INLINE struct part part_of(const struct attention *m, long segment, long head, long wide, int half) {
+    long first = m->bounds[segment], count = m->bounds[segment + 1] - first, room = multiple(count, ROWS);
+    return (struct part){first, count, m->dim, wide, room, room | UNIT, head * m->dim, m->heads * m->dim, half};
 }
 
-INLINE void backward(const struct attention *m, long segment, long head, float *place, int half) {
-    long dim = m->dim, wide = multiple(dim, LANES), first = m->bounds[segment], count = m->bounds[segment + 1] - first;
-    long room = multiple(count, TILE), out = m->heads * dim;
-    struct part part = {first, count, head, dim, wide, room, half};
-    float *query = place, *key = query + room * wide, *value = key + room * wide, *columns = value + room * wide;
-    float *value_columns = columns + dim * room, *of_output = value_columns + dim * room;
-    float *of_key = of_output + room * wide, *of_value = of_key + room * wide;
-    float *weights = of_value + room * wide, *of_weights = weights + ROWS * room, *sums = of_weights + ROWS * room;
-    bring(part, m->query, m->query_row, query, 0);
-    bring(part, m->key, m->key_row, key, columns);
-    bring(part, m->value, m->value_row, value, value_columns);
-    bring(part, m->of_output, out, of_output, 0);
-    memset(of_key, 0, 2 * room * wide * sizeof(float));
-    for (long i = 0; i < count; i += ROWS) {
-        long own = (first + i) * out + head * dim;
-        products(query + i * wide, columns, dim, wide, room, weights);
-        products(of_output + i * wide, value_columns, dim, wide, room, of_weights);
-        for (int r = 0; r < ROWS; r++) {
-            float *row = weights + r * room, *of_row = of_weights + r * room, shared = 0, norm = 0;
-            int there = i + r < count;
-            if (there) {
-                norm = m->norms[(first + i + r) * m->heads + head];
-                for (long c = 0; c < dim; c++)
-                    shared += of_output[(i + r) * wide + c] * get(m->output, own + r * out + c, half);
-            }
-            for (long j = 0; j < room; j += LANES) {
-                lanes x = *(lanes *)(row + j) - norm;
-                x = exponential(x) * (float)there;
-                *(lanes *)(row + j) = x;
-                *(lanes *)(of_row + j) = x * (*(lanes *)(of_row + j) - shared);
-            }
-        }
-        weighed_sums(of_weights, key, count, wide, room, sums);
-        add_weighed(of_weights, query + i * wide, count, wide, room, of_key);
-        add_weighed(weights, of_output + i * wide, count, wide, room, of_value);
-        for (int r = 0; r < ROWS && i + r < count; r++)
-            for (long c = 0; c < dim; c++) put(m->of_query, own + r * out + c, sums[r * wide + c], half);
-    }
-    for (long j = 0; j < count; j++)
-        for (long c = 0; c < dim; c++) {
-            put(m->of_key, (first + j) * out + head * dim + c, of_key[j * wide + c], half);
-            put(m->of_value, (first + j) * out + head * dim + c, of_value[j * wide + c], half);
-        }
+/* A head in float32, times `scale`: token after token, (room, wide), and with `columns` number after number, (wide,
+   pitch), too. What is beyond is zero. */
+INLINE void bring(struct part p, const void *values, long row, float scale, float *rows, float *columns) {
+    memset(rows, 0, p.room * p.wide * sizeof(float));
+    for (long j = 0; j < p.count; j++)
+        for (long c = 0; c < p.dim; c++)
+            rows[j * p.wide + c] = scale * get(values, (p.first + j) * row + p.at + c, p.half);
+    if (columns)
+        for (long c = 0; c < p.wide; c++)
+            for (long j = 0; j < p.room; j++) columns[c * p.pitch + j] = rows[j * p.wide + c];
 }
 
-/* Heads of the most usual sizes are constants of the loops. */
-#define FOR_SIZES(function, half)                                                                                      \
-    struct attention own = *m;                                                                                         \
-    if (own.dim == 16) own.dim = 16, function(&own, i / own.heads, i % own.heads, place, half);                        \
-    else if (own.dim == 32) own.dim = 32, function(&own, i / own.heads, i % own.heads, place, half);                   \
-    else function(&own, i / own.heads, i % own.heads, place, half);
+/* Tokens of a head, times `scale`, back to where all heads are. */
+INLINE void take(struct part p, const float *rows, float scale, void *values) {
+    for (long j = 0; j < p.count; j++)
+        for (long c = 0; c < p.dim; c++)
+            put(values, (p.first + j) * p.out + p.at + c, scale * rows[j * p.wide + c], p.half);
+}
 
-#define FOR_EACH_HEAD(name, function, half)                                                                            \
-    void name(const struct attention *m) {                                                                             \
-        long room = multiple(m->longest, TILE), wide = multiple(m->dim, LANES);                                        \
-        size_t bytes = multiple(((8 * wide + 2 * ROWS) * room + ROWS * wide) * sizeof(float), 64);                     \
+INLINE void forward(const struct attention *m, struct part p, long head, float *place) {
+    long count = p.count, wide = p.wide, pitch = p.pitch, size = p.room * wide;
+    float *query = place, *key = query + size, *value = key + size, *output = value + size, *columns = output + size;
+    float *weights = columns + wide * pitch;
+    bring(p, m->query, m->query_row, LOG2E, query, 0);
+    bring(p, m->key, m->key_row, 1, key, columns);
+    bring(p, m->value, m->value_row, 1, value, 0);
+    memset(output, 0, size * sizeof(float));
+    for (long i = 0; i < count; i += ROWS) {
+        float tops[ROWS];
+        lanes totals[ROWS];
+        for (int r = 0; r < ROWS; r++) tops[r] = -1e30f, totals[r] = all(0);
+        for (long first = 0; first < count; first += TILE) {
+            long there = smaller(TILE, count - first), tile = multiple(there, UNIT);
+            multiply(query + i * wide, wide, 1, columns + first, pitch, wide, weights, PITCH, ROWS, tile, 0);
+            for (int r = 0; r < ROWS; r++) {
+                float *row = weights + r * PITCH;
+                for (long j = there; j < tile; j++) row[j] = -1e30f;
+                lanes largest = all(tops[r]);
+                for (long j = 0; j < tile; j += LANES) largest = larger(*(lanes *)(row + j), largest);
+                float top = largest_of(largest);
+                if (top > tops[r]) { /* what was summed so far was relative to the largest so far */
+                    lanes share = exponential(all(tops[r] - top));
+                    totals[r] *= share;
+                    for (long c = 0; c < wide; c += LANES) *(lanes *)(output + (i + r) * wide + c) *= share;
+                    tops[r] = top;
+                }
+                for (long j = 0; j < tile; j += LANES) {
+                    lanes x = exponential(*(lanes *)(row + j) - top);
+                    *(lanes *)(row + j) = x;
+                    totals[r] += x;
+                }
+            }
+            multiply(weights, PITCH, 1, value + first * wide, wide, there, output + i * wide, wide, ROWS, wide, 1);
+        }
+        for (int r = 0; r < ROWS && i + r < count; r++) {
+            float total = sum_of(totals[r]);
+            for (long c = 0; c < wide; c++) output[(i + r) * wide + c] /= total;
+            m->norms[(p.first + i + r) * m->heads + head] = tops[r] + log2f(total);
+        }
+    }
+    take(p, output, 1, m->output);
+}
+
+INLINE void backward(const struct attention *m, struct part p, long head, float *place) {
+    long count = p.count, wide = p.wide, pitch = p.pitch, size = p.room * wide;
+    float *query = place, *key = query + size, *value = key + size, *of_output = value + size;
+    float *of_query = of_output + size, *of_key = of_query + size, *of_value = of_key + size;
+    float *columns = of_value + size, *value_columns = columns + wide * pitch, *norms = value_columns + wide * pitch;
+    float *shared = norms + p.room, *weights = shared + p.room, *of_weights = weights + ROWS * PITCH;
+    bring(p, m->query, m->query_row, LOG2E, query, 0);
+    bring(p, m->key, m->key_row, 1, key, columns);
+    bring(p, m->value, m->value_row, 1, value, value_columns);
+    bring(p, m->of_output, p.out, 1, of_output, 0);
+    memset(of_query, 0, 3 * size * sizeof(float));
+    memset(norms, 0, 2 * p.room * sizeof(float));
+    for (long i = 0; i < count; i++) {
+        norms[i] = m->norms[(p.first + i) * m->heads + head];
+        for (long c = 0; c < p.dim; c++)
+            shared[i] += of_output[i * wide + c] * get(m->output, (p.first + i) * p.out + p.at + c, p.half);
+    }
+    for (long first = 0; first < count; first += TILE) {
+        long there = smaller(TILE, count - first), tile = multiple(there, UNIT);
+        for (long i = 0; i < count; i += ROWS) {
+            const float *queries = query + i * wide, *of_outputs = of_output + i * wide;
+            multiply(queries, wide, 1, columns + first, pitch, wide, weights, PITCH, ROWS, tile, 0);
+            multiply(of_outputs, wide, 1, value_columns + first, pitch, wide, of_weights, PITCH, ROWS, tile, 0);
+            for (int r = 0; r < ROWS; r++)
+                for (long j = 0; j < tile; j += LANES) {
+                    lanes *weight = (lanes *)(weights + r * PITCH + j);
+                    lanes *of_weight = (lanes *)(of_weights + r * PITCH + j);
+                    *weight = exponential(*weight - norms[i + r]);
+                    *of_weight = *weight * (*of_weight - shared[i + r]);
+                }
+            multiply(of_weights, PITCH, 1, key + first * wide, wide, there, of_query + i * wide, wide, ROWS, wide, 1);
+            multiply(of_weights, 1, PITCH, queries, wide, ROWS, of_key + first * wide, wide, tile, wide, 1);
+            multiply(weights, 1, PITCH, of_outputs, wide, ROWS, of_value + first * wide, wide, tile, wide, 1);
+        }
+    }
+    take(p, of_query, 1, m->of_query);
+    take(p, of_key, 1 / LOG2E, m->of_key);
+    take(p, of_value, 1, m->of_value);
+}
+
+/* Each head of each segment. The width is a constant of the loops: in steps of UNIT up to packing.WIDEST. */
+#define FOR_EACH_HEAD(name, function)                                                                                  \
+    static void name(const struct attention *m, int half) {                                                            \
+        long room = multiple(m->longest, ROWS), wide = multiple(m->dim, UNIT);                                         \
+        size_t bytes = multiple(((9 * wide + 2) * (room + UNIT) + 2 * ROWS * PITCH) * sizeof(float), 64);              \
         _Pragma("omp parallel num_threads(m->threads)") {                                                              \
             float *place = aligned_alloc(64, bytes);                                                                   \
             _Pragma("omp for schedule(dynamic)") for (long i = 0; i < m->segments * m->heads; i++) {                   \
-                FOR_SIZES(function, half)                                                                              \
+                long segment = i / m->heads, head = i % m->heads;                                                      \
+                switch (wide) {                                                                                        \
+                case 16: function(m, part_of(m, segment, head, 16, half), head, place); break;                         \
+                case 32: function(m, part_of(m, segment, head, 32, half), head, place); break;                         \
+                case 48: function(m, part_of(m, segment, head, 48, half), head, place); break;                         \
+                case 64: function(m, part_of(m, segment, head, 64, half), head, place); break;                         \
+                }                                                                                                      \
             }                                                                                                          \
             free(place);                                                                                               \
         }                                                                                                              \
     }
 
-FOR_EACH_HEAD(attention_float32, forward, 0)
-FOR_EACH_HEAD(attention_bfloat16, forward, 1)
-FOR_EACH_HEAD(attention_backward_float32, backward, 0)
-FOR_EACH_HEAD(attention_backward_bfloat16, backward, 1)
+FOR_EACH_HEAD(each_forward, forward)
+FOR_EACH_HEAD(each_backward, backward)
+
+void attention_float32(const struct attention *m) { each_forward(m, 0); }
+void attention_bfloat16(const struct attention *m) { each_forward(m, 1); }
+void attention_backward_float32(const struct attention *m) { each_backward(m, 0); }
+void attention_backward_bfloat16(const struct attention *m) { each_backward(m, 1); }

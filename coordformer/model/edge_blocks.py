@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .kernels import is_rewritten
+
 BLOCK = 64  # residues whose edges a thread has in its cache, see `in_blocks`: a megabyte
 WIDE_BLOCK = 32  # the same where edges are as wide as states
 
@@ -17,7 +19,7 @@ def in_blocks(device: torch.device) -> bool:
 
     A CPU is two to four times as fast on numbers that stay in its cache; other devices and compilers want all at once.
     """
-    return device.type == "cpu" and not torch.compiler.is_compiling()
+    return device.type == "cpu" and not is_rewritten()
 
 
 def block_size() -> int:

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from transformers.models.esm.modeling_esm import apply_rotary_pos_emb
 
 from .coordinates import FeatureLinear, Frames
-from .kernels import Points, kernel_takes, run_kernel
+from .kernels import Points, is_rewritten, kernel_takes, run_kernel
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -75,7 +75,7 @@ def rotate_positions(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     As Transformers' function, which is used elsewhere than on a CPU, where a dozen passes over memory take their time.
     """
-    if states.device.type != "cpu" or torch.compiler.is_compiling():
+    if states.device.type != "cpu" or is_rewritten():
         return apply_rotary_pos_emb(states, states[:, :, :0], cos, sin, unsqueeze_dim=2)[0]
     half = states.shape[-1] // 2
     return _RotatePositions.apply(states, *(each[..., :half].unsqueeze(2).float() for each in (cos, sin)))

@@ -111,11 +111,20 @@ def _processor() -> str:
     return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
+def is_rewritten() -> bool:
+    """Whether operations are recorded or replaced: by torch.compile, torch.export, torch.jit.trace or torch.func.
+
+    These know PyTorch's operations. C code would not be in the record, and a gradient of our own is not theirs.
+    """
+    rewritten = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return rewritten or torch._C._are_functorch_transforms_active()
+
+
 def kernel_takes(*tensors: Tensor) -> bool:
     """Whether the C code takes these states: plain tensors on the CPU, of one type that it knows, not traced ones."""
     kinds = {(type(tensor), tensor.dtype, tensor.device.type) for tensor in tensors}
     known = [{(Tensor, dtype, "cpu")} for dtype in DTYPES]
-    return kinds in known and not torch.compiler.is_compiling() and load_kernel() is not None
+    return kinds in known and not is_rewritten() and load_kernel() is not None
 
 
 def run_kernel(function: str, structure: type[ctypes.Structure], dtype: torch.dtype, **values: Any) -> None:

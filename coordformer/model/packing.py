@@ -19,9 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from .kernels import Attention, kernel_takes, run_kernel
 
 SEGMENT_BOUNDS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # Transformers' names
-# The widest head that attends by C code, by type, without gradients and with them. Beyond, PyTorch's kernel is faster.
-# Its backward pass in bfloat16 is so slow that few heads are beyond.
-WIDEST = {torch.float32: (48, 32), torch.bfloat16: (16, 64)}
+WIDEST = 64  # the widest head of which attention.c has a version
 
 
 def segment_runs(sequence_id: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -129,8 +127,7 @@ def varlen_attention(
         longest = length if max_length_q is None else max_length_q
         output: Any = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
     elif not dropout and are_narrow(query, key, value, cu_seq_lens_q):
-        scale = head_size**-0.5 if scaling is None else scaling
-        output = _NarrowAttention.apply(query if scale == 1.0 else query * scale, key, value, cu_seq_lens_q)
+        output = attend_narrow(query, key, value, cu_seq_lens_q, scaling)
     else:
 
         def attend(*states: Tensor) -> list[Tensor]:
@@ -142,21 +139,39 @@ def varlen_attention(
     return output[..., :head_size].reshape(batch, length, -1, head_size), None
 
 
+def sdpa_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
+    scaling: float | None = None, **kwargs,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """As Transformers' `"sdpa"`; narrow heads that attend to the whole of their rows do so by C code on a CPU."""
+    if attention_mask is None and not dropout and query.shape == key.shape and kernel_takes(query, key, value):
+        batch, _, length, _ = query.shape
+        bounds = torch.arange(batch + 1, dtype=torch.int32) * length
+        states = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
+        if are_narrow(*states, bounds):
+            return attend_narrow(*states, bounds, scaling).unflatten(0, (batch, length)), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+
 def are_narrow(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> bool:
-    """Whether the C code takes these heads, (tokens, heads, head) each, and is faster."""
-    states = (query, key, value)
-    if not kernel_takes(*states) or query.shape != key.shape or query.shape != value.shape:
+    """Whether the C code takes these heads, (tokens, heads, head) each."""
+    if not kernel_takes(query, key, value) or query.shape != key.shape or query.shape != value.shape:
         return False
-    has_gradients = torch.is_grad_enabled() and any(each.requires_grad for each in states)
     lengths = bounds.diff()
     return (
-        query.shape[-1] <= WIDEST[query.dtype][has_gradients]
+        query.shape[-1] <= WIDEST
         and torch.get_num_threads() <= len(lengths) * query.shape[1]  # a thread takes a head of a segment
         and bounds.dtype == torch.int32
         and int(bounds[0]) == 0
         and int(bounds[-1]) == len(query)
         and int(lengths.min()) >= 0
     )
+
+
+def attend_narrow(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float | None) -> Any:
+    """Attention by C code of what `are_narrow` lets through: (tokens, heads, head)."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _NarrowAttention.apply(query if scale == 1.0 else query * scale, key, value, bounds)
 
 
 class _NarrowAttention(torch.autograd.Function):

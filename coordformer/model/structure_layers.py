@@ -28,7 +28,7 @@ from .fused import (
     rotate_positions,
 )
 from .neighbor_graph import MessagePassing, NeighborGraph
-from .packing import take_tokens
+from .packing import sdpa_attention, take_tokens
 
 # --- Coordinate embedding ---
 
@@ -141,7 +141,10 @@ class SelfAttention(EsmSelfAttention):
             query = take_tokens(query.transpose(1, 2), kept_tokens).transpose(1, 2)
             if attention_mask is not None and attention_mask.shape[2] > 1:
                 attention_mask = take_tokens(attention_mask.transpose(1, 2), kept_tokens).transpose(1, 2)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation
+        function: Any = sdpa_attention
+        if implementation != "sdpa":
+            function = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         return function(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
