@@ -44,21 +44,24 @@ clean: ## remove .venv, caches and builds; runs/ and demo_output*/ stay
 	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find coordformer docs tests examples -name __pycache__ -prune -exec rm -rf {} +
 
+# By a path, not by a finder: in the folder that holds this one Python would take this one for the package.
+EDITABLE = --config-settings editable_mode=compat -e
+
 # What a user needs; the demo is not to wait for the rest.
 $(SMALL): setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
 	    + sys.version.split()[0] + ": make PYTHON=python3.11 (or newer) ...")'
 	@echo "Installing into .venv: a minute or two"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[figures]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) ".[figures]"
 	@touch $@
 
 $(INSTALLED): $(SMALL)
 	@echo "Installing what tests need into .venv: some minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) ".[test]"
 	@touch $@
 
 $(SPACE): $(INSTALLED)
 	@echo "Installing the page into .venv"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[space]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(EDITABLE) ".[space]"
 	@touch $@

@@ -102,6 +102,13 @@ def test_help_imports_nothing_that_takes_time():
     assert done.stdout.count("usage: coordformer ") == len(verbs)
 
 
+def test_a_folder_of_the_same_name_does_not_hide_the_package(tmp_path):
+    """As in the folder that holds the clone; an installation by a finder would lose it there, see the Makefile."""
+    (tmp_path / "coordformer").mkdir()
+    program = "import coordformer; coordformer.read_chains"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
 def test_the_same_names_mean_the_same_everywhere():
     options: dict[str, set] = {}
     for verb, parser in parsers().items():

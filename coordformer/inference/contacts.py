@@ -104,7 +104,8 @@ def contacts(
         in `chains` of each its `id`, `file` (without the ending), `input` (what it was read from, see
         `Inputs.file_of`), `residues`, `numbering` (`"file"` where their names have the file's own numbers, else
         `"sequence"`), `coordinates` (see `coordinates_given`), of a complex `chains` (residues by name), `contacts`
-        (known pairs; None without structure) and `precision` as of `precision_at`, None where not defined.
+        (known pairs; None without structure) and `precision` as of `precision_at`, None where not defined
+        and in a range without a contact.
 
     Raises:
         ValueError: the checkpoint has no contact head, or an input is unusable.
@@ -128,7 +129,10 @@ def contacts(
             chain, stem, residues = chains[number], stems[number], ResidueNumbers(chains[number])
             labels, separation = chain_labels(chain), separations(chain)
             sequence, coords = chain_arrays(chain, atoms, optional_atoms=processor.optional_atoms)
-            precision = precision_at(probabilities, labels, separation)
+            precision, possible = (precision_at(each, labels, separation) for each in (probabilities, labels))
+            for name, cuts in possible.items():
+                if not cuts["L"]:  # where there is no contact, none was missed
+                    precision[name] = dict.fromkeys(CUTS, math.nan)
             known = bool((labels >= 0).any())
             report: dict[str, Any] = {"id": id_of(chain), "file": stem.relative_to(output).as_posix()}
             report["input"] = given.file_of(chain)

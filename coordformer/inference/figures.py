@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 PLOTTED_LETTERS = "AVILMFYWGPCSTNQDEHKR"  # by kind: aliphatic, aromatic, G and P, polar, charged
 PLOTTED_RESIDUES = 100  # of one row of a heat map, at most
 FEW_RESIDUES = 40  # less than the square cells of a row need to fill a panel
+NARROW = 12  # a row of fewer is narrower than a line below it
 CHARACTER = 0.42  # columns that a character of a number above one takes
 PLOTTED_NAMES = 8  # along the axes of a contact map
 
@@ -124,7 +125,7 @@ def _plot_letters(
     starts = starts or [0]
     rows = len(starts)
     # Cells are squares: of few residues the title may be wider, and blank is left out between them and the bar.
-    inches = max(0.13 * width + 1.6, 0.07 * len(title) + 1.0)
+    inches = max(0.13 * width + 1.5, 0.07 * len(title) + 1.0)
     layout = "compressed" if width < FEW_RESIDUES else "constrained"
     if (figure := new_figure((inches, 3.3 * rows + 0.7), path, layout)) is None:
         return
@@ -159,11 +160,13 @@ def _plot_letters(
         for spine in (axes.spines["top"], axes.spines["bottom"], top.spines["top"]):
             spine.set_bounds(start - 0.5, end - 0.5)
     numbers = "number" if residues.numbering == "file" else "position"
-    # Of few residues all in one line would not fit.
+    comma = ",\n" if width < NARROW else ", "  # else it is wider than the figure
     note = "\nhatched: not observed" if hatched.any() else ""
     note += "\ndashed: residues are missing" if gaps.any() else ""
-    note += "\ngray: letter not known" if "X" in sequence and label == "substituted by" else ""
-    panels[-1].set_xlabel(f"wild type (dots), {numbers} above{note}")
+    note += "\ndotted: left out, or numbers jump" if (apart & ~chains & ~gaps).any() else ""
+    if np.isnan(table).any():
+        note += "\ngray: letter not known" if label == "substituted by" else "\ngray: kept"
+    panels[-1].set_xlabel(f"wild type (dots){comma}{numbers} above{note}")
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), **bar)
     figure.suptitle(title)
     save_figure(figure, path)

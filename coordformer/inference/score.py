@@ -46,6 +46,7 @@ from .selection import (
     say_low_plddt,
     say_missing,
     say_unknown,
+    say_unseen,
     select_residues,
     unknown_letters,
 )
@@ -249,6 +250,8 @@ def score(
         _warn_of_unread(reports)
         say_low_plddt(reports, "chain")
         say_copies(reports, "chain")
+        if not data_sets and not without_coords:
+            say_unseen(inputs, reading)
         say_unknown(reports, "chain", "they are context, and are not scanned")
         summary["chains"] = reports
         if outcome.complete:

@@ -1,7 +1,7 @@
 """Chosen residues and chains: which are scored, what of the others stays context, and what is said of it."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def _count_contacts(protein: Chain, residues: ResidueNumbers, one: int, other: i
     """Pairs of atoms of two chains, of those that are read, less than `TOUCHING` apart."""
     points = [protein.coords[residues.chain_index == chain].reshape(-1, 3) for chain in (one, other)]
     first, second = (each[~np.isnan(each[:, 0])] for each in points)
-    return int((np.linalg.norm(first[:, None] - second[None], axis=-1) < TOUCHING).sum())
+    return sum(int((np.linalg.norm(second - point, axis=-1) < TOUCHING).sum()) for point in first)
 
 
 def say_copies(reports: Sequence[Mapping[str, Any]], name: str, tie: str = "") -> None:
@@ -190,17 +190,46 @@ def say_left_out(
     chosen, together = reading.get("chain_ids"), reading.get("as_complex") or reading.get("assembly") is not None
     if not chosen or not together:
         return
-    wanted = {chosen} if isinstance(chosen, str) else set(chosen)
+    for whole, wanted, inputs_read in _complexes(inputs, reading):
+        left = [name for name in whole.chain_names if name not in wanted]
+        if left and wanted and not _are_copies(whole, left):
+            _name_left_out(whole, left, inputs_read, what, residues)
+            return
+
+
+def say_unseen(inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, Any]) -> None:
+    """Of chains that are read one by one: which others of the file one touches, and what reads these, too."""
+    if reading.get("as_complex") or reading.get("assembly") is not None:
+        return
+    for whole, wanted, _ in _complexes(inputs, {**reading, "as_complex": True}):
+        residues, names = ResidueNumbers(whole), whole.chain_names
+        groups = list(map(set, chain_copies(whole, residues)))
+        for chain in (chain for chain, name in enumerate(names) if name in wanted):
+            # A copy may be a second one in the crystal, which should not be made a partner.
+            own = next((group for group in groups if chain in group), {chain})
+            others = [other for other in range(len(names)) if other not in own]
+            touching = [names[other] for other in others if _count_contacts(whole, residues, chain, other)]
+            if touching:
+                listed = ", ".join([*touching[:LISTED], *["..."] * (len(touching) > LISTED)])
+                which, them = ("chains", "them") if touching[1:] else ("chain", "it")
+                are = "which are" if touching[1:] else "which is"
+                what = f"{which} {listed}, {are} not seen; --complex reads {them}, too"
+                logger.warning("chain %s of %s touches %s", names[chain], whole.id, what)
+                return
+
+
+def _complexes(
+    inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, Any]
+) -> Iterator[tuple[Complex, set[str], int]]:
+    """Complexes of the first files, the names of the chosen chains in each, and how many inputs there are."""
+    chosen = reading.get("chain_ids")
+    ids = {chosen} if isinstance(chosen, str) else set(chosen or ())
     files = Inputs(inputs, **{**reading, "chain_ids": None, "shard": None}, entries_per_part=1)
     for number in range(min(len(files), LOOKED_THROUGH)):
         for whole in files.read(number, [])[0]:
-            if not isinstance(whole, Complex) or not whole.observed.any():  # of FASTA, chain_ids are sequences
-                continue
-            names = whole.chain_names
-            left = [name for name in names if not {name, f"{whole.id}_{name}"} & wanted]
-            if 0 < len(left) < len(names) and not _are_copies(whole, left):
-                _name_left_out(whole, left, len(files), what, residues)
-                return
+            if isinstance(whole, Complex) and whole.observed.any():  # of FASTA, chain_ids are sequences
+                names = {name for name in whole.chain_names if not ids or {name, f"{whole.id}_{name}"} & ids}
+                yield whole, names, len(files)
 
 
 def _are_copies(whole: Complex, left: Sequence[str]) -> bool:

@@ -300,6 +300,8 @@ class ResidueNumbers:
 
     def _absent(self, text: str) -> ValueError:
         """Why a text is no residue or range: what is on both sides of it, or what the chains have."""
+        if meant := self._as_meant(text):
+            return ValueError(f"{text} is no residue, range or chain; write {meant}.")
         ends = [text]
         for first, last in ((text[:i], text[i + 1 :]) for i, sign in enumerate(text) if sign == "-" and i):
             absent = [end for end in (first, last) if end and not self.readings(end)]
@@ -320,6 +322,19 @@ class ResidueNumbers:
         if (hyphens := re.sub(_NO_HYPHEN, "-", text)) != text:
             fix = f"; write a range with a hyphen, as {hyphens}"
         return ValueError(f"{'; '.join(reasons)}{fix}.")
+
+    def _as_meant(self, text: str) -> str:
+        """A residue or range that is written with other signs, such as `H:95-102`, as it is right; else `""`."""
+        names = sorted(map(re.escape, filter(None, self.chain_names)), key=len, reverse=True)
+        end = rf"(?:({'|'.join(names) or '(?!)'})[:/._-]?)?(-?\d+[A-Za-z]?)"
+        if (match := re.fullmatch(rf"{end}(?:(?:{_NO_HYPHEN}|-){end})?", text)) is None:
+            return ""
+        first, number, second, last = match.groups()
+        ends = [f"{name}/{number}" if name else number for name, number in ((first, number), (second or first, last))]
+        found = [self.readings(end) for end in (ends if last else ends[:1])]
+        if any(len(indices) != 1 for indices in found) or found[0] > found[-1]:
+            return ""
+        return "-".join(self._spell(index) for (index,) in found)
 
     def _inside(self, text: str) -> str:
         """Of a range with an end that is not there, the residues of one chain that are in it; else `""`."""

@@ -9,6 +9,7 @@ from .residues import AbsentChainError, ResidueNumbers
 _SUBSTITUTION = re.compile(r"([A-Z])([^\s,;]*\d[A-Za-z]?)([A-Z])")  # wild type, residue, new letter
 _WILD_TYPE = re.compile("_?wt", re.IGNORECASE)
 _CODES = re.compile(r"(?:p\.)?([A-Za-z]{3})([^\s,;]*\d[A-Za-z]?)([A-Za-z]{3})")  # three-letter codes, as of HGVS
+_JOINED = "':' joins the substitutions of a mutant, and a blank parts mutants"
 _NAMES = "ALACYSASPGLUPHEGLYHISILELYSLEUMETASNPROGLNARGSERTHRVALTRPTYR"
 _LETTERS = dict(zip(re.findall("...", _NAMES), AMINO_ACIDS, strict=True))
 
@@ -42,6 +43,15 @@ def parse_mutant(
         chain = ResidueNumbers({"sequence": chain}, numbering=numbering, offset=offset)
     elif not isinstance(chain, ResidueNumbers):
         chain = ResidueNumbers(chain, numbering=numbering, offset=offset)
+    try:
+        return _parse(mutant, chain)
+    except ValueError:
+        if meant := _as_meant(mutant, chain):
+            raise ValueError(f"Mutant {mutant!r} cannot be read: {meant}.") from None
+        raise
+
+
+def _parse(mutant: str, chain: ResidueNumbers) -> list[tuple[int, str]]:
     if _WILD_TYPE.fullmatch(mutant.strip()):
         return []
     substitutions: dict[int, str] = {}
@@ -55,20 +65,19 @@ def parse_mutant(
         wild_type, residue, letter = match.groups()
         if odd := {wild_type, letter} - set(AMINO_ACIDS):
             raise ValueError(f"Mutant {mutant}: {min(odd)} is no amino acid; substitutions are among {AMINO_ACIDS}.")
-        chain_first = _chain_first(chain, text)
         try:
             index = chain.find(residue, f"{wild_type}{{}}{letter}")
         except ValueError as error:
             fix = "" if chain.readings(residue) else _what_is_meant(chain, residue, wild_type, letter)
             what = str(error).removesuffix(".").partition("; write it like ")[0]
-            if isinstance(error, AbsentChainError) and not chain_first:
+            if isinstance(error, AbsentChainError):
                 fix = "; write the wild type, the chain and the number, as in SH195A"
-            reasons.append(what + (chain_first or fix))
+            reasons.append(what + fix)
             continue
         if chain.sequence[index] != wild_type:
             what = f"{chain.describe(index)} is {chain.sequence[index]}, not {wild_type}"
             fix = _what_is_meant(chain, residue, wild_type, letter) or "; mend the letter or the number"
-            reasons.append(what + (chain_first or fix))
+            reasons.append(what + fix)
         elif index in substitutions:
             reasons.append(f"{chain.describe(index)} is substituted twice; keep one of them")
         else:
@@ -78,21 +87,47 @@ def parse_mutant(
     return list(substitutions.items())
 
 
-def _chain_first(residues: ResidueNumbers, text: str) -> str:
-    """After `; `, how a substitution is written whose chain stands before the wild type; else nothing."""
-    for name in filter(None, residues.chain_names):
-        match = re.fullmatch(r"/?([A-Z])(-?\d+[A-Za-z]?)([A-Z])", text[len(name) :]) if text.startswith(name) else None
-        if match and any(residues.sequence[index] == match[1] for index in residues.readings(f"{name}/{match[2]}")):
-            number = residues.name(residues.readings(f"{name}/{match[2]}")[0])
-            return f"; the wild type comes first: write {match[1]}{number}{match[3]}"
-    return ""
+def _as_meant(mutant: str, residues: ResidueNumbers) -> str:
+    """Of a mutant that is written in another way, what is right, and the mutant so; `""` if it is none even then.
+
+    With another sign than `:` between substitutions, the chain in front of the wild type, three-letter codes (HGVS), or
+    small letters.
+    """
+    names = sorted(map(re.escape, filter(None, residues.chain_names)), key=len, reverse=True)
+    chain, letters = f"({'|'.join(names) or '(?!)'})", "([A-Za-z]{3}|[A-Za-z])"
+    one = re.compile(rf"(?:p\.)?(?:{chain}[:/._-]?)?{letters}(?:{chain}/?)?(-?\d+[A-Za-z]??){letters}(?![A-Za-z])")
+    found, rules, place, text = [], dict[str, None](), 0, mutant.strip()
+    while match := one.match(text, place):
+        front, wild_type, inside, number, letter = match.groups()
+        if {len(wild_type), len(letter)} == {3}:
+            rules["these are three-letter codes, and one-letter codes are right"] = None
+        elif not (wild_type + letter).isupper():
+            rules["amino acids are upper-case letters"] = None
+        if front:
+            rules["the wild type comes first, then the chain"] = None
+        name = front or inside or ""
+        wild_type, letter = (_LETTERS.get(each.upper(), each.upper()) for each in (wild_type, letter))
+        found.append(f"{wild_type}{name}{'/' if name[-1:].isdigit() else ''}{number}{letter}")
+        place = match.end()
+        if sign := re.compile(r"\s*[\s+,;|&/:_-]\s*").match(text, place):
+            if sign[0].strip() != ":":
+                stands = f"{sign[0].strip()!r} stands" if sign[0].strip() else "a blank stands"
+                rules[f"{stands} in it, but {_JOINED}"] = None
+            place = sign.end()
+        elif place < len(text):
+            return ""
+    what, written = ", and ".join(rules), ":".join(found)
+    try:
+        return f"{what}; write {written}" if rules and _parse(written, residues) else ""
+    except ValueError as error:  # which says more of what was written, unless it certainly was written in another way
+        return f"{what}. {str(error).removesuffix('.')}" if _JOINED in what else ""
 
 
 def _why_unread(text: str) -> str:
     """What is wrong with a text that is no substitution, where that shows."""
     if match := re.search(r"[\s,;]", text):
         sign = "a blank" if match[0].isspace() else repr(match[0])
-        return f": {sign} stands in it, but ':' joins the substitutions of a mutant, and a blank parts mutants"
+        return f": {sign} stands in it, but {_JOINED}"
     if match := _CODES.fullmatch(text):
         wild_type, residue, letter = match.groups()
         if {wild_type.upper(), letter.upper()} <= set(_LETTERS):
@@ -100,6 +135,8 @@ def _why_unread(text: str) -> str:
             return f": these are three-letter codes, and one-letter codes are right, {short}"
     if text and _SUBSTITUTION.fullmatch(upper := text[0].upper() + text[1:-1] + text[-1].upper()):
         return f": amino acids are upper-case letters, {upper}"
+    if re.search(r"\d.*(del|ins|dup|fs|Ter|[*=?-])", text):
+        return ": substitutions are scored, no deletions, insertions or stops"
     if re.fullmatch(r"[A-Z][^\s,;]*\d", text):
         return f": the new letter is missing, as in {text}{'A' if text[0] != 'A' else 'G'}"
     return ""

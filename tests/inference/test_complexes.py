@@ -214,3 +214,18 @@ def test_what_is_no_complex_is_said(checkpoint, tmp_path):
         evaluate(checkpoint, A8O, assembly="7", progress=False)
     with pytest.raises(ValueError, match="no protein chain Z; the file has A, B"):
         evaluate(checkpoint, HVR, as_complex=True, chain_ids=["Z"], progress=False)
+
+
+def test_partners_that_are_not_seen_are_named(checkpoint, tmp_path, caplog):
+    """Of a chain that is read alone, and touches others; not a copy, which --complex would make a partner."""
+
+    def said(name: str, inputs=STRUCTURES / "1BD2.cif.gz", **options) -> list[str]:
+        caplog.clear()
+        options = {"method": "wild_type_marginal", "figures": False, "progress": False} | options
+        score(checkpoint, inputs, tmp_path / name, **options)
+        return [message for message in caplog.messages if "not seen" in message]
+
+    fix = "which are not seen; --complex reads them, too"
+    assert said("alone", chain_ids=["C"], mutants=["L1A"]) == [f"chain C of 1BD2 touches chains A, D, E, {fix}"]
+    assert said("all") == [f"chain A of 1BD2 touches chains B, C, D, E, {fix}"]
+    assert said("together", as_complex=True) == said("blind", without_coords=True) == said("copies", HVR) == []

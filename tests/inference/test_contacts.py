@@ -370,3 +370,14 @@ def test_files_are_named_by_ids_on_every_system(checkpoint, tmp_path):
     assert [(each["id"], each["file"]) for each in found] == [("A", "A"), ("a", "a-2"), (name, "tr_" + 197 * "A")]
     for each in found:
         assert len(str(np.load(tmp_path / "out" / f"{each['file']}.npz")["sequence"])) == each["residues"]
+
+
+def test_no_contacts_are_no_failure(checkpoint, tmp_path):
+    """Of a range of separations in which a structure has none there is no precision; `describe` has a dash."""
+    atom = "ATOM  {0:5d}  CA  ALA A{0:4d}    {1:8.3f}   0.000   0.000  1.00  0.00           C\n"
+    file = tmp_path / "line.pdb"
+    file.write_text("".join(atom.format(number, 3.8 * number) for number in range(1, 31)))
+    summary = contacts(checkpoint, file, tmp_path / "output", progress=False)
+    assert summary["chains"][0]["contacts"] == 0
+    assert summary["chains"][0]["precision"] == {name: dict.fromkeys(CUTS) for name in RANGES}
+    assert describe(summary).endswith("precision at L: short -, medium -, long -")

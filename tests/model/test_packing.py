@@ -308,7 +308,7 @@ def attended(monkeypatch, narrow: bool, bounds: list[int], dim: int, dtype: torc
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dim", [3, 16, 24, 32, 48, 50, 64])
 def test_narrow_heads_attend_in_c_as_in_pytorch(dim, dtype, monkeypatch):
-    """Segments of one token, of none, of whole blocks, of several tiles; the same to the bit on any number of threads."""
+    """Segments of one token, of none, of blocks, of several tiles; the same to the bit on any number of threads."""
     bounds, before = [0, 1, 34, 34, 98, 197, 800], torch.get_num_threads()
     found = attended(monkeypatch, True, bounds, dim, dtype)
     expected = attended(monkeypatch, False, bounds, dim, torch.float64)

@@ -153,16 +153,12 @@ def test_what_may_be_read_in_several_ways_is_named():
         ("L5-H60", "there is no chain L, only 'H'; write it like H-1."),
         ("H61-H60", "H61-H60 is backwards, H60 comes before H61 in the file; write H60-H61."),
         ("H60-", "chain H has no residue H60-, its residues are -1 to 197; write it like H-1."),
-        (
-            "H59:H60",
-            "chain H has no residue H59:H60, its residues are -1 to 197, of 60 there is H60, H60A, H60B; write a range "
-            "with a hyphen, as H59-H60.",
-        ),
-        (
-            "H59..H61",
-            "chain H has no residue H59..H61, its residues are -1 to 197, of 61 there is H61; write a range with a "
-            "hyphen, as H59-H61.",
-        ),
+        ("H59:H60", "H59:H60 is no residue, range or chain; write H59-H60."),
+        ("H59..H61", "H59..H61 is no residue, range or chain; write H59-H61."),
+        ("H:59-60A", "H:59-60A is no residue, range or chain; write H59-H60A."),
+        ("H-59-H.60", "H-59-H.60 is no residue, range or chain; write H59-H60."),
+        ("H:59", "H:59 is no residue, range or chain; write H59."),
+        ("H61..H59", "chain H has no residue H61..H59, its residues are -1 to 197, of 59 there is H59; write a range"),
         ("H1", "H1 to H58 are not in the file, between H0 and H59."),
         ("H30-H40", "H1 to H58 are not in the file, between H0 and H59."),
         ("30A-H60", "H1 to H58 are not in the file, between H0 and H59; write H59-H60."),

@@ -41,12 +41,11 @@ def test_mutants_are_parsed():
         ("X2A", "Mutant X2A: X is no amino acid"),
         ("K2R:K2A", "Mutant K2R:K2A: position 2 of the chain is substituted twice"),
         ("K2", "Mutant 'K2' cannot be read: the new letter is missing, as in K2A; write A24G, or A24G:T30S"),
-        ("K2r", "Mutant 'K2r' cannot be read: amino acids are upper-case letters, K2R; write A24G"),
-        (
-            "Lys2Arg",
-            "Mutant 'Lys2Arg' cannot be read: these are three-letter codes, and one-letter codes are right, K2R;",
-        ),
-        ("p.Lys2Arg", "these are three-letter codes, and one-letter codes are right, K2R;"),
+        ("K3r", "Mutant 'K3r' cannot be read: amino acids are upper-case letters, K3R; write A24G"),
+        ("Lys3Arg", "three-letter codes, and one-letter codes are right, K3R; write A24G"),
+        ("K2del", "Mutant 'K2del' cannot be read: substitutions are scored, no deletions, insertions or stops; write"),
+        ("K2*", "no deletions, insertions or stops"),
+        ("K2R+V4A", "'+' stands in it, but ':' joins the substitutions of a mutant, and a blank parts mutants. Mutant"),
         ("Odd2Arg", "Mutant 'Odd2Arg' cannot be read; write A24G"),
         ("", "Mutant '' cannot be read"),
         ("K2R,V3A", "Mutant 'K2R,V3A' cannot be read: ',' stands in it, but ':' joins the substitutions of a mutant"),
@@ -123,13 +122,32 @@ def test_bad_mutants_of_complexes_are_named(antibody, mutant, numbering, message
 
 
 @pytest.mark.parametrize(
-    ("mutant", "fix"),
-    [("HS52A", "SH52A"), ("HY52AA", "YH52AA"), ("LM100AC", "ML100AC"), ("H/S52A", "SH52A"), ("HW-1A", "WH-1A")],
+    ("mutant", "rule", "meant"),
+    [
+        ("HS52A", "the wild type comes first", "SH52A"),
+        ("HY52AA", "the wild type comes first", "YH52AA"),
+        ("LM100AC", "the wild type comes first", "ML100AC"),
+        ("H/S52A", "the wild type comes first", "SH52A"),
+        ("H:S52A", "the wild type comes first", "SH52A"),
+        ("H-W-1A", "the wild type comes first", "WH-1A"),
+        ("SerH52Ala", "one-letter codes", "SH52A"),
+        ("p.TyrH52aAla", "one-letter codes", "YH52aA"),
+        ("sH52a", "upper-case", "SH52A"),
+        ("SH52A+ML100AC", "'+' stands in it", "SH52A:ML100AC"),
+        ("SH52A / ML100AC", "'/' stands in it", "SH52A:ML100AC"),
+        ("SH52A_ML100AC", "'_' stands in it", "SH52A:ML100AC"),
+        ("SH52A-WH-1A", "'-' stands in it", "SH52A:WH-1A"),
+        ("HS52A, LM100AC", "',' stands in it", "SH52A:ML100AC"),
+    ],
 )
-def test_a_chain_before_the_wild_type_is_named(antibody, mutant, fix):
-    with pytest.raises(ValueError, match=f"^Mutant {mutant}: .*; the wild type comes first: write {fix}.$"):
+def test_a_mutant_in_another_notation_is_written_as_it_is_right(antibody, mutant, rule, meant):
+    with pytest.raises(ValueError, match=f"^Mutant {re.escape(repr(mutant))} cannot be read: .*") as caught:
         parse_mutant(mutant, antibody)
-    assert parse_mutant(fix, antibody)
+    assert rule in str(caught.value) and str(caught.value).endswith(f"; write {meant}.")
+    assert parse_mutant(meant, antibody)
+
+
+def test_a_chain_that_is_not_there_is_named(antibody):
     with pytest.raises(
         ValueError, match="there is no chain Z, only .*; write the wild type, the chain and the number, as"
     ):
