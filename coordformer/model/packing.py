@@ -147,9 +147,9 @@ def sdpa_attention(
     if attention_mask is None and not dropout and query.shape == key.shape and kernel_takes(query, key, value):
         batch, _, length, _ = query.shape
         bounds = torch.arange(batch + 1, dtype=torch.int32) * length
-        states = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
-        if are_narrow(*states, bounds):
-            return attend_narrow(*states, bounds, scaling).unflatten(0, (batch, length)), None
+        q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+        if are_narrow(q, k, v, bounds):
+            return attend_narrow(q, k, v, bounds, scaling).unflatten(0, (batch, length)), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
