@@ -204,5 +204,5 @@ def counted(number: int, noun: str) -> str:
 
 
 def first_lines(lines: Sequence[str], most: int = 20) -> str:
-    """Lines of a text for people: of thousands of chains the first ones, and how many more there are."""
-    return "\n".join([*lines[:most], *[f"... and {len(lines) - most:,} more"] * (len(lines) > most)])
+    """Lines of a text for people: of thousands of chains the first ones."""
+    return "\n".join([*lines[:most], *[f"... and {len(lines) - most:,} more; --json has all"] * (len(lines) > most)])

@@ -98,7 +98,7 @@ def test_commands_are_recorded_without_paths_and_tokens():
 
 def test_of_thousands_of_lines_the_first_are_shown():
     assert first_lines(["a", "b"]) == "a\nb" and first_lines([]) == ""
-    assert first_lines([str(number) for number in range(2000)], most=2) == "0\n1\n... and 1,998 more"
+    assert first_lines([str(number) for number in range(2000)], most=2) == "0\n1\n... and 1,998 more; --json has all"
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------
