@@ -32,7 +32,6 @@ from .figures import plot_probabilities
 from .runner import PARTS, REJECTS, Inputs, file_stems, is_data_set, join_tables, parts_in, run_parts, write_arrays
 from .selection import (
     low_plddt,
-    missing_residues,
     named_residues,
     read_copies,
     say_copies,
@@ -94,8 +93,8 @@ def design_files(
         `designed`, `sequences`, how many of them are `distinct`, `native_score`, the means of `score` and
         `seq_recovery`, and `trained_on` (see `checkpoints.trained_on`), which `trained_on_sequences` counts. With
         `redesigned_residues` how many were `chosen`, and of these the `unobserved`, as ranges; and `missing_residues`,
-        what chosen ranges skip, `unknown` (designed residues that were X), `low_plddt`, `copies` and `one_of_each`, as
-        of `score`.
+        what the file skips without naming it, `unknown` (designed residues that were X), `low_plddt`, `copies` and
+        `one_of_each`, as of `score`.
 
     Raises:
         ValueError: an argument or input is unusable.
@@ -153,7 +152,8 @@ def design_files(
             write_text(Path(f"{stem}.fasta"), fasta(designs, note, gaps))
             table.writerows(_lines(designs, residues, given.file_of(name), gaps, rescore))
             if figures:
-                plot_probabilities(Path(f"{stem}.png"), designs, residues)
+                observed: Any = protein.observed.any(axis=1)
+                plot_probabilities(Path(f"{stem}.png"), designs, residues, observed)
             if probabilities:
                 _write_probabilities(stem, designs, residues)
             if structures:
@@ -169,7 +169,9 @@ def design_files(
             if not homo_oligomer and symmetry_residues is None:
                 chosen = np.flatnonzero(designs.designed).tolist()
                 report |= read_copies(protein, residues, chosen, chosen)
-            reports.append(report | missing_residues(residues, redesigned_residues or fixed_residues))
+            if missing := residues.gaps():
+                report["missing_residues"] = missing
+            reports.append(report)
         write_text(output / PARTS / f"{part}.csv", text.getvalue())
         counts = {"chains": len(reports), "residues": sum(report["residues"] for report in reports)}
         return {"reports": reports, "file": f"{PARTS}/{part}.csv", **counts}
@@ -190,7 +192,7 @@ def design_files(
         reports = [report for record in outcome.records for report in record.get("reports", ())]
         what = "recoveries and scores say"
         summary["trained_on_sequences"] = warn_of_training(settings["checkpoint"], reports, "id", what)
-        say_missing(reports, "id")
+        say_missing(reports, "id", "sequences are joined there")
         _warn_of_unobserved(reports)
         say_low_plddt(reports, "id")
         say_unknown(reports, "id", "they get letters as all others; --fixed_residues keeps them")

@@ -99,14 +99,16 @@ def plot_scan(
     _plot_letters(path, table, residues, title, colors, bar, "substituted by", shown, observed)
 
 
-def plot_probabilities(path: Path, designs: Designs, residues: ResidueNumbers) -> None:
+def plot_probabilities(
+    path: Path, designs: Designs, residues: ResidueNumbers, observed: np.ndarray | None = None
+) -> None:
     """A heat map of what a design draws from, as PNG, like that of `plot_scan`: residues that are kept are gray.
 
-    Rows without a designed residue are left out.
+    Rows without a designed residue are left out. `observed` as of `plot_scan`.
     """
     title = f"{designs.id}, temperature {designs.temperatures[0]:g}"
     colors, bar = {"cmap": "Blues", "vmin": 0.0, "vmax": 1.0}, {"label": "probability"}
-    _plot_letters(path, designs.biased[0], residues, title, colors, bar, "designed letter")
+    _plot_letters(path, designs.biased[0], residues, title, colors, bar, "designed letter", observed=observed)
 
 
 def _plot_letters(
@@ -130,6 +132,7 @@ def _plot_letters(
     if (figure := new_figure((inches, 3.3 * rows + 0.7), path, layout)) is None:
         return
     image = table[:, [AMINO_ACIDS.index(letter) for letter in PLOTTED_LETTERS]].T
+    notes: dict[str, None] = {}  # of what is drawn
     panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
     for start, axes in zip(starts, panels, strict=True):
         end = min(start + width, len(sequence))
@@ -141,19 +144,21 @@ def _plot_letters(
             axes.plot(*zip(*marked, strict=True), "k.", markersize=3)
         for index in start + np.flatnonzero(hatched[start:end]):
             axes.axvspan(index - 0.5, index + 0.5, fill=False, edgecolor="0.3", hatch="////", linewidth=0)
+            notes["hatched: not observed"] = None
         axes.set(xlim=(start - 0.5, start + width - 0.5), ylabel=label)
         axes.spines["right"].set_position(("data", end - 0.5))  # of a last row that ends before the others
         axes.set_xticks(range(start, end), sequence[start:end], fontsize=6)
         axes.set_yticks(range(len(PLOTTED_LETTERS)), PLOTTED_LETTERS, fontsize=6)
         axes.tick_params(length=0, pad=2)
-        for lines, look in (
-            (chains, {"color": "k", "linewidth": 1}),
-            (apart & ~chains, {"color": "w", "linewidth": 2.5}),
-            (apart & ~chains, {"color": "k", "linewidth": 1, "linestyle": ":"}),
-            (gaps & ~chains, {"color": "k", "linewidth": 2, "linestyle": "--"}),
+        for lines, note, look in (
+            (chains, "", {"color": "k", "linewidth": 1}),
+            (apart & ~chains, "", {"color": "w", "linewidth": 2.5}),
+            (apart & ~chains & ~gaps, "dotted: left out, or numbers jump", {"linewidth": 1, "linestyle": ":"}),
+            (gaps & ~chains, "dashed: residues are missing", {"linewidth": 2, "linestyle": "--"}),
         ):
             for last in np.flatnonzero(lines[start : end - 1]) + start:
-                axes.axvline(last + 0.5, **look)
+                axes.axvline(last + 0.5, **{"color": "k"} | look)
+                notes |= {note: None} if note else {}
         ticks = _numbered_ticks(residues, start, end, places)
         top = axes.secondary_xaxis("top")
         top.set_xticks(list(ticks), list(ticks.values()), fontsize=6)
@@ -161,12 +166,9 @@ def _plot_letters(
             spine.set_bounds(start - 0.5, end - 0.5)
     numbers = "number" if residues.numbering == "file" else "position"
     comma = ",\n" if width < NARROW else ", "  # else it is wider than the figure
-    note = "\nhatched: not observed" if hatched.any() else ""
-    note += "\ndashed: residues are missing" if gaps.any() else ""
-    note += "\ndotted: left out, or numbers jump" if (apart & ~chains & ~gaps).any() else ""
-    if np.isnan(table).any():
-        note += "\ngray: letter not known" if label == "substituted by" else "\ngray: kept"
-    panels[-1].set_xlabel(f"wild type (dots){comma}{numbers} above{note}")
+    if any(np.isnan(table[start : start + width]).any() for start in starts):
+        notes["gray: letter not known" if label == "substituted by" else "gray: kept"] = None
+    panels[-1].set_xlabel(f"wild type (dots){comma}{numbers} above" + "".join(f"\n{note}" for note in notes))
     figure.colorbar(drawn, ax=panels, shrink=min(1.0, 1.5 / rows), **bar)
     figure.suptitle(title)
     save_figure(figure, path)

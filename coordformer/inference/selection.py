@@ -55,11 +55,15 @@ def named_residues(reports: Sequence[Mapping[str, Any]], name: str, field: str) 
     return ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
 
 
-def say_missing(reports: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Say which residues within chosen ranges the files do not have; `name` is where reports have the id."""
+def say_missing(reports: Sequence[Mapping[str, Any]], name: str, joined: str = "") -> None:
+    """Say which residues the files do not have: within chosen ranges, or anywhere, and then what comes of it, `joined`.
+
+    `name` is where reports have the id.
+    """
     if listed := named_residues(reports, name, "missing_residues"):
-        why = "a file without SEQRES does not know its missing residues"
-        logger.warning("not in the file, though within the chosen ranges: %s; %s", listed, why)
+        where = "" if joined else ", though within the chosen ranges"
+        why = "a file without SEQRES does not know its missing residues" + (joined and f", and {joined}")
+        logger.warning("not in the file%s: %s; %s", where, listed, why)
 
 
 def unknown_letters(numbers: ResidueNumbers, indices: Iterable[int]) -> dict[str, list[str]]:
@@ -205,16 +209,18 @@ def say_unseen(inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, 
         residues, names = ResidueNumbers(whole), whole.chain_names
         groups = list(map(set, chain_copies(whole, residues)))
         for chain in (chain for chain, name in enumerate(names) if name in wanted):
-            # A copy may be a second one in the crystal, which should not be made a partner.
-            own = next((group for group in groups if chain in group), {chain})
-            others = [other for other in range(len(names)) if other not in own]
-            touching = [names[other] for other in others if _count_contacts(whole, residues, chain, other)]
-            if touching:
-                listed = ", ".join([*touching[:LISTED], *["..."] * (len(touching) > LISTED)])
-                which, them = ("chains", "them") if touching[1:] else ("chain", "it")
-                are = "which are" if touching[1:] else "which is"
-                what = f"{which} {listed}, {are} not seen; --complex reads {them}, too"
-                logger.warning("chain %s of %s touches %s", names[chain], whole.id, what)
+            others = [other for other in range(len(names)) if other != chain]
+            touching = [other for other in others if _count_contacts(whole, residues, chain, other)]
+            copies = [other for other in touching if any({chain, other} <= group for group in groups)]
+            shown = [names[other] for other in touching if other not in copies] or [names[other] for other in copies]
+            if shown:
+                listed = ", ".join([*shown[:LISTED], *["..."] * (len(shown) > LISTED)])
+                are, them = ("are", "them") if shown[1:] else ("is", "it")
+                what, where = f"chain{'s' * len(shown[1:2])} {listed}", ""
+                if len(copies) == len(touching):  # or a second one in the crystal
+                    what, where = f"its {'copies' if shown[1:] else 'copy'} {listed}", "if it is an oligomer, "
+                unseen = f"which {are} not seen; {where}--complex reads {them}, too"
+                logger.warning("chain %s of %s touches %s, %s", names[chain], whole.id, what, unseen)
                 return
 
 

@@ -137,8 +137,10 @@ def test_residues_that_are_not_designed_are_named(checkpoint, gapped, tmp_path, 
     assert report["distinct"] == 1 and "3 sequences, 1 distinct, for 4 of 71 residues" in describe(summary)
     caplog.clear()
     summary = design_files(checkpoint, gapped, tmp_path / "gap", redesigned_residues="A18-A26", **options)
-    assert summary["proteins"][0]["missing_residues"] == ["A20 to A24"] and summary["proteins"][0]["unobserved"] == []
-    assert caplog.messages[0].startswith("not in the file, though within the chosen ranges: A20 to A24;")
+    (report,) = summary["proteins"]
+    assert report["missing_residues"] == ["A20 to A24", "A30"] and report["unobserved"] == []  # of all that is written
+    joined = "a file without SEQRES does not know its missing residues, and sequences are joined there"
+    assert caplog.messages[0] == f"not in the file: A20 to A24, A30; {joined}"
     for chosen, cause in (
         ({"redesigned_residues": "A63-A65 A1"}, "A1 A63-A65 of `redesigned_residues` 'A63-A65 A1' have no coordinates"),
         ({"fixed_residues": "A3-A61"}, "`fixed_residues` 'A3-A61' keep all residues with coordinates; fix fewer"),

@@ -217,7 +217,7 @@ def test_what_is_no_complex_is_said(checkpoint, tmp_path):
 
 
 def test_partners_that_are_not_seen_are_named(checkpoint, tmp_path, caplog):
-    """Of a chain that is read alone, and touches others; not a copy, which --complex would make a partner."""
+    """Of a chain that is read alone, and touches others, or copies, which may be an oligomer or a crystal."""
 
     def said(name: str, inputs=STRUCTURES / "1BD2.cif.gz", **options) -> list[str]:
         caplog.clear()
@@ -228,4 +228,7 @@ def test_partners_that_are_not_seen_are_named(checkpoint, tmp_path, caplog):
     fix = "which are not seen; --complex reads them, too"
     assert said("alone", chain_ids=["C"], mutants=["L1A"]) == [f"chain C of 1BD2 touches chains A, D, E, {fix}"]
     assert said("all") == [f"chain A of 1BD2 touches chains B, C, D, E, {fix}"]
-    assert said("together", as_complex=True) == said("blind", without_coords=True) == said("copies", HVR) == []
+    assert said("copies", HVR) == [
+        "chain A of 1HVR touches its copy B, which is not seen; if it is an oligomer, --complex reads it, too"
+    ]
+    assert said("together", as_complex=True) == said("blind", without_coords=True) == []
