@@ -126,8 +126,8 @@ def varlen_attention(
         query = query * (query.shape[-1] ** 0.5 * (head_size**-0.5 if scaling is None else scaling))
         longest = length if max_length_q is None else max_length_q
         output: Any = varlen_attn(query, key, value, cu_seq_lens_q, cu_seq_lens_q, longest, longest)
-    elif not dropout and are_narrow(query, key, value, cu_seq_lens_q):
-        output = attend_narrow(query, key, value, cu_seq_lens_q, scaling)
+    elif not dropout and are_narrow(query, key, value, len(cu_seq_lens_q) - 1) and bounds_fit(cu_seq_lens_q, query):
+        output = attend_narrow(query, key, value, cu_seq_lens_q, int(cu_seq_lens_q.diff().max()), scaling)
     else:
 
         def attend(*states: Tensor) -> list[Tensor]:
@@ -144,47 +144,54 @@ def sdpa_attention(
     scaling: float | None = None, **kwargs,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """As Transformers' `"sdpa"`; narrow heads that attend to the whole of their rows do so by C code on a CPU."""
-    if attention_mask is None and not dropout and query.shape == key.shape and kernel_takes(query, key, value):
-        batch, _, length, _ = query.shape
-        bounds = torch.arange(batch + 1, dtype=torch.int32) * length
-        q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
-        if are_narrow(q, k, v, bounds):
-            return attend_narrow(q, k, v, bounds, scaling).unflatten(0, (batch, length)), None
+    batch, _, length, _ = query.shape
+    if attention_mask is None and not dropout and length and query.device.type == "cpu":
+        q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+        if are_narrow(q, k, v, batch):
+            bounds = torch.arange(0, len(q) + 1, length, dtype=torch.int32)
+            return attend_narrow(q, k, v, bounds, length, scaling).unflatten(0, (batch, length)), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
 
 
-def are_narrow(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor) -> bool:
+def are_narrow(query: Tensor, key: Tensor, value: Tensor, segments: int) -> bool:
     """Whether the C code takes these heads, (tokens, heads, head) each."""
-    if not kernel_takes(query, key, value) or query.shape != key.shape or query.shape != value.shape:
-        return False
-    lengths = bounds.diff()
     return (
-        query.shape[-1] <= WIDEST
-        and torch.get_num_threads() <= len(lengths) * query.shape[1]  # a thread takes a head of a segment
-        and bounds.dtype == torch.int32
-        and int(bounds[0]) == 0
-        and int(bounds[-1]) == len(query)
-        and int(lengths.min()) >= 0
+        query.shape == key.shape == value.shape
+        and query.shape[-1] <= WIDEST
+        and torch.get_num_threads() <= segments * query.shape[1]  # a thread takes a head of a segment
+        and kernel_takes(query, key, value)
     )
 
 
-def attend_narrow(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scaling: float | None) -> Any:
-    """Attention by C code of what `are_narrow` lets through: (tokens, heads, head)."""
+def bounds_fit(bounds: Tensor, states: Tensor) -> bool:
+    """Whether `cu_seq_lens_q` are those of states (tokens, heads, head): C code looks nowhere else."""
+    return (
+        bounds.dtype == torch.int32
+        and int(bounds[0]) == 0
+        and int(bounds[-1]) == len(states)
+        and int(bounds.diff().min()) >= 0
+    )
+
+
+def attend_narrow(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scaling: float | None
+) -> Any:
+    """Attention by C code of what `are_narrow` and `bounds_fit` let through: (tokens, heads, head)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _NarrowAttention.apply(query if scale == 1.0 else query * scale, key, value, bounds)
+    return _NarrowAttention.apply(query if scale == 1.0 else query * scale, key, value, bounds, longest)
 
 
 class _NarrowAttention(torch.autograd.Function):
     """Attention within segments: queries that have been scaled, keys and values, (tokens, heads, head) each."""
 
     @staticmethod
-    def forward(ctx, query, key, value, bounds):
+    def forward(ctx, query, key, value, bounds, longest):
         query, key, value = (
             each if each.stride()[1:] == (each.shape[-1], 1) else each.contiguous() for each in (query, key, value)
         )
         _, heads, dim = query.shape
         ctx.values = dict(
-            segments=len(bounds) - 1, longest=int(bounds.diff().max()), heads=heads, dim=dim,
+            segments=len(bounds) - 1, longest=longest, heads=heads, dim=dim,
             query_row=query.stride(0), key_row=key.stride(0), value_row=value.stride(0),
         )  # fmt: skip
         bounds, output = bounds.contiguous(), torch.empty(query.shape, dtype=query.dtype)
@@ -202,7 +209,7 @@ class _NarrowAttention(torch.autograd.Function):
         dtype = values["query"].dtype
         found = {f"of_{name}": torch.empty(values["query"].shape, dtype=dtype) for name in names[:3]}
         run_kernel("attention_backward", Attention, dtype, **ctx.values, **values, **found)
-        return *found.values(), None
+        return *found.values(), None, None
 
 
 @torch.compiler.disable

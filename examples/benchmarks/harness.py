@@ -102,6 +102,7 @@ def write_record(path: Path, record: Mapping[str, Any], packages: tuple[str, ...
         "python": platform.python_version(),
         "packages": versions,
         "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # that PyTorch chose its kernels by
         "cpu_count": os.cpu_count(),
         "device": device_name(),
     }

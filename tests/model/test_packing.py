@@ -296,7 +296,7 @@ def attended(monkeypatch, narrow: bool, bounds: list[int], dim: int, dtype: torc
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(1, bounds[-1], 3 * 2 * dim, generator=generator).mul(scale).to(dtype).requires_grad_()
     heads = [each.unflatten(-1, (2, dim)).transpose(1, 2) for each in states.chunk(3, dim=-1)]
-    assert not narrow or packing.are_narrow(*(each[0].transpose(0, 1) for each in heads), torch.tensor(bounds).int())
+    assert not narrow or packing.are_narrow(*(each[0].transpose(0, 1) for each in heads), len(bounds) - 1)
     output, _ = varlen_attention(
         torch.nn.Module(), *heads, None, scaling=0.5, cu_seq_lens_q=torch.tensor(bounds).int(), max_length_q=99
     )
@@ -371,7 +371,8 @@ def test_whole_rows_attend_in_c_by_sdpa(variant, monkeypatch):
 def test_bounds_that_do_not_fit_never_reach_c():
     states = torch.randn(3, 10, 2, 16)
     for wrong in ([0, 4, 11], [1, 10], [0, 7, 4, 10], [0, 9]):
-        assert not packing.are_narrow(*states, torch.tensor(wrong).int())
-    assert not packing.are_narrow(*states, torch.tensor([0, 10]))  # 64 bits
-    assert not packing.are_narrow(*states.double(), torch.tensor([0, 10]).int())
-    assert not packing.are_narrow(*torch.randn(3, 10, 2, 128), torch.tensor([0, 10]).int())
+        assert not packing.bounds_fit(torch.tensor(wrong).int(), states[0])
+    assert not packing.bounds_fit(torch.tensor([0, 10]), states[0])  # 64 bits
+    assert packing.bounds_fit(torch.tensor([0, 10]).int(), states[0])
+    assert not packing.are_narrow(*states.double(), 1)
+    assert not packing.are_narrow(*torch.randn(3, 10, 2, 128), 1)
