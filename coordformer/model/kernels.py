@@ -2,7 +2,7 @@
 """C code for a CPU, compiled when it is first needed, where there is a compiler: messages.c, points.c, attention.c.
 
 PyTorch writes and reads each number once for each of its operations, and a core takes longer to load a number than to
-compute with it. The files are compiled for the processor at hand in a second or two, and kept in the folder of assets
+compute with it. The files are compiled for the processor at hand in some seconds, and kept in the folder of assets
 of huggingface_hub. Without a C compiler, with COORDFORMER_KERNEL=0, and in code that came with a checkpoint, PyTorch's
 operations take their place: the same numbers, in more time.
 """

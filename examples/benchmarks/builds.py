@@ -303,9 +303,10 @@ def main() -> None:
     roots = {NOW: ROOT, BEFORE: options.before.resolve()}
     wanted = options.only or [*TURNS, "memory", "starts"]
     record: dict[str, Any] = json.loads(options.output.read_text()) if options.only and options.output.exists() else {}
-    for name, root in roots.items():
+    commits = record.setdefault("commits", {})  # of the other build, and of this one when each part was measured
+    for name, root in {BEFORE: roots[BEFORE], **dict.fromkeys(wanted, ROOT)}.items():
         commit = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        record.setdefault("commits", {})[name] = subprocess.run(commit, capture_output=True, text=True).stdout.strip()
+        commits[name] = subprocess.run(commit, capture_output=True, text=True).stdout.strip()
 
     def write() -> None:
         """What was measured so far."""
