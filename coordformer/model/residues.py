@@ -250,6 +250,8 @@ class ResidueNumbers:
                         found.append((range(start, end + 1), described, f"{self._spell(start)}-{self._spell(end)}"))
         if len(found) > 1:
             raise ValueError(self._ambiguous(part, [(described, spelled) for _, described, spelled in found]))
+        if not found and not apart and (meant := self._as_meant(part)):
+            raise ValueError(f"{part} is no residue, range or chain; write {meant}.")
         if not found:
             raise ValueError(f"{apart}.") if apart else self._absent(part)
         return found[0][0]
@@ -300,8 +302,6 @@ class ResidueNumbers:
 
     def _absent(self, text: str) -> ValueError:
         """Why a text is no residue or range: what is on both sides of it, or what the chains have."""
-        if meant := self._as_meant(text):
-            return ValueError(f"{text} is no residue, range or chain; write {meant}.")
         ends = [text]
         for first, last in ((text[:i], text[i + 1 :]) for i, sign in enumerate(text) if sign == "-" and i):
             absent = [end for end in (first, last) if end and not self.readings(end)]
