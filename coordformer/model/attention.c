@@ -111,32 +111,31 @@ INLINE struct part part_of(const struct attention *m, long segment, long head, l
     return (struct part){first, count, m->dim, wide, room, room | UNIT, head * m->dim, m->heads * m->dim, half};
 }
 
-/* A head in float32, times `scale`: token after token, (room, wide), and with `columns` number after number, (wide,
-   pitch), too. What is beyond is zero. */
-INLINE void bring(struct part p, const void *values, long row, float scale, float *rows, float *columns) {
+/* A head in float32: token after token, (room, wide), and with `columns` number after number, (wide, pitch), too. What
+   is beyond is zero. */
+INLINE void bring(struct part p, const void *values, long row, float *rows, float *columns) {
     memset(rows, 0, p.room * p.wide * sizeof(float));
     for (long j = 0; j < p.count; j++)
-        for (long c = 0; c < p.dim; c++)
-            rows[j * p.wide + c] = scale * get(values, (p.first + j) * row + p.at + c, p.half);
+        for (long c = 0; c < p.dim; c++) rows[j * p.wide + c] = get(values, (p.first + j) * row + p.at + c, p.half);
     if (columns)
         for (long c = 0; c < p.wide; c++)
             for (long j = 0; j < p.room; j++) columns[c * p.pitch + j] = rows[j * p.wide + c];
 }
 
-/* Tokens of a head, times `scale`, back to where all heads are. */
-INLINE void take(struct part p, const float *rows, float scale, void *values) {
+/* Tokens of a head back to where all heads are. */
+INLINE void take(struct part p, const float *rows, void *values) {
     for (long j = 0; j < p.count; j++)
         for (long c = 0; c < p.dim; c++)
-            put(values, (p.first + j) * p.out + p.at + c, scale * rows[j * p.wide + c], p.half);
+            put(values, (p.first + j) * p.out + p.at + c, rows[j * p.wide + c], p.half);
 }
 
 INLINE void forward(const struct attention *m, struct part p, long head, float *place) {
     long count = p.count, wide = p.wide, pitch = p.pitch, size = p.room * wide;
     float *query = place, *key = query + size, *value = key + size, *output = value + size, *columns = output + size;
     float *weights = columns + wide * pitch;
-    bring(p, m->query, m->query_row, LOG2E, query, 0);
-    bring(p, m->key, m->key_row, 1, key, columns);
-    bring(p, m->value, m->value_row, 1, value, 0);
+    bring(p, m->query, m->query_row, query, 0);
+    bring(p, m->key, m->key_row, key, columns);
+    bring(p, m->value, m->value_row, value, 0);
     memset(output, 0, size * sizeof(float));
     for (long i = 0; i < count; i += ROWS) {
         float tops[ROWS];
@@ -152,13 +151,13 @@ INLINE void forward(const struct attention *m, struct part p, long head, float *
                 for (long j = 0; j < tile; j += LANES) largest = larger(*(lanes *)(row + j), largest);
                 float top = largest_of(largest);
                 if (top > tops[r]) { /* what was summed so far was relative to the largest so far */
-                    lanes share = exponential(all(tops[r] - top));
+                    lanes share = exponential(all((tops[r] - top) * LOG2E));
                     totals[r] *= share;
                     for (long c = 0; c < wide; c += LANES) *(lanes *)(output + (i + r) * wide + c) *= share;
                     tops[r] = top;
                 }
                 for (long j = 0; j < tile; j += LANES) {
-                    lanes x = exponential(*(lanes *)(row + j) - top);
+                    lanes x = exponential(*(lanes *)(row + j) * LOG2E - top * LOG2E);
                     *(lanes *)(row + j) = x;
                     totals[r] += x;
                 }
@@ -168,10 +167,10 @@ INLINE void forward(const struct attention *m, struct part p, long head, float *
         for (int r = 0; r < ROWS && i + r < count; r++) {
             float total = sum_of(totals[r]);
             for (long c = 0; c < wide; c++) output[(i + r) * wide + c] /= total;
-            m->norms[(p.first + i + r) * m->heads + head] = tops[r] + log2f(total);
+            m->norms[(p.first + i + r) * m->heads + head] = tops[r] * LOG2E + log2f(total);
         }
     }
-    take(p, output, 1, m->output);
+    take(p, output, m->output);
 }
 
 INLINE void backward(const struct attention *m, struct part p, long head, float *place) {
@@ -180,10 +179,10 @@ INLINE void backward(const struct attention *m, struct part p, long head, float 
     float *of_query = of_output + size, *of_key = of_query + size, *of_value = of_key + size;
     float *columns = of_value + size, *value_columns = columns + wide * pitch, *norms = value_columns + wide * pitch;
     float *shared = norms + p.room, *weights = shared + p.room, *of_weights = weights + ROWS * PITCH;
-    bring(p, m->query, m->query_row, LOG2E, query, 0);
-    bring(p, m->key, m->key_row, 1, key, columns);
-    bring(p, m->value, m->value_row, 1, value, value_columns);
-    bring(p, m->of_output, p.out, 1, of_output, 0);
+    bring(p, m->query, m->query_row, query, 0);
+    bring(p, m->key, m->key_row, key, columns);
+    bring(p, m->value, m->value_row, value, value_columns);
+    bring(p, m->of_output, p.out, of_output, 0);
     memset(of_query, 0, 3 * size * sizeof(float));
     memset(norms, 0, 2 * p.room * sizeof(float));
     for (long i = 0; i < count; i++) {
@@ -201,7 +200,7 @@ INLINE void backward(const struct attention *m, struct part p, long head, float 
                 for (long j = 0; j < tile; j += LANES) {
                     lanes *weight = (lanes *)(weights + r * PITCH + j);
                     lanes *of_weight = (lanes *)(of_weights + r * PITCH + j);
-                    *weight = exponential(*weight - norms[i + r]);
+                    *weight = exponential(*weight * LOG2E - norms[i + r]);
                     *of_weight = *weight * (*of_weight - shared[i + r]);
                 }
             multiply(of_weights, PITCH, 1, key + first * wide, wide, there, of_query + i * wide, wide, ROWS, wide, 1);
@@ -209,9 +208,9 @@ INLINE void backward(const struct attention *m, struct part p, long head, float 
             multiply(weights, 1, PITCH, of_outputs, wide, ROWS, of_value + first * wide, wide, tile, wide, 1);
         }
     }
-    take(p, of_query, 1, m->of_query);
-    take(p, of_key, 1 / LOG2E, m->of_key);
-    take(p, of_value, 1, m->of_value);
+    take(p, of_query, m->of_query);
+    take(p, of_key, m->of_key);
+    take(p, of_value, m->of_value);
 }
 
 /* Each head of each segment. The width is a constant of the loops: in steps of UNIT up to packing.WIDEST. */

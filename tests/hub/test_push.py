@@ -302,7 +302,7 @@ def test_pull_request(run, hub, folder):
     ("token", "repo_id", "options", "message"),
     [
         ("hf_expired", "tester/refused", {}, "(401: Invalid credentials in Authorization header); log in by `hf auth"),
-        ("hf_read", "tester/refused", {}, "(403: You don't have the rights"),
+        ("hf_read", "tester/not-there", {}, "(403: You don't have the rights"),
         ("hf_write", "nobody/refused", {}, 'under the namespace "nobody"); push to a namespace of your own'),
         ("hf_write", "tester/refused", {"revision": "refs/pr/9"}, "(404: Invalid rev id: refs/pr/9); check the names"),
         ("hf_write", "tester/refused", {"endpoint": "http://127.0.0.1:9"}, "Connection refused); once that is mended"),
