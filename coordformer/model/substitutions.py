@@ -7,6 +7,7 @@ from .chain import AMINO_ACIDS, Chain
 from .residues import AbsentChainError, ResidueNumbers
 
 _SUBSTITUTION = re.compile(r"([A-Z])([^\s,;]*\d[A-Za-z]?)([A-Z])")  # wild type, residue, new letter
+_SIGN = re.compile(r"\s*[\s+,;|&/:_-]\s*")  # what others write between substitutions
 _WILD_TYPE = re.compile("_?wt", re.IGNORECASE)
 _CODES = re.compile(r"(?:p\.)?([A-Za-z]{3})([^\s,;]*\d[A-Za-z]?)([A-Za-z]{3})")  # three-letter codes, as of HGVS
 _JOINED = "':' joins the substitutions of a mutant, and a blank parts mutants"
@@ -109,13 +110,13 @@ def _as_meant(mutant: str, residues: ResidueNumbers) -> str:
         wild_type, letter = (_LETTERS.get(each.upper(), each.upper()) for each in (wild_type, letter))
         found.append(f"{wild_type}{name}{'/' if name[-1:].isdigit() else ''}{number}{letter}")
         place = match.end()
-        if sign := re.compile(r"\s*[\s+,;|&/:_-]\s*").match(text, place):
-            if sign[0].strip() != ":":
-                stands = f"{sign[0].strip()!r} stands" if sign[0].strip() else "a blank stands"
-                rules[f"{stands} in it, but {_JOINED}"] = None
-            place = sign.end()
-        elif place < len(text):
-            return ""
+        if (sign := _SIGN.match(text, place)) is None:
+            break
+        if (stands := sign[0].strip()) != ":":
+            rules[f"{repr(stands) if stands else 'a blank'} stands in it, but {_JOINED}"] = None
+        place = sign.end()
+    if place < len(text):
+        return ""
     what, written = ", and ".join(rules), ":".join(found)
     try:
         return f"{what}; write {written}" if rules and _parse(written, residues) else ""

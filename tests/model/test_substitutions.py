@@ -45,6 +45,7 @@ def test_mutants_are_parsed():
         ("Lys3Arg", "three-letter codes, and one-letter codes are right, K3R; write A24G"),
         ("K2del", "Mutant 'K2del' cannot be read: substitutions are scored, no deletions, insertions or stops; write"),
         ("K2*", "no deletions, insertions or stops"),
+        ("K2R+more", "Mutant 'K2R+more' cannot be read; write A24G"),  # and not K2R alone
         ("K2R+V4A", "'+' stands in it, but ':' joins the substitutions of a mutant, and a blank parts mutants. Mutant"),
         ("Odd2Arg", "Mutant 'Odd2Arg' cannot be read; write A24G"),
         ("", "Mutant '' cannot be read"),
