@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "builds.json")
     parser.add_argument(
-        "--shares", type=Path, help="write the shares of PyTorch's operations in a scan, and nothing else"
+        "--shares", type=Path, help="write the shares of PyTorch's operations in these, and nothing else"
     )
     options = parser.parse_args()
     roots = {NOW: ROOT, BEFORE: options.before.resolve()}
@@ -315,7 +315,8 @@ def main() -> None:
     batches, rows, chain = draw_inputs(options.data, 4096, 2)
     if options.shares:
         torch.set_num_threads(options.threads[0])
-        shares = operation_shares(scan_turn(ROOT, chain))
+        asked = {what: chain if what == "scan" else batches for what in TURNS if what in wanted}
+        shares = {what: operation_shares(TURNS[what](ROOT, given)) for what, given in asked.items()}
         return write_record(options.shares, {"residues": len(chain["sequence"]), "shares": shares}, ("torch",))
     record["residues"] = {"forward": sum(len(row["sequence"]) for row in rows), "scan": len(chain["sequence"])}
     with tempfile.TemporaryDirectory() as folder:
