@@ -203,6 +203,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def first_ones(texts: Sequence[str], most: int, sign: str = ", ") -> str:
+    """The first texts in a line, and `...` where there are more."""
+    return sign.join([*texts[:most], *["..."] * (len(texts) > most)])
+
+
 def first_lines(lines: Sequence[str], most: int = 20) -> str:
     """Lines of a text for people: of thousands of chains the first ones."""
     return "\n".join([*lines[:most], *[f"... and {len(lines) - most:,} more; --json has all"] * (len(lines) > most)])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ..data.records import counted
+from ..data.records import counted, first_ones
 from ..data.training_sequences import (
     NEW,
     SAME,
@@ -349,8 +349,9 @@ def count_trained_on(answers: Iterable[str | None]) -> dict[str, int]:
 
 
 def describe_trained_on(
-    checkpoint: str, counts: Mapping[str, int], number: int, noun: str, what: str, names: Sequence[str] = ()
-) -> str | None:
+    checkpoint: str, counts: Mapping[str, int], number: int, noun: str, what: str, names: Sequence[str] = (),
+    several: bool = False,
+) -> str | None:  # fmt: skip
     """In a line which proteins a checkpoint was trained on; None where it is not known of any.
 
     Args:
@@ -359,22 +360,23 @@ def describe_trained_on(
         number, noun: how many there are of what.
         what: says how well they are known.
         names: of those that were trained on, or that are similar to such.
+        several: whether a name is of several chains of one protein.
     """
     same, similar = counts["same"], counts["similar"]
     trained, alike = f"among the training sequences of {checkpoint}", "nearly identical (about 90 % or more) to"
     one_of_them = f"a training sequence of {checkpoint}"
     if number == 1 and names:
-        text = f"was {trained}" if same else f"is {alike} {one_of_them}"
-        if names[0].startswith("chains "):
-            text = f"were {trained}" if same else f"are {alike} training sequences of {checkpoint}"
-        return f"{names[0]} {text}: {what} how well {'they are' if text.startswith(('were', 'are')) else 'it is'} known"
+        ones = f"training sequences of {checkpoint}" if several else one_of_them
+        was, are, they_are = ("were", "are", "they are") if several else ("was", "is", "it is")
+        text = f"{was} {trained}" if same else f"{are} {alike} {ones}"
+        return f"{names[0]} {text}: {what} how well {they_are} known"
     parts = []
     if same:
         parts.append(f"{same:,} of {counted(number, noun)} {'was' if same == 1 else 'were'} {trained}")
     if similar:
         of, other = ("more", "one") if same else (f"of {counted(number, noun)}", one_of_them)
         parts.append(f"{similar:,} {of} {'is' if similar == 1 else 'are'} {alike} {other}")
-    listed = f" ({', '.join([*names[:3], *['...'] * (len(names) > 3)])})" if names else ""
+    listed = f" ({first_ones(names, 3)})" if names else ""
     return f"{' and '.join(parts)}{listed}: {what} how well they are known" if parts else None
 
 
@@ -390,12 +392,13 @@ def warn_of_training(
         name: what the id is called there.
     """
     seen = count_trained_on(report.get("trained_on") for report in reports)
-    names = []
+    names, several = [], False
     for report in reports:
         if report.get("trained_on") in ("same", "similar"):
             chains = report.get("trained_on_chains", ())
-            of = f"chain{'s' * (len(chains) > 1)} {', '.join(chains)} of " if chains else ""
+            several = len(chains) > 1
+            of = f"chain{'s' * several} {', '.join(chains)} of " if chains else ""
             names.append(of + report[name])
-    if text := describe_trained_on(checkpoint, seen, len(reports), "protein", what, names):
+    if text := describe_trained_on(checkpoint, seen, len(reports), "protein", what, names, several):
         logger.warning("%s", text)
     return seen

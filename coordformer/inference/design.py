@@ -165,10 +165,10 @@ def design_files(
                 report["unobserved"] = residues.ranges(kept)
                 report["chosen"] = report["designed"] + len(kept)
             report |= low_plddt(protein, residues)
-            report |= unknown_letters(residues, np.flatnonzero(designs.designed).tolist())
+            designed = np.flatnonzero(designs.designed).tolist()
+            report |= unknown_letters(residues, designed)
             if not homo_oligomer and symmetry_residues is None:
-                chosen = np.flatnonzero(designs.designed).tolist()
-                report |= read_copies(protein, residues, chosen, chosen)
+                report |= read_copies(protein, residues, designed, designed)
             if missing := residues.gaps():
                 report["missing_residues"] = missing
             reports.append(report)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import write_text
 from ..data.inputs import Reject
-from ..data.records import counted, first_lines
+from ..data.records import counted, first_lines, first_ones
 from ..model.chain import Chain
 from ..model.proteins import as_chain
 from ..model.residues import ResidueNumbers
@@ -113,4 +113,4 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    return " ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+    return first_ones(texts, LISTED, " ")

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import write_json, write_text
 from ..data.inputs import Reject
-from ..data.records import counted, first_lines, hash_json
+from ..data.records import counted, first_lines, first_ones, hash_json
 from ..model.chain import AMINO_ACIDS, Chain, Complex
 from ..model.coordinates import placed_in
 from ..model.proteins import as_chain, id_of
@@ -383,7 +383,7 @@ def _name_chain(lost: str, known: Sequence[str], files: bool, as_complex: bool) 
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join([*names[:LISTED], *["..."] * (len(names) > LISTED)])
+    return first_ones(names, LISTED)
 
 
 def _whose_mutants(records: Sequence[Any], mutants: Sequence[str], parts: int) -> str:
@@ -434,7 +434,7 @@ def _warn_of_unobserved(reports: Sequence[Mapping[str, Any]]) -> None:
         what = f"{counted(total, 'residue')} {'was' if one else 'were'} not observed"
     else:
         what = f"{counted(total, 'mutant')} {'has' if one else 'have'} residues that were not observed"
-    listed = ", ".join([*names[:LISTED], *["..."] * (len(names) > LISTED)])
+    listed = first_ones(names, LISTED)
     why = "what has no place in the structure is scored without it (column observed)"
     logger.warning("%s of %s: %s; %s", f"{len(names):,}", what, listed, why)
 

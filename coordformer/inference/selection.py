@@ -8,6 +8,7 @@ from typing import Any
 import gemmi
 import numpy as np
 
+from ..data.records import first_ones
 from ..model.chain import Chain, Complex, split_by_chain
 from ..model.residues import AbsentChainError, ResidueNumbers
 from .runner import Inputs
@@ -52,7 +53,7 @@ def named_residues(reports: Sequence[Mapping[str, Any]], name: str, field: str) 
     texts = [
         f"{report[name]} {text}" if len(reports) > 1 else text for report in reports for text in report.get(field, ())
     ]
-    return ", ".join([*texts[:LISTED], *["..."] * (len(texts) > LISTED)])
+    return first_ones(texts, LISTED)
 
 
 def say_missing(reports: Sequence[Mapping[str, Any]], name: str, joined: str = "") -> None:
@@ -169,7 +170,15 @@ def _count_contacts(protein: Chain, residues: ResidueNumbers, one: int, other: i
     """Pairs of atoms of two chains, of those that are read, less than `TOUCHING` apart."""
     points = [protein.coords[residues.chain_index == chain].reshape(-1, 3) for chain in (one, other)]
     first, second = (each[~np.isnan(each[:, 0])] for each in points)
+    if len(first) and len(second):  # far chains of a large assembly have none in each other's box
+        first = first[_in_box(first, second)]
+        second = second[_in_box(second, first)] if len(first) else second[:0]
     return sum(int((np.linalg.norm(second - point, axis=-1) < TOUCHING).sum()) for point in first)
+
+
+def _in_box(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which points are less than `TOUCHING` from the box around others: bool (points,)."""
+    return ((points > others.min(axis=0) - TOUCHING) & (points < others.max(axis=0) + TOUCHING)).all(axis=1)
 
 
 def say_copies(reports: Sequence[Mapping[str, Any]], name: str, tie: str = "") -> None:
@@ -211,14 +220,14 @@ def say_unseen(inputs: Sequence[str | Path] | str | Path, reading: Mapping[str, 
         for chain in (chain for chain, name in enumerate(names) if name in wanted):
             others = [other for other in range(len(names)) if other != chain]
             touching = [other for other in others if _count_contacts(whole, residues, chain, other)]
-            copies = [other for other in touching if any({chain, other} <= group for group in groups)]
-            shown = [names[other] for other in touching if other not in copies] or [names[other] for other in copies]
-            if shown:
-                listed = ", ".join([*shown[:LISTED], *["..."] * (len(shown) > LISTED)])
+            partners = [other for other in touching if not any({chain, other} <= group for group in groups)]
+            if touching:
+                shown = partners or touching
                 are, them = ("are", "them") if shown[1:] else ("is", "it")
-                what, where = f"chain{'s' * len(shown[1:2])} {listed}", ""
-                if len(copies) == len(touching):  # or a second one in the crystal
-                    what, where = f"its {'copies' if shown[1:] else 'copy'} {listed}", "if it is an oligomer, "
+                of, where = "chains" if shown[1:] else "chain", ""
+                if not partners:  # a copy may be a second one in the crystal
+                    of, where = "its copies" if shown[1:] else "its copy", "if it is an oligomer, "
+                what = f"{of} {first_ones([names[other] for other in shown], LISTED)}"
                 unseen = f"which {are} not seen; {where}--complex reads {them}, too"
                 logger.warning("chain %s of %s touches %s, %s", names[chain], whole.id, what, unseen)
                 return
@@ -247,7 +256,7 @@ def _are_copies(whole: Complex, left: Sequence[str]) -> bool:
 def _name_left_out(whole: Complex, left: Sequence[str], inputs: int, what: str, residues: str | None) -> None:
     kept = [f"{name}/" if name[-1:].isdigit() else name for name in whole.chain_names if name not in left]
     chosen = f"'{' '.join(kept)}'" if len(kept) > 1 else kept[0]
-    listed = ", ".join([*left[:8], *["..."] * (len(left) > 8)])
+    listed = first_ones(left, 8)
     them, they_are = ("it", "it is") if len(left) == 1 else ("them", "they are")
     if residues is not None:
         fix = f"without --chains {they_are} context, and --residues says what is scored as before"

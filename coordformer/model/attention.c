@@ -56,7 +56,8 @@ INLINE lanes exponential(lanes x) {
     x = larger(x, all(-120.f));
     whole_lanes power = __builtin_convertvector(x - .5f, whole_lanes); /* towards zero */
     lanes rest = x - __builtin_convertvector(power, lanes);
-    lanes value = 1.000000072f + rest * (0.693146967f + rest * (0.240221197f + rest * (0.055507133f + rest * (0.009675541f + rest * 0.001327647f))));
+    lanes value = 1.000000072f + rest * (0.693146967f + rest * (0.240221197f + rest * (0.055507133f
+                + rest * (0.009675541f + rest * 0.001327647f))));
     return (lanes)((whole_lanes)value + (power << 23));
 }
 

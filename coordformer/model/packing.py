@@ -110,7 +110,7 @@ def varlen_attention(
     the square of their sum. Rows without segments go to sdpa with its mask.
     """
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+        return sdpa_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     batch, _, length, head_size = query.shape
     # (batch, heads, length, head) -> (tokens of all rows, heads, head)
     query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))

@@ -10,6 +10,8 @@ _SUBSTITUTION = re.compile(r"([A-Z])([^\s,;]*\d[A-Za-z]?)([A-Z])")  # wild type,
 _SIGN = re.compile(r"\s*[\s+,;|&/:_-]\s*")  # what others write between substitutions
 _WILD_TYPE = re.compile("_?wt", re.IGNORECASE)
 _CODES = re.compile(r"(?:p\.)?([A-Za-z]{3})([^\s,;]*\d[A-Za-z]?)([A-Za-z]{3})")  # three-letter codes, as of HGVS
+_ONE_LETTER = "these are three-letter codes, and one-letter codes are right"
+_UPPER_CASE = "amino acids are upper-case letters"
 _JOINED = "':' joins the substitutions of a mutant, and a blank parts mutants"
 _NAMES = "ALACYSASPGLUPHEGLYHISILELYSLEUMETASNPROGLNARGSERTHRVALTRPTYR"
 _LETTERS = dict(zip(re.findall("...", _NAMES), AMINO_ACIDS, strict=True))
@@ -101,9 +103,9 @@ def _as_meant(mutant: str, residues: ResidueNumbers) -> str:
     while match := one.match(text, place):
         front, wild_type, inside, number, letter = match.groups()
         if {len(wild_type), len(letter)} == {3}:
-            rules["these are three-letter codes, and one-letter codes are right"] = None
+            rules[_ONE_LETTER] = None
         elif not (wild_type + letter).isupper():
-            rules["amino acids are upper-case letters"] = None
+            rules[_UPPER_CASE] = None
         if front:
             rules["the wild type comes first, then the chain"] = None
         name = front or inside or ""
@@ -133,9 +135,9 @@ def _why_unread(text: str) -> str:
         wild_type, residue, letter = match.groups()
         if {wild_type.upper(), letter.upper()} <= set(_LETTERS):
             short = f"{_LETTERS[wild_type.upper()]}{residue}{_LETTERS[letter.upper()]}"
-            return f": these are three-letter codes, and one-letter codes are right, {short}"
+            return f": {_ONE_LETTER}, {short}"
     if text and _SUBSTITUTION.fullmatch(upper := text[0].upper() + text[1:-1] + text[-1].upper()):
-        return f": amino acids are upper-case letters, {upper}"
+        return f": {_UPPER_CASE}, {upper}"
     if re.search(r"\d.*(del|ins|dup|fs|Ter|[*=?-])", text):
         return ": substitutions are scored, no deletions, insertions or stops"
     if re.fullmatch(r"[A-Z][^\s,;]*\d", text):
