@@ -14,8 +14,8 @@
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-mkdir -p "$folder/work/toy/toy"
-cd "$folder/work"
+mkdir -p "$folder/folder/toy/toy"
+cd "$folder/folder"
 echo "def fold(): return 'folded'" > toy/toy/__init__.py
 cat > toy/setup.cfg <<'CONFIG'
 [metadata]
@@ -30,7 +30,7 @@ pip=("$folder/venv/bin/pip" --quiet --disable-pip-version-check)
 "${pip[@]}" install setuptools==80.9.0 2>/dev/null
 program='import toy; print(getattr(toy, "fold", None) is not None)'
 try() {
-    echo "$1: beside the clone $(cd "$folder/work" && "$folder/venv/bin/python" -c "$program")," \
+    echo "$1: beside the clone $(cd "$folder/folder" && "$folder/venv/bin/python" -c "$program")," \
         "elsewhere $(cd / && "$folder/venv/bin/python" -c "$program")"
 }
 "${pip[@]}" install --no-build-isolation -e ./toy 2>/dev/null
