@@ -65,11 +65,13 @@ class CoordformerConfig(EsmConfig):
         invariant_quaternions: whether ProteinMPNN's layers on C-alphas read how a neighbor's frame is turned in the
             residue's own frame, which is invariant to rotations. In the published models it is in the axes of the file;
             their weights predict alike with both.
-        partial_backbones: whether ProteinMPNN's layers on backbones also read residues that lack atoms: between these
-            and others what ProteinMPNN for C-alphas reads, and where the C-alpha is missing, too, the letters of the
-            residues beside it along the chain. Complete backbones are read as without it.
-        noise_conditioning: whether ProteinMPNN's layers are told how exact coordinates are: the input `noise_level`.
-            More than 0.5 Å counts as 0.5.
+        partial_backbones: whether of N, CA, C and O residues may lack any. ESM's layers, which then need
+            `num_neighbors`, read C-alphas as a model of these alone does, with frames of the trace, and to edges are
+            added the distances of all other atoms that are there. ProteinMPNN's read complete backbones as without
+            this field; between residues that lack atoms and others what ProteinMPNN for C-alphas reads, and where the
+            C-alpha is missing, too, the letters of the residues beside it along the chain.
+        noise_conditioning: whether edges are told how exact coordinates are: the input `noise_level`. More than 0.5 Å
+            counts as 0.5. ESM's layers need `num_neighbors`.
         noise_level: standard deviation of noise on coordinates, Å, where that input is not given. 0 stands for
             experiments and predictions, 0.2 suits backbones that were designed or modeled without their sequence.
         coordinate_embedding: what the coordinates are lifted to before the linear embedding: `"linear"` (x; the
@@ -186,9 +188,9 @@ class CoordformerConfig(EsmConfig):
     @property
     def optional_atoms(self) -> tuple[str, ...]:
         """Of `coordinate_atoms` those that a protein may lack; ProteinMPNN's layers place O where it is missing."""
-        if self.encoder_type != "proteinmpnn" or self.coordinate_atoms != BACKBONE:
-            return ()
-        return ("N", "C", "O") if self.partial_backbones else ("O",)
+        if self.partial_backbones:
+            return tuple(atom for atom in BACKBONE if atom != "CA")
+        return ("O",) if self.encoder_type == "proteinmpnn" and self.coordinate_atoms == BACKBONE else ()
 
     def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
         # Transformers maps the one class that is being saved, and keeps what a loaded config said of the others.
@@ -217,16 +219,14 @@ class CoordformerConfig(EsmConfig):
                 'out, or set `encoder_type="proteinmpnn"` and `coordinate_atoms=("CA",)`.'
             )
 
-        if self.partial_backbones and (self.encoder_type, self.coordinate_atoms) != ("proteinmpnn", BACKBONE):
+        if self.partial_backbones and self.coordinate_atoms != BACKBONE:
             raise ValueError(
-                "`partial_backbones` is True, but only ProteinMPNN's layers on backbones read parts of them: leave it "
-                f'out, or set `encoder_type="proteinmpnn"` and `coordinate_atoms={BACKBONE}`.'
+                f"`partial_backbones` is True, but `coordinate_atoms` is {self.coordinate_atoms}: leave it out, or set "
+                f"`coordinate_atoms={BACKBONE}`."
             )
-        if self.noise_conditioning and self.encoder_type != "proteinmpnn":
-            raise ValueError(
-                "`noise_conditioning` is True, but only ProteinMPNN's layers are told of noise: leave it out, or set "
-                '`encoder_type="proteinmpnn"`.'
-            )
+        for name in ("partial_backbones", "noise_conditioning"):
+            if getattr(self, name) and not self.num_neighbors:
+                raise ValueError(f"`{name}` is True, but without `num_neighbors` there are no edges: set it, too.")
         check_noise_level(self.noise_level)
         if self.noise_level and not self.noise_conditioning:
             raise ValueError(

@@ -105,17 +105,21 @@ def place_oxygens(
     return coords, torch.cat((coords_mask[:, :, :3], (coords_mask[:, :, 3] | lacks).unsqueeze(2)), dim=2)
 
 
+def virtual_beta(n: Tensor, ca: Tensor, c: Tensor) -> Tensor:
+    """Where an ideal C-beta would be, of N, CA and C (..., 3); the numbers are ProteinMPNN's (Dauparas et al. 2022)."""
+    b, c = ca - n, c - ca
+    return -0.58273431 * torch.linalg.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
+
+
 def placed_residues(coords_mask: Tensor, config: CoordformerConfig) -> Tensor:
     """Residues (batch, sequence) that have a place for a model, of the mask of their atoms (batch, sequence, atoms).
 
-    ProteinMPNN's layers read a residue by its C-alpha, and where they read complete backbones alone by all of its
-    atoms, O placed (see `place_oxygens`); all other layers by any atom.
+    With `config.partial_backbones` it has one by its C-alpha. Else for ProteinMPNN's layers by all of its atoms, O
+    placed (see `place_oxygens`), for all other layers by any atom.
     """
-    if config.encoder_type != "proteinmpnn":
-        return coords_mask.any(dim=-1)
     if config.partial_backbones:
         return coords_mask[..., config.coordinate_atoms.index("CA")]
-    return coords_mask.all(dim=-1)
+    return coords_mask.all(dim=-1) if config.encoder_type == "proteinmpnn" else coords_mask.any(dim=-1)
 
 
 def placed_in(chain: Chain, model: Any) -> np.ndarray:

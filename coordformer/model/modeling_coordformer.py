@@ -464,13 +464,16 @@ class CoordformerModel(CoordformerPreTrainedModel):
             numbers = None if runs is None else segment_numbers(runs, attention_mask)
             check_rotations(rotations, shape, numbers, config.coordinate_dim)
             placed = rotate_coordinates(placed, rotations, numbers)
+        if config.noise_conditioning and noise_level is None:
+            noise_level = torch.full(shape, float(config.noise_level), device=placed.device)
         if self.proteinmpnn is not None:
-            if config.noise_conditioning and noise_level is None:
-                noise_level = torch.full(shape, float(config.noise_level), device=placed.device)
             given = placed, coords_mask, residue_mask, position_ids, runs, longest, chain_ids, noise_level
             self.proteinmpnn.encode(structure, *given)
         if config.num_qk_points or config.coordinate_embedding == "local_frame":
-            frames = backbone_frames(placed, coords_mask, position_ids, runs, config.coordinate_atoms)
+            # Without N and C a frame is the same, so that a model of C-alphas may be given them.
+            atoms = ("CA",) if config.partial_backbones else config.coordinate_atoms
+            of = [config.coordinate_atoms.index(atom) for atom in atoms]
+            frames = backbone_frames(placed[:, :, of], coords_mask[:, :, of], position_ids, runs, atoms)
         if self.coordinate_embedding is not None:
             lifted = placed, coords_mask
             if config.coordinate_embedding == "local_frame":
@@ -484,7 +487,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 )
             structure.frames = frames.scale_translations(config.coordinate_scale)
             if self.edge_features is not None:
-                structure.graph = self.edge_features(frames, position_ids, runs, longest, chain_ids)
+                given = placed, coords_mask, noise_level
+                structure.graph = self.edge_features(frames, position_ids, runs, longest, chain_ids, *given)
         if self.distance_bias is not None:
             structure.bias = self.distance_bias(placed, coords_mask)
         return structure

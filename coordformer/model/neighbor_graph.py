@@ -2,6 +2,7 @@
 """The k-nearest-neighbor graph of residues: who is near whom, what the edges hold, and messages that pass over them."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.utils.generic import maybe_autocast
 
-from .configuration_coordformer import CoordformerConfig
-from .coordinates import FeatureLinear, Frames, shift_residues
+from .configuration_coordformer import CoordformerConfig, check_noise_level
+from .coordinates import FeatureLinear, Frames, shift_residues, virtual_beta
 from .edge_blocks import BLOCK, block_size, blocks_of, blockwise, in_blocks
 from .fused import is_plain, joint_linear
 from .kernels import Messages, kernel_takes, run_kernel
@@ -74,6 +75,18 @@ def radial_basis_functions(
     exponents = -((distances.unsqueeze(-1) - centers) * (1 / (width or apart))).square()
     # A CPU takes thirty times as long where a result, or its product with a gradient, is too small for a normal float.
     return exponents.clamp(min=-40.0).exp()
+
+
+NUM_NOISE_LEVELS, MAX_NOISE = 6, 0.5  # Å, the radial basis functions of noise
+
+
+def noise_features(noise_level: Tensor) -> Tensor:
+    """Radial basis functions of the noise that coordinates are said to have, Å: (...) -> (..., NUM_NOISE_LEVELS)."""
+    # Values are looked at as in `check_coordinates`.
+    if noise_level.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_noise_level(float(noise_level.min()))
+        check_noise_level(float(noise_level.max()))
+    return radial_basis_functions(noise_level.clamp(max=MAX_NOISE), NUM_NOISE_LEVELS, MAX_NOISE)
 
 
 class NeighborGraph:
@@ -153,9 +166,13 @@ class EdgeFeatures(nn.Module):
     functions of the distance, and the separation along the chain, up to 16 residues, or that the two are in different
     chains of a complex (after Ingraham et al. 2019, section 2.2). With `config.message_gating` radial basis functions
     of all nine distances between either residue and those beside it along the chain, as Dauparas et al. 2022 have them
-    of C-alphas. Invariant to rotations.
+    of C-alphas. With `config.partial_backbones` those of all distances between N, C-alpha, C, O and a virtual C-beta of
+    one and of the other, of the pairs that are there; with `config.noise_conditioning` the noise that coordinates are
+    said to have. Invariant to rotations.
     """
 
+    # Of the atoms of `BACKBONE` and a virtual C-beta; that of C-alphas is among the others.
+    atom_pairs = tuple(pair for pair in product(range(5), repeat=2) if pair != (1, 1))
     num_rbf = 16
     max_distance = 20.0  # Å, the center of the last radial basis function
     max_separation = 16  # residues along the chain, beyond which all are alike
@@ -165,32 +182,60 @@ class EdgeFeatures(nn.Module):
         super().__init__()
         self.num_neighbors = config.num_neighbors
         self.offsets = (-1, 0, 1) if config.message_gating else (0,)
-        width = config.hidden_size // 2
+        width, pairs = config.hidden_size // 2, len(self.atom_pairs)
         self.geometry = FeatureLinear(3 + 3 + 9 + len(self.offsets) ** 2 * self.num_rbf, width)
+        self.atom_geometry = FeatureLinear(pairs * self.num_rbf, width) if config.partial_backbones else None
+        self.noise = nn.Linear(NUM_NOISE_LEVELS, width, bias=False) if config.noise_conditioning else None
         self.separation = nn.Embedding(2 * self.max_separation + 1, width)
         self.other_chain = nn.Parameter(torch.empty(width))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
+    def zero_init(self, fields: Sequence[str]) -> None:
+        """Set to zero what these fields of the config add, so that a trained model predicts what it did."""
+        layers = {"partial_backbones": self.atom_geometry, "noise_conditioning": self.noise}
+        for field in layers.keys() & {*fields}:
+            for parameter in layers[field].parameters():  # type: ignore[union-attr]
+                nn.init.zeros_(parameter)
+
     def forward(
         self, frames: Frames, position_ids: Tensor, runs: Tensor | None, longest: int | None,
-        chain_ids: Tensor | None = None,
+        chain_ids: Tensor | None = None, coords: Tensor | None = None, coords_mask: Tensor | None = None,
+        noise_level: Tensor | None = None,
     ) -> NeighborGraph:  # fmt: skip
-        """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`, `chain_ids` as of `CoordformerModel`."""
-        rotations, translations, coords_mask = frames
-        batch, length = coords_mask.shape
+        """The graph of `frames`, Å; `longest` as of `k_nearest_neighbors`, `chain_ids` as of `CoordformerModel`.
+
+        `coords` (batch, sequence, 4, 3), Å, and their mask are there with `config.partial_backbones`, `noise_level`
+        (batch, sequence), Å, with `config.noise_conditioning`.
+        """
+        rotations, translations, observed = frames
+        batch, length = observed.shape
+        residues = {"rotations": rotations, "translations": translations}
         with maybe_autocast(translations.device.type, enabled=False):
-            places, exist = k_nearest_neighbors(translations.detach(), coords_mask, runs, self.num_neighbors, longest)
-            shifted = [shift_residues(translations, coords_mask, each, position_ids, runs) for each in self.offsets]
-            points, known = (torch.stack(each, dim=2) for each in zip(*shifted, strict=True))
+            places, exist = k_nearest_neighbors(translations.detach(), observed, runs, self.num_neighbors, longest)
+            shifted = [shift_residues(translations, observed, each, position_ids, runs) for each in self.offsets]
+            residues["points"], residues["known"] = (torch.stack(each, dim=2) for each in zip(*shifted, strict=True))
+            if self.atom_geometry is not None:
+                assert coords is not None and coords_mask is not None
+                n, ca, c, _ = coords.unbind(dim=2)
+                residues["atoms"] = torch.cat((coords, virtual_beta(n, ca, c).unsqueeze(2)), dim=2)
+                whole = coords_mask[..., :3].all(dim=-1, keepdim=True)
+                residues["present"] = torch.cat((coords_mask, whole), dim=-1)
+            if self.noise is not None:
+                assert noise_level is not None
+                residues["noise"] = noise_features(noise_level.to(translations.dtype).expand(batch, length))
         places = places + length * torch.arange(batch, device=places.device)[:, None, None]
-        near, positions = places.flatten(0, 1), position_ids.expand(batch, length)
-        residues = [rotations, translations, points, known, positions, *([] if chain_ids is None else [chain_ids])]
-        residues = [each.flatten(0, 1) for each in residues]
+        near, residues["positions"] = places.flatten(0, 1), position_ids.expand(batch, length)
+        if chain_ids is not None:
+            residues["chain_ids"] = chain_ids
+        residues = {name: each.flatten(0, 1) for name, each in residues.items()}
         blocks = blocks_of(batch * length) if in_blocks(near.device) else [slice(None)]
-        edges = torch.cat([self._describe(each, near, *residues) for each in blocks])
+        edges = torch.cat([self._describe(each, near, **residues) for each in blocks])
         return NeighborGraph(places.flatten(), exist, edges.view(batch, length, self.num_neighbors, -1))
 
-    def _describe(self, block, near, rotations, translations, points, known, positions, chain_ids=None) -> Tensor:
+    def _describe(
+        self, block, near, rotations, translations, points, known, positions, chain_ids=None, atoms=None, present=None,
+        noise=None,
+    ) -> Tensor:  # fmt: skip
         """Edge features (n, k, hidden / 2) of the residues in `block`, of all residues' values, (residues, ...)."""
         near = near[block]
         with maybe_autocast(translations.device.type, enabled=False):
@@ -203,8 +248,7 @@ class EdgeFeatures(nn.Module):
             # (n, k, offsets, offsets, 3), and which of these pairs exist
             apart = points[block][:, None, :, None] - points[near].unsqueeze(2)
             both = known[block][:, None, :, None] & known[near].unsqueeze(2)
-            rbf = radial_basis_functions((apart.square().sum(dim=-1) + 1e-6).sqrt(), self.num_rbf, self.max_distance)
-            features = torch.cat((*directions, rotation, (rbf * both.unsqueeze(-1)).flatten(-3)), dim=-1)
+            features = torch.cat((*directions, rotation, self._distances(apart, both).flatten(-3)), dim=-1)
             limit = self.max_separation
             separation = (positions[near] - positions[block].unsqueeze(1)).clamp(-limit, limit) + limit
             if chain_ids is not None:
@@ -213,10 +257,23 @@ class EdgeFeatures(nn.Module):
         # One table whether or not there are chains: an idle parameter stops DistributedDataParallel.
         table = torch.cat((self.separation.weight, self.other_chain.unsqueeze(0)))
         summed = self.geometry(features) + nn.functional.embedding(separation, table)
+        if self.atom_geometry is not None:
+            with maybe_autocast(translations.device.type, enabled=False):
+                own, others = torch.tensor(self.atom_pairs, device=near.device).unbind(dim=-1)
+                apart = atoms[block][:, None, own] - atoms[near][:, :, others]
+                rbf = self._distances(apart, present[block][:, None, own] & present[near][:, :, others])
+            summed = summed + self.atom_geometry(rbf.flatten(-2))
+        if self.noise is not None:
+            summed = summed + self.noise(noise[block].to(self.noise.weight.dtype)).unsqueeze(1)
         edges = MessagePassing.gain * self.norm(nn.functional.gelu(self.gain * summed))
         # Every layer reads them: half the memory under autocast, where the norm gives float32.
         device = edges.device.type
         return edges.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else edges
+
+    def _distances(self, apart: Tensor, both: Tensor) -> Tensor:
+        """Radial basis functions (..., num_rbf) of the lengths of vectors (..., 3), Å, 0 where not `both` are there."""
+        distances = (apart.square().sum(dim=-1) + 1e-6).sqrt()
+        return radial_basis_functions(distances, self.num_rbf, self.max_distance) * both.unsqueeze(-1)
 
 
 class EdgeUpdate(nn.Module):

@@ -29,10 +29,16 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import maybe_autocast
 
-from .configuration_coordformer import BACKBONE, CoordformerConfig, check_noise_level
-from .coordinates import FeatureLinear, place_oxygens, placed_residues
+from .configuration_coordformer import BACKBONE, CoordformerConfig
+from .coordinates import FeatureLinear, place_oxygens, placed_residues, virtual_beta
 from .edge_blocks import blockwise, in_blocks
-from .neighbor_graph import NeighborGraph, k_nearest_neighbors, radial_basis_functions
+from .neighbor_graph import (
+    NUM_NOISE_LEVELS,
+    NeighborGraph,
+    k_nearest_neighbors,
+    noise_features,
+    radial_basis_functions,
+)
 from .structure_layers import Structure
 
 FAR = 1e4  # Å, in all directions: a C-alpha that does not exist
@@ -100,12 +106,6 @@ def chain_frames(points: Tensor, residue_mask: Tensor, runs: Tensor | None) -> T
     return frames * inside[..., None, None]
 
 
-def virtual_beta(n: Tensor, ca: Tensor, c: Tensor) -> Tensor:
-    """Where an ideal C-beta would be, of N, CA and C (..., 3)."""
-    b, c = ca - n, c - ca
-    return -0.58273431 * torch.linalg.cross(b, c) + 0.56802827 * b - 0.54067466 * c + ca
-
-
 def quaternions(rotations: Tensor, least: float = 0.0) -> Tensor:
     """Unit quaternions (..., 4), the real part last, of matrices (..., 3, 3).
 
@@ -138,7 +138,6 @@ class ProteinMPNNFeatures(nn.Module):
     num_rbf = 16
     min_distance, max_distance = 2.0, 22.0  # Å, the centers of the first and the last radial basis function
     max_separation = 32  # residues along the chain, beyond which all are alike
-    num_noise_levels, max_noise = 6, 0.5  # Å, the radial basis functions of the noise
 
     def __init__(self, config: CoordformerConfig):
         super().__init__()
@@ -150,7 +149,7 @@ class ProteinMPNNFeatures(nn.Module):
         self.geometry = FeatureLinear(25 * self.num_rbf if self.backbone else of_alphas, config.hidden_size)
         self.alpha_geometry = FeatureLinear(of_alphas, config.hidden_size) if self.partial else None
         noise = config.noise_conditioning
-        self.noise = nn.Linear(self.num_noise_levels, config.hidden_size, bias=False) if noise else None
+        self.noise = nn.Linear(NUM_NOISE_LEVELS, config.hidden_size, bias=False) if noise else None
         self.separation = nn.Embedding(2 * self.max_separation + 2, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
@@ -158,7 +157,7 @@ class ProteinMPNNFeatures(nn.Module):
     def zero_init(self, fields: Sequence[str]) -> None:
         """Set to zero what these fields of the config add: complete backbones are read as before."""
         layers = {"partial_backbones": self.alpha_geometry, "noise_conditioning": self.noise}
-        for field in fields:
+        for field in layers.keys() & {*fields}:
             for parameter in layers[field].parameters():  # type: ignore[union-attr]
                 nn.init.zeros_(parameter)
 
@@ -192,12 +191,7 @@ class ProteinMPNNFeatures(nn.Module):
                 values.append(known.to(coords.dtype))
             if self.noise is not None:
                 assert noise_level is not None
-                # Values are looked at as in `check_coordinates`.
-                if noise_level.device.type == "cpu" and not torch.compiler.is_compiling():
-                    check_noise_level(float(noise_level.min()))
-                    check_noise_level(float(noise_level.max()))
-                levels = noise_level.to(coords.dtype).clamp(max=self.max_noise).expand(batch, length)
-                values.append(radial_basis_functions(levels, self.num_noise_levels, self.max_noise))
+                values.append(noise_features(noise_level.to(coords.dtype).expand(batch, length)))
             residues = torch.cat(values, dim=-1).flatten(0, 1).unsqueeze(0)
         present = residue_mask if self.partial else observed
         if self.partial:

@@ -152,8 +152,10 @@ class ModelArguments:
         None,
         "Of ProteinMPNN's layers on C-alphas: read nothing that depends on rotations; --init_from may get it.",
     )
-    partial_backbones: bool = _option(None, "With ProteinMPNN's layers: backbones may lack atoms.")
-    noise_conditioning: bool = _option(None, "Of ProteinMPNN's layers: tell them each chain's --coordinate_noise.")
+    partial_backbones: bool = _option(
+        None, "Residues may lack N, C or O; a checkpoint of C-alphas can be given these --coordinate_atoms so."
+    )
+    noise_conditioning: bool = _option(None, "Tell the model each chain's --coordinate_noise; --init_from may get it.")
     attn_implementation: str | None = _option(
         None, "varlen, sdpa, eager, flex_attention or flash_attention_2; default: varlen for packed rows, else sdpa."
     )

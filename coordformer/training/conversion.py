@@ -148,6 +148,23 @@ def from_esm(
     return model.to(dtype=source.dtype).eval()  # type: ignore[call-arg]
 
 
+def with_backbone(trace: CoordformerForMaskedLM, model: CoordformerForMaskedLM) -> CoordformerForMaskedLM:
+    """Give the weights of a model of C-alphas to one that also reads N, C and O, whose embedding starts at zero.
+
+    What else `model` has more stays as it is. Returns `model`.
+    """
+    weights, place = trace.state_dict(), model.config.coordinate_atoms.index("CA")
+    name = "coordformer.coordinate_embedding.weight"
+    if (old := weights.get(name)) is not None:
+        new = torch.zeros_like(model.state_dict()[name])
+        features = trace.config.coordinate_dim + (trace.config.coordinate_embedding == "quadratic") + 1
+        columns = new.unflatten(-1, (-1, len(model.config.coordinate_atoms), features))
+        columns[:, :, place] = old.unflatten(-1, (-1, features))
+        weights[name] = new
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
 def behind_esm(
     name_or_path: str | Path,
     attn_implementation: str = "sdpa",

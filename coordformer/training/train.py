@@ -38,11 +38,11 @@ from ..inference.metrics import count_predictions, summarize
 from ..model.chain import VOCABULARY, chain_arrays
 from ..model.configuration_coordformer import CoordformerConfig
 from ..model.modeling_coordformer import CoordformerForMaskedLM
-from ..model.neighbor_graph import MessagePassing
+from ..model.neighbor_graph import EdgeFeatures, MessagePassing
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
 from ..model.proteinmpnn import ProteinMPNNFeatures
 from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
-from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank
+from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank, with_backbone
 from .distillation import DistillingTrainer, load_teachers
 from .muon import MuonAdamW, parameter_groups
 
@@ -50,13 +50,15 @@ logger = logging.getLogger(__name__)
 
 # How coordinates enter: an ESM-2 to start from may get all of it, a Coordformer has it already.
 COORDINATES = ("coordinate_embedding", "coordinate_atoms", "num_distance_bins", "num_qk_points", "num_v_points",
-               "num_neighbors", "message_gating", "message_attention", "edge_updates")  # fmt: skip
+               "num_neighbors", "message_gating")  # fmt: skip
 # Names of the weights of messages.
 MESSAGE_WEIGHTS = r"edge_features\.|message_passing\."
 # Of what messages can be given, by the config's field.
 ADDED_WEIGHTS = {
     "message_attention": r"message_passing\.attention\.",
     "edge_updates": r"message_passing\.edge_update\.",
+    "partial_backbones": r"\.(atom_geometry|alpha_geometry)\.",
+    "noise_conditioning": r"features\.noise\.",
 }
 # What decides the weights, beside the model and the data.
 SETTINGS = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "optim",
@@ -68,10 +70,11 @@ def build_model(arguments: ModelArguments, attn_implementation: str = "sdpa") ->
     """A new model, alone or behind a frozen ESM-2, or the one in `init_from`.
 
     An ESM-2 there may get any of the coordinate fields, a Coordformer with `num_qk_points` and without messages
-    `num_neighbors`, one with messages `message_attention` and `edge_updates`, one with ProteinMPNN's layers
-    `noise_conditioning`, on C-alphas `invariant_quaternions`, on backbones `partial_backbones`, and each another
-    dropout. All else is the checkpoint's, and an argument that says otherwise is refused. In float32, whatever is saved
-    there: updates are smaller than what bfloat16 resolves.
+    `num_neighbors`, one with messages `message_attention`, `edge_updates` and `noise_conditioning`, and where it reads
+    C-alphas `partial_backbones` with the other `coordinate_atoms`; one with ProteinMPNN's layers `noise_conditioning`,
+    on C-alphas `invariant_quaternions`, on backbones `partial_backbones`; and each another dropout. It then predicts
+    what it did, until it is trained. All else is the checkpoint's, and an argument that says otherwise is refused. In
+    float32, whatever is saved there: updates are smaller than what bfloat16 resolves.
 
     Raises:
         ValueError: an argument is unusable, or the checkpoint has other fields than those given.
@@ -101,10 +104,10 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
         raise ValueError(f"--sequence_encoder is of a new model, but --init_from is {source}; leave one of them out.")
     config = AutoConfig.from_pretrained(source)
     # Fields with which the weights still fit, or with weights that are added.
-    free = {"hidden_dropout_prob", "invariant_quaternions", "partial_backbones", "noise_conditioning"}
+    free = {"hidden_dropout_prob", "invariant_quaternions"}
     changed = {name: value for name, value in given.items() if name in free}
     if config.model_type == "esm":
-        changed |= {name: given[name] for name in COORDINATES if name in given}
+        changed |= {name: given[name] for name in (*COORDINATES, *ADDED_WEIGHTS) if name in given}
         model = from_esm(source, tokenizer=esm_tokenizer(source), **changed).float()
         _refuse_contradictions(source, model.config, given)
         model.set_attn_implementation(attn_implementation)
@@ -116,20 +119,25 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
         changed |= {name: given[name] for name in ("num_neighbors", "message_gating", *ADDED_WEIGHTS) if name in given}
     added = [name for name in ADDED_WEIGHTS if config.num_neighbors and given.get(name) and not getattr(config, name)]
     changed |= dict.fromkeys(added, True)
+    add_atoms = config.encoder_type == "esm" and config.coordinate_atoms == ("CA",) and "partial_backbones" in changed
+    if add_atoms and "coordinate_atoms" in given:
+        changed["coordinate_atoms"] = given["coordinate_atoms"]
     has = CoordformerConfig.from_dict(config.to_dict() | changed)  # given to `from_pretrained` it is not validated
     _refuse_contradictions(source, has, given)
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": torch.float32}
     try:
-        model = AutoModelForMaskedLM.from_pretrained(
-            source, attn_implementation=attn_implementation, dtype=torch.float32, **changed
-        )
+        if add_atoms:
+            trace = AutoModelForMaskedLM.from_pretrained(source, **options)
+            model = with_backbone(trace, CoordformerForMaskedLM._from_config(has, **options))
+        else:
+            model = AutoModelForMaskedLM.from_pretrained(source, **options, **changed)
     except SafetensorError as error:
         raise ValueError(f"The weights in {source} are damaged or cut off ({error}); copy them again.") from error
     for module in model.modules():
         if isinstance(module, MessagePassing) and (add_messages or added):
             module.zero_init(None if add_messages else added)
-        if isinstance(module, ProteinMPNNFeatures):
-            told = [name for name in ("partial_backbones", "noise_conditioning") if getattr(model.config, name)]
-            module.zero_init([name for name in told if not getattr(config, name)])
+        if isinstance(module, (EdgeFeatures, ProteinMPNNFeatures)):
+            module.zero_init(added)
     if _freezes(arguments):
         new = [MESSAGE_WEIGHTS] if add_messages else [ADDED_WEIGHTS[name] for name in added]
         freeze(model, "|".join(new) or r"$^", arguments.lora_rank)
@@ -479,7 +487,7 @@ def _find_processor(model_args: ModelArguments, config: CoordformerConfig) -> Co
         if config.vocab_size != len(VOCABULARY):
             raise ValueError(f"{source} has a vocabulary of its own and no processor; put it beside it.") from error
         return CoordformerProcessor(**reads)
-    processor.optional_atoms = config.optional_atoms
+    processor.coordinate_atoms, processor.optional_atoms = config.coordinate_atoms, config.optional_atoms
     return processor
 
 

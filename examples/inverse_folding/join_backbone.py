@@ -1,11 +1,12 @@
 """Make a data set of backbones of one of C-alphas and one of the other atoms.
 
     python examples/inverse_folding/join_backbone.py --chains CHAINS.parquet --backbone BACKBONE.parquet \
-        --output BACKBONES.parquet
+        --output BACKBONES.parquet [--keep_all]
 
 --chains is a data set of C-alphas that `coordformer train` reads, with its splits and clusters. --backbone has the
 column `id` and for each of the atoms N, C and O three lists of whole hundredths of an Å (`n_x`, `n_y`, `n_z` ...),
-relative to the residue's C-alpha, -32768 where not observed. Chains of both are written, with the atoms N, CA, C and O.
+relative to the residue's C-alpha, -32768 where not observed. Chains of both are written, with the atoms N, CA, C and O,
+and with --keep_all the others, too, for models that read C-alphas alone.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from coordformer.data.files import write_atomically
@@ -66,11 +68,16 @@ def main() -> None:
     parser.add_argument("--chains", required=True, metavar="CHAINS.parquet")
     parser.add_argument("--backbone", required=True, metavar="BACKBONE.parquet")
     parser.add_argument("--output", required=True, type=Path, metavar="BACKBONES.parquet")
+    parser.add_argument("--keep_all", action="store_true", help="chains without a backbone, too, as they are")
     arguments = parser.parse_args()
     rows = load_rows(arguments.chains).data.table
-    joined = join(rows.cast(SCHEMA), pq.read_table(arguments.backbone))
-    write_atomically(arguments.output, lambda path: pq.write_table(joined, path))
+    rows = rows.cast(SCHEMA)
+    joined = join(rows, pq.read_table(arguments.backbone))
     print(f"{len(joined):,} of {len(rows):,} chains have a backbone: {arguments.output}")
+    if arguments.keep_all:
+        others = pc.invert(pc.is_in(rows["id"], joined["id"].combine_chunks()))
+        joined = pa.concat_tables([joined, rows.filter(others)])
+    write_atomically(arguments.output, lambda path: pq.write_table(joined, path))
 
 
 if __name__ == "__main__":

@@ -221,10 +221,13 @@ def test_levels_beyond_the_largest_count_as_it():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"coordinate_atoms": ("CA",)}, "`partial_backbones` is True, but only ProteinMPNN's layers on backbones"),
+        (
+            {"coordinate_atoms": ("CA",)},
+            r"`partial_backbones` is True, but `coordinate_atoms` is \('CA',\): leave it out",
+        ),
         (
             {"encoder_type": "esm", "partial_backbones": False, "num_neighbors": 0},
-            "`noise_conditioning` is True, but only ProteinMPNN's",
+            "`noise_conditioning` is True, but without `num_neighbors` there are no edges",
         ),
         ({"noise_level": -0.1}, "`noise_level` is -0.1 Å; it is a standard deviation, 0 or more"),
         ({"noise_level": float("nan")}, "`noise_level` is nan Å"),
