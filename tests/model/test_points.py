@@ -44,6 +44,13 @@ WAYS = {
         "message_attention": True,
     },
     "edge updates": {"coordinate_embedding": "none", "num_qk_points": 2, "num_neighbors": 6, "edge_updates": True},
+    "messages of backbones": {
+        "coordinate_embedding": "local_frame",
+        "num_qk_points": 2,
+        "num_neighbors": 6,
+        "coordinate_atoms": ("N", "CA", "C", "O"),
+        "partial_backbones": True,
+    },
     "more value points": {"coordinate_embedding": "none", "num_qk_points": 2, "num_v_points": 5},
     "fewer value points": {"coordinate_embedding": "none", "num_qk_points": 4, "num_v_points": 1},
     "both, backbone": {"coordinate_embedding": "local_frame", "num_qk_points": 2, "coordinate_atoms": ("N", "CA", "C")},
