@@ -190,6 +190,7 @@ def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str,
     batches = training["gradient_accumulation_steps"] * training["world_size"]
     rank = training.get("lora_rank")
     masks_all = data.get("masking") == "masked15"
+    exact = f", none on {100 * data['exact_coords']:g} % of the chains" if data.get("exact_coords") else ""
     added = "those that were added" + f", and low-rank changes of the others (LoRA, rank {rank})" * bool(rank)
     return {
         "started from": training["init_from"] and Path(training["init_from"]).name,
@@ -202,8 +203,11 @@ def _settings(data: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str,
         "longer chains": data["max_length"] and f"cropped at random to {data['max_length']:,} residues",
         "masked": f"{_span(data['mlm_probability'], 100)} % of the residues" + ", all by <mask>" * masks_all,
         "frames": "turned at random" if data["rotate"] else "as given",
-        "noise": data["coordinate_noise"] and f"{_span(data['coordinate_noise'])} Å on coordinates",
+        "noise": data["coordinate_noise"] and f"{_span(data['coordinate_noise'])} Å on coordinates{exact}",
         "without coordinates": data["drop_coords"] and f"{100 * data['drop_coords']:g} % of the chains",
+        "without other atoms": data.get("drop_atoms")
+        and f"in all or in part, {100 * data['drop_atoms']:g} % of the chains",
+        "cut in two": data.get("split_chains") and f"{100 * data['split_chains']:g} % of the chains",
         "batch": (f"{tokens:,} tokens" if tokens else f"{chains} chains") + f", times {batches}" * (batches > 1),
         "optimizer": f"{'Muon and AdamW' if training.get('muon') else training['optim']}, "
         f"learning rate {training['learning_rate']:g}, {training['lr_scheduler_type']}, "

@@ -7,6 +7,7 @@ from conftest import CHAINS, STRUCTURES, make_config, make_model, outputs_of, ra
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer import CoordformerProcessor, design, read_chains
+from coordformer.hub.card import training_facts
 from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.masked import predict_masked
 from coordformer.model.configuration_coordformer import BACKBONE
@@ -168,9 +169,13 @@ def test_trained_by_the_command_and_read_from_files(tmp_path, capsys):
     CoordformerProcessor().save_pretrained(tmp_path / "trace")
     words = ["train", "--init_from", str(tmp_path / "trace"), "--data", str(CHAINS.parent / "backbones.parquet")]
     words += ["--coordinate_atoms", *BACKBONE, "--partial_backbones", "true", "--noise_conditioning", "true"]
-    words += ["--drop_atoms", "0.5", "--coordinate_noise", "0", "0.3", "--max_length", "50", "--token_budget", "256"]
+    words += ["--drop_atoms", "0.5", "--coordinate_noise", "0", "0.3", "--exact_coords", "0.3"]
+    words += ["--max_length", "50", "--token_budget", "256"]
     words += ["--packing", "false", "--max_steps", "2", "--use_cpu", "--report_to", "none", "--quiet"]
     assert main([*words, "--output_dir", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    facts = training_facts(tmp_path / "out")
+    assert facts["without other atoms"] == "in all or in part, 50 % of the chains"
+    assert facts["noise"] == "0 to 0.3 Å on coordinates, none on 30 % of the chains"
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.reads == {"atoms": BACKBONE, "optional_atoms": ("N", "C", "O")}
     model, _ = load_checkpoint(tmp_path / "out")
