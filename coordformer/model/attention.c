@@ -214,15 +214,21 @@ INLINE void backward(const struct attention *m, struct part p, long head, float 
     take(p, of_value, m->of_value);
 }
 
-/* Each head of each segment. The width is a constant of the loops: in steps of UNIT up to packing.WIDEST. */
+/* Each head of each segment; not 0 where memory is at its end. The width is a constant of the loops, in steps of UNIT up to
+   packing.WIDEST. */
 #define FOR_EACH_HEAD(name, function)                                                                                  \
-    static void name(const struct attention *m, int half) {                                                            \
+    static int name(const struct attention *m, int half) {                                                             \
         long room = multiple(m->longest, ROWS), wide = multiple(m->dim, UNIT);                                         \
         size_t bytes = multiple(((9 * wide + 2) * (room + UNIT) + 2 * ROWS * PITCH) * sizeof(float), 64);              \
+        int failed = 0;                                                                                                \
         _Pragma("omp parallel num_threads(m->threads)") {                                                              \
             float *place = aligned_alloc(64, bytes);                                                                   \
+            if (!place) {                                                                                              \
+                _Pragma("omp atomic write") failed = 1;                                                                \
+            }                                                                                                          \
             _Pragma("omp for schedule(dynamic)") for (long i = 0; i < m->segments * m->heads; i++) {                   \
                 long segment = i / m->heads, head = i % m->heads;                                                      \
+                if (!place) continue;                                                                                  \
                 switch (wide) {                                                                                        \
                 case 16: function(m, part_of(m, segment, head, 16, half), head, place); break;                         \
                 case 32: function(m, part_of(m, segment, head, 32, half), head, place); break;                         \
@@ -232,12 +238,13 @@ INLINE void backward(const struct attention *m, struct part p, long head, float 
             }                                                                                                          \
             free(place);                                                                                               \
         }                                                                                                              \
+        return failed;                                                                                                 \
     }
 
 FOR_EACH_HEAD(each_forward, forward)
 FOR_EACH_HEAD(each_backward, backward)
 
-void attention_float32(const struct attention *m) { each_forward(m, 0); }
-void attention_bfloat16(const struct attention *m) { each_forward(m, 1); }
-void attention_backward_float32(const struct attention *m) { each_backward(m, 0); }
-void attention_backward_bfloat16(const struct attention *m) { each_backward(m, 1); }
+int attention_float32(const struct attention *m) { return each_forward(m, 0); }
+int attention_bfloat16(const struct attention *m) { return each_forward(m, 1); }
+int attention_backward_float32(const struct attention *m) { return each_backward(m, 0); }
+int attention_backward_bfloat16(const struct attention *m) { return each_backward(m, 1); }

@@ -128,7 +128,12 @@ def kernel_takes(*tensors: Tensor) -> bool:
 
 
 def run_kernel(function: str, structure: type[ctypes.Structure], dtype: torch.dtype, **values: Any) -> None:
-    """Call a function of the C code for numbers of a type; `values` are contiguous tensors, and numbers."""
+    """Call a function of the C code for numbers of a type; `values` are contiguous tensors, and numbers.
+
+    Raises:
+        MemoryError: there is not enough for what the function works in.
+    """
     found = {name: each.data_ptr() if torch.is_tensor(each) else each for name, each in values.items()}
     arguments = structure(threads=torch.get_num_threads(), **found)
-    getattr(load_kernel(), f"{function}_{DTYPES[dtype]}")(ctypes.byref(arguments))
+    if getattr(load_kernel(), f"{function}_{DTYPES[dtype]}")(ctypes.byref(arguments)):
+        raise MemoryError(f"{function}: memory is at its end; give fewer tokens at once.")

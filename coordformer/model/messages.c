@@ -91,13 +91,14 @@ INLINE void backward(const struct messages *m, long start, long end, int half, i
 }
 
 #define FOR_EACH_TYPE(suffix, half)                                                                                    \
-    void forward_##suffix(const struct messages *m) {                                                                  \
+    int forward_##suffix(const struct messages *m) {                                                                   \
         _Pragma("omp parallel for num_threads(m->threads)") for (long i = 0; i < m->count; i++) {                      \
             if (m->gate_sent) forward(m, i, half, 1);                                                                  \
             else forward(m, i, half, 0);                                                                               \
         }                                                                                                              \
+        return 0;                                                                                                      \
     }                                                                                                                  \
-    void backward_##suffix(const struct messages *m) {                                                                 \
+    int backward_##suffix(const struct messages *m) {                                                                  \
         long width = m->width, part = ((width + m->threads - 1) / m->threads + 15) / 16 * 16;                          \
         if (part > TILE) part = TILE;                                                                                  \
         _Pragma("omp parallel for num_threads(m->threads)") for (long start = 0; start < width; start += part) {       \
@@ -105,6 +106,7 @@ INLINE void backward(const struct messages *m, long start, long end, int half, i
             if (m->gate_sent) backward(m, start, end, half, 1);                                                        \
             else backward(m, start, end, half, 0);                                                                     \
         }                                                                                                              \
+        return 0;                                                                                                      \
     }
 
 FOR_EACH_TYPE(float32, 0)

@@ -151,8 +151,9 @@ INLINE void attention_features_backward(const struct points *m, long token) {
 }
 
 #define FOR_EACH_TOKEN(name, call)                                                                                     \
-    void name(const struct points *m) {                                                                                \
+    int name(const struct points *m) {                                                                                 \
         _Pragma("omp parallel for num_threads(m->threads)") for (long i = 0; i < m->tokens; i++) call;                 \
+        return 0;                                                                                                      \
     }
 
 FOR_EACH_TOKEN(attention_inputs_float32, attention_inputs(m, i, 0))

@@ -9,7 +9,7 @@ from coordformer import CoordformerForMaskedLM, build_tokenizer
 from coordformer.data.collator import CoordformerDataCollator, rotations_from_normals
 from coordformer.model import packing
 from coordformer.model.kernels import load_kernel
-from coordformer.model.packing import SEGMENT_BOUNDS, segment_bounds, varlen_attention
+from coordformer.model.packing import SEGMENT_BOUNDS, attend_narrow, segment_bounds, varlen_attention
 
 # --- padding and packing ---------------------------------------------------------------------------------------------
 
@@ -302,6 +302,18 @@ def attended(monkeypatch, narrow: bool, bounds: list[int], dim: int, dtype: torc
     )
     output.backward(torch.randn(output.shape, generator=generator).to(dtype))
     return output.detach(), states.grad
+
+
+@pytest.mark.skipif(load_kernel() is None, reason="no C compiler")
+def test_where_memory_is_at_its_end_c_code_says_so():
+    """Of a segment that is said to be so long that no machine could hold it; nothing is written."""
+    states, bounds = (
+        [torch.randn(6, 2, 16, requires_grad=True) for _ in range(3)],
+        torch.tensor([0, 6], dtype=torch.int32),
+    )
+    assert attend_narrow(*states, bounds, 6, None).isfinite().all()
+    with pytest.raises(MemoryError, match="attention: memory is at its end; give fewer tokens at once"):
+        attend_narrow(*states, bounds, 2**40, None)
 
 
 @pytest.mark.skipif(load_kernel() is None, reason="no C compiler")
