@@ -539,6 +539,10 @@ def _run(trainer: Trainer, checkpoint: str | None, output: Path, ctrl_c: CtrlC) 
     """Train; what stops it from outside becomes an error that says how to go on."""
     if checkpoint is not None:
         logger.warning("Going on from %s.", checkpoint)
+    # A file holds tied weights once, and `Trainer` then says that the others are missing.
+    tied = sorted(getattr(trainer.model, "all_tied_weights_keys", {}))
+    log = logging.getLogger("transformers.trainer")
+    log.addFilter(alarm := lambda record: not record.getMessage().endswith(f"model loaded: {tied}."))
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -555,6 +559,7 @@ def _run(trainer: Trainer, checkpoint: str | None, output: Path, ctrl_c: CtrlC) 
         newest = last_whole_checkpoint(output) or "the start"
         raise OSError(f"{reason} ({text}); {fix} and run the same command again: it goes on from {newest}.") from error
     finally:
+        log.removeFilter(alarm)
         ctrl_c.restore()
 
 
