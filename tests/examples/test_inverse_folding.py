@@ -30,6 +30,7 @@ import calibration
 import compare
 import join_backbone
 import noise
+import predicted
 
 
 @pytest.fixture
@@ -158,6 +159,11 @@ def test_backbones_are_joined_to_their_alphas(tmp_path, monkeypatch, capsys):
     coords[20, 3] = chains[0].coords[20, 3]
     np.testing.assert_allclose(coords, chains[0].coords, atol=0.0051)
     np.testing.assert_array_equal(coords[:, 1], chains[0].coords[:, 1])
+    words = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+    monkeypatch.setattr(sys, "argv", ["join_backbone", *words, "--keep_all"])
+    join_backbone.main()
+    every = load_rows(paths["output"])
+    assert {row["id"]: len(row["atoms"]) for row in every} == {chain.id: 4 for chain in chains} | {"other": 1}
     offsets["n_y"] = pa.array([[1]] * len(offsets["id"]), pa.list_(pa.int16()))
     pq.write_table(pa.table(offsets), tmp_path / "backbone.parquet")
     with pytest.raises(ValueError, match=r"Chain .*: 1 values in n_y for \d+ residues"):
@@ -191,6 +197,38 @@ def test_noise_is_told_apart_by_half_and_relation(make_checkpoint, tmp_path, mon
         assert measured == pytest.approx(expected, rel=1e-5)
     assert found["choose"]["noise"]["0"]["ours"]["perplexity"] != measured
     assert list(found["predicted"]["noise"]) == ["0"]
+
+
+def test_predicted_chains_by_program_and_confidence(make_checkpoint, tmp_path, monkeypatch, capsys):
+    """All residues together are what `count_chains` says, and each is in the bin of its own confidence."""
+    folder = make_checkpoint("ours", 0)
+    rows = load_rows(CHAINS, "valid").select(range(16))
+    lengths = [len(row["sequence"]) for row in rows]
+    plddt = [[50] * (length // 2) + [99] * (length - length // 2) for length in lengths[:-1]] + [None]
+    rows = rows.add_column("max_train_identity", [0.1] * 10 + [0.5] * 6).add_column("component", [*range(16)])
+    rows = rows.remove_columns("method").add_column("method", ["a"] * 6 + ["b"] * 10).add_column("plddt", plddt)
+    rows.to_parquet(tmp_path / "predicted.parquet")
+    options = {
+        "predicted": tmp_path / "predicted.parquet",
+        "model": ["ours", folder],
+        "results": tmp_path / "found.json",
+    }
+    run(predicted, monkeypatch, **options)
+    report = json.loads(options["results"].read_text())
+    assert capsys.readouterr().out.splitlines()[-10:] == predicted.table(report)
+    found = report["models"]["ours"]
+    alone, related = found["no relatives"], found["relatives of training chains"]
+    assert list(alone) == ["all", "a", "pLDDT 0 to 70", "pLDDT 95 to 100"]  # of b there are four
+    assert list(related) == ["all", "b", "pLDDT 0 to 70", "pLDDT 95 to 100"]
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder).eval(), CoordformerProcessor().tokenizer
+    counts = count_chains(model, rows.select(range(10)), tokenizer, num_mask_samples=1)
+    expected = summarize_samples(counts, letter_ids(tokenizer), [*range(10)])
+    for name in ("perplexity", "recovery", "perplexity_interval", "recovery_interval"):
+        assert alone["all"][name] == pytest.approx(expected[name], rel=1e-5)
+    bins = [alone[name]["residues"] for name in list(alone)[2:]]
+    assert sum(bins) == alone["all"]["residues"] and min(bins) > 0.3 * sum(bins)
+    bins = [related[name]["residues"] for name in list(related)[2:]]
+    assert 0 < sum(bins) < related["all"]["residues"] and related["all"]["components"] == 6
 
 
 def test_layers_are_told_apart_by_variant_and_seed(tmp_path, monkeypatch, capsys):
