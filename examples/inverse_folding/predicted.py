@@ -108,11 +108,8 @@ def main() -> None:
             chosen = {group: inside & of for group, of in groups.items()}
             found[part] = {group: report(counts[of], components[number[of]]) for group, of in chosen.items()
                            if len(set(components[number[of]])) >= FEWEST}  # fmt: skip
-            for group, values in found[part].items():
-                print(
-                    f"{name}, {part}, {group}: {values['perplexity']:.2f} {values['perplexity_interval']}", flush=True
-                )
     write_json(arguments.results, summary)
+    print("\n".join(table(summary)))
 
 
 if __name__ == "__main__":
