@@ -87,13 +87,13 @@ def main() -> None:
     parser.add_argument("--atoms", nargs="+", help="leave out all others, for models with `partial_backbones`")
     parser.add_argument("--results", type=Path, required=True, metavar="FILE.json")
     arguments = parser.parse_args()
-    table = pq.read_table(arguments.predicted, columns=["method", "max_train_identity", "component", "plddt"])
-    components, methods = np.asarray(table["component"]), np.array(table["method"].to_pylist())
-    relatives = np.asarray(table["max_train_identity"]) >= RELATIVE
+    columns = pq.read_table(arguments.predicted, columns=["method", "max_train_identity", "component", "plddt"])
+    components, methods = np.asarray(columns["component"]), np.array(columns["method"].to_pylist())
+    relatives = np.asarray(columns["max_train_identity"]) >= RELATIVE
     rows = load_rows(arguments.predicted)
     chains = with_atoms(fetch_rows(rows, np.arange(len(rows))), arguments.atoms)
     plddt = [np.full(len(row["sequence"]), np.nan) if values is None else np.asarray(values, dtype=float)
-             for row, values in zip(chains, table["plddt"].to_pylist(), strict=True)]  # fmt: skip
+             for row, values in zip(chains, columns["plddt"].to_pylist(), strict=True)]  # fmt: skip
     summary: dict[str, Any] = {"protocol": "masked15", "num_mask_samples": 1, "atoms": arguments.atoms}
     summary |= {"torch": torch.__version__, "models": {}}
     for name, folder in arguments.model:
