@@ -264,7 +264,8 @@ def analyze_attention(
     if (output := Path(output)).is_file():
         raise ValueError(f"`output` is {output}, which is a file; give a folder.")
     model, processor = load_checkpoint(checkpoint, any_head=True)
-    given = Inputs(inputs, atoms=tuple(dict.fromkeys((*model.config.coordinate_atoms, "CA"))), **reading)
+    atoms = tuple(dict.fromkeys((*model.config.coordinate_atoms, "CA")))
+    given = Inputs(inputs, atoms=atoms, optional_atoms=model.config.optional_atoms, **reading)
     chains = given.read_all()
     structures: dict[str, str] = {}
     for path in [inputs] if isinstance(inputs, str | Path) else inputs:

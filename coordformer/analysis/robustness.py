@@ -242,7 +242,7 @@ def measure_robustness(
         models["baseline"], _ = load_checkpoint(baseline, dtype)
         if (kind := coordinates_of(models["baseline"])) != "none":
             raise ValueError(f"`baseline` is {baseline}, a model with coordinates ({kind}); give one without any.")
-    given = Inputs(inputs, atoms=processor.coordinate_atoms, **reading)
+    given = Inputs(inputs, **processor.reads, **reading)
     chains = given.read_all()
     if quick and len(chains) > QUICK_CHAINS:
         drawn = np.random.default_rng(seed).choice(len(chains), QUICK_CHAINS, replace=False)

@@ -162,7 +162,8 @@ class CoordformerDataCollator:
         if not all(0 <= value < np.inf for value in np.atleast_1d(self.noise)):
             raise ValueError(f"`noise` is {self.noise} Å; it is a standard deviation and cannot be negative.")
         if self.drop_atoms and not {"CA", "O"} < set(self.atoms):
-            raise ValueError(f"`drop_atoms` is {self.drop_atoms}, but `atoms` are {self.atoms} and not a backbone's.")
+            what = f"`drop_atoms` is {self.drop_atoms}, but the model reads {', '.join(self.atoms)} and no backbone"
+            raise ValueError(f"{what}; leave it out, or give the model N, CA, C and O as `atoms` (`coordinate_atoms`).")
         self._probabilities = value_range("mlm_probability", self.mlm_probability)
         self._deviations = value_range("noise", self.noise)
         if self.max_length is not None and self.max_length < 1:
@@ -325,7 +326,10 @@ class CoordformerDataCollator:
     ) -> np.ndarray:
         """Which of all residues are to be predicted: those that score low, and the lowest of a chain without any."""
         if self.masking == "masked15":
-            eligible = np.isin(letters, self._alphabet_ids) & ~np.isnan(coords).any(axis=-1).all(axis=-1)
+            observed = ~np.isnan(coords).any(axis=-1)
+            needed = np.array([atom not in self.optional_atoms for atom in self.atoms])
+            placed = observed[:, needed].all(axis=-1) if self.optional_atoms else observed.any(axis=-1)
+            eligible = np.isin(letters, self._alphabet_ids) & placed
             scores = np.where(eligible, scores, 1.0)
         if not any(self._probabilities):
             return np.empty(0, dtype=np.int64)

@@ -5,7 +5,7 @@ relative to the center of the chain, int16 or, where a chain is wider than 650 Ã
 where not observed; `offsets` (chains + 1,) int64, the residues before each chain; `names` uint8, the ids in UTF-8, and
 `name_offsets` (chains + 1,) int64; `splits` (chains,) uint8, numbers of the names in the metadata. If a chain has gaps
 or a row is a complex also `positions` (residues,) int32, along the chain, and `chain_index` (residues,) uint16, the
-chain of a complex.
+chain of a complex, and if some chains have fewer atoms than others `held` (chains, atoms) uint8, which each has.
 """
 
 import errno
@@ -47,7 +47,7 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
         Counts of `chains`, `residues` and `bytes`.
 
     Raises:
-        ValueError: the path has another ending, or the chains do not all have the same atoms.
+        ValueError: the path has another ending, or a chain has an atom that the one with the most lacks.
         OSError: the file could not be written; nothing is left of it.
     """
     path = Path(path)
@@ -55,15 +55,11 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
         raise ValueError(f"The packed file is to be {path}; give a name that ends in .safetensors.")
     splits = list(rows["split"][:]) if "split" in rows.column_names else [None] * len(rows)
     split_names = sorted({split for split in splits if split is not None})
-    atoms: tuple[str, ...] | None = None
-    tokens, coords, names = [], [], []
+    tokens, coords, names, held = [], [], [], []
     layouts: list[Any] = []
     for start in tqdm(range(0, len(rows), 1000), unit="k chains", disable=not progress):
         for row in fetch_rows(rows, range(start, min(start + 1000, len(rows)))):
-            atoms = atoms or row["atoms"]
-            if row["atoms"] != atoms:
-                raise ValueError(f"Chain {row['id']} has the atoms {row['atoms']}, the chains before it {atoms}.")
-            sequence, xyz = chain_arrays(row, atoms)
+            sequence, xyz = chain_arrays(row, row["atoms"])
             if odd := "".join(sorted(set(sequence) - set(VOCABULARY))):
                 raise ValueError(f"Chain {row['id']} has the letters {odd}; write X for unknown residues.")
             observed = ~np.isnan(xyz).any(axis=-1)
@@ -73,6 +69,15 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
             coords.append(units.astype(np.int32))
             names.append(str(row["id"]).encode())
             layouts.append(chain_layout(row))
+            held.append(tuple(row["atoms"]))
+    atoms = max(held, key=len)
+    for number, own in enumerate(held):
+        if odd := [atom for atom in own if atom not in atoms]:
+            what = f"Chain {names[number].decode()} has {', '.join(odd)}, and others have {', '.join(atoms)}"
+            raise ValueError(f"{what}; prepare all chains with the same --atoms, or some with a part of them.")
+        if own != atoms:
+            short, coords[number] = coords[number], np.full((len(coords[number]), len(atoms), 3), -(2**31), np.int32)
+            coords[number][:, [atoms.index(atom) for atom in own]] = short
     flat = np.concatenate(coords)
     missing = flat == -(2**31)
     if np.abs(flat, where=~missing, out=np.zeros_like(flat)).max(initial=0) < 2**15:
@@ -85,6 +90,8 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
         "name_offsets": np.cumsum([0, *map(len, names)], dtype=np.int64),
         "splits": np.array([255 if each is None else split_names.index(each) for each in splits], dtype=np.uint8),
     }
+    if len(set(held)) > 1:
+        arrays["held"] = np.array([[atom in own for atom in atoms] for own in held], dtype=np.uint8)
     if any(layouts):
         zero = (np.arange(len(each)) for each in tokens), (np.zeros(len(each)) for each in tokens)
         for (name, dtype), defaults, number in zip(LAYOUT.items(), zero, (0, 1), strict=True):
@@ -122,6 +129,7 @@ class PackedChains:
                     raise ValueError(f"{path} holds no packed chains; make one with `coordformer pack`.")
                 arrays = {name: file.get_tensor(name) for name in TENSORS}
                 self._layout = {name: file.get_tensor(name) for name in LAYOUT.keys() & set(file.keys())}
+                self._held = file.get_tensor("held").astype(bool) if "held" in file.keys() else None  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} cannot be read ({error}); copy or make it again.") from error
         self.atoms = tuple(json.loads(metadata["atoms"]))
@@ -159,12 +167,15 @@ class PackedChains:
 
     def _row(self, row: np.integer) -> dict[str, Any]:
         inside = slice(self._offsets[row], self._offsets[row + 1])
-        coords = self._coords[inside]
+        coords, atoms = self._coords[inside], self.atoms
+        if self._held is not None:
+            coords = coords[:, self._held[row]]
+            atoms = tuple(atom for atom, there in zip(atoms, self._held[row], strict=True) if there)
         missing = coords == np.iinfo(coords.dtype).min
         packed = {
             "id": self._name(row),
             "sequence": _LETTERS[self._tokens[inside]].tobytes().decode(),
-            "atoms": self.atoms,
+            "atoms": atoms,
             "coords": np.where(missing, np.float32("nan"), coords * np.float32(UNIT)).reshape(-1),
         }
         if self._layout:

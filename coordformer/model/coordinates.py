@@ -67,17 +67,25 @@ def place_coordinates(
                 f"{(*shape, atoms)}."
             )
         observed = observed & coords_mask.reshape(*shape, -1).bool()
-    return center_coordinates(coords, observed, runs), observed
+    if not config.partial_backbones:
+        return center_coordinates(coords, observed, runs), observed
+    # A residue is where its C-alpha is, and the center that of these alone, whatever else is there.
+    place = config.coordinate_atoms.index("CA")
+    observed = observed & observed[..., place, None]
+    return center_coordinates(coords, observed, runs, slice(place, place + 1)), observed
 
 
-def center_coordinates(coords: Tensor, coords_mask: Tensor, runs: Tensor | None) -> Tensor:
-    """Move each segment's observed atoms to the origin and set the others to zero; float32 Å, shape unchanged."""
+def center_coordinates(coords: Tensor, coords_mask: Tensor, runs: Tensor | None, of: slice = slice(None)) -> Tensor:
+    """Move each segment's observed atoms to the origin and set the others to zero; float32 Å, shape unchanged.
+
+    The origin is the mean of the atoms `of` the residues, by default of all.
+    """
     coords_mask = coords_mask.unsqueeze(-1)
-    count = segment_sum(coords_mask.to(coords.dtype).sum(dim=2, keepdim=True), runs).clamp(min=1)
+    count = segment_sum(coords_mask[:, :, of].to(coords.dtype).sum(dim=2, keepdim=True), runs).clamp(min=1)
     coords = coords.masked_fill(~coords_mask, 0.0)
     # The second pass removes the rounding of the first, which shows 1,000 Å away from the origin.
     for _ in range(2):
-        mean = segment_sum(coords.sum(dim=2, keepdim=True), runs) / count
+        mean = segment_sum(coords[:, :, of].sum(dim=2, keepdim=True), runs) / count
         coords = (coords - mean).masked_fill(~coords_mask, 0.0)
     return coords
 

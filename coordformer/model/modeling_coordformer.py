@@ -344,10 +344,10 @@ class CoordformerModel(CoordformerPreTrainedModel):
             given |= {"chain_ids": chain_ids, "special_tokens_mask": special_tokens_mask, "noise_level": noise_level}
             longest = None if runs is None else kwargs.get("max_length_q")
             structure = self._encode_structure(coords, input_ids, shape, position_ids, runs, longest, **given)
-        elif coords is not None or structure.rows not in (1, shape[0]):
+        elif coords is not None or noise_level is not None or structure.rows not in (1, shape[0]):
             raise ValueError(
                 f"`structure` is of {structure.rows} rows, and the input has {shape[0]}; it is of one or of as many, "
-                "and in place of `coords`."
+                "and in place of `coords` and `noise_level`."
             )
         if self.proteinmpnn is not None:
             visible: Any = torch.full(shape, inputs_embeds is not None, device=device)

@@ -158,8 +158,8 @@ def are_narrow(query: Tensor, key: Tensor, value: Tensor, segments: int) -> bool
     return (
         query.shape == key.shape == value.shape
         and query.shape[-1] <= WIDEST
-        and torch.get_num_threads() <= segments * query.shape[1]  # a thread takes a head of a segment
         and kernel_takes(query, key, value)
+        and torch.get_num_threads() <= segments * query.shape[1]  # a thread takes a head of a segment
     )
 
 

@@ -148,19 +148,22 @@ def from_esm(
     return model.to(dtype=source.dtype).eval()  # type: ignore[call-arg]
 
 
-def with_backbone(trace: CoordformerForMaskedLM, model: CoordformerForMaskedLM) -> CoordformerForMaskedLM:
-    """Give the weights of a model of C-alphas to one that also reads N, C and O, whose embedding starts at zero.
+def give_weights(source: CoordformerForMaskedLM, model: CoordformerForMaskedLM) -> CoordformerForMaskedLM:
+    """Give a model's weights to one that has more layers, or reads more atoms, whose columns start at zero.
 
     What else `model` has more stays as it is. Returns `model`.
     """
-    weights, place = trace.state_dict(), model.config.coordinate_atoms.index("CA")
-    name = "coordformer.coordinate_embedding.weight"
-    if (old := weights.get(name)) is not None:
-        new = torch.zeros_like(model.state_dict()[name])
-        features = trace.config.coordinate_dim + (trace.config.coordinate_embedding == "quadratic") + 1
-        columns = new.unflatten(-1, (-1, len(model.config.coordinate_atoms), features))
-        columns[:, :, place] = old.unflatten(-1, (-1, features))
-        weights[name] = new
+    weights, config = source.state_dict(), source.config
+    atoms = model.config.coordinate_atoms
+    if config.coordinate_atoms != atoms:
+        of_coordinates = config.coordinate_dim + (config.coordinate_embedding == "quadratic") + 1
+        features = {"coordinate_embedding": of_coordinates, "distance_bias": config.num_distance_bins + 1}
+        for name in weights.keys() & {f"coordformer.{layer}.weight" for layer in features}:
+            shape = -1, len(config.coordinate_atoms), features[name.split(".")[1]]
+            old, new = weights[name].unflatten(-1, shape), torch.zeros_like(model.state_dict()[name])
+            for number, atom in enumerate(config.coordinate_atoms):
+                new.unflatten(-1, (-1, len(atoms), shape[-1]))[:, :, atoms.index(atom)] = old[:, :, number]
+            weights[name] = new
     model.load_state_dict(weights, strict=False)
     return model
 

@@ -42,7 +42,7 @@ from ..model.neighbor_graph import EdgeFeatures, MessagePassing
 from ..model.processing_coordformer import CoordformerProcessor, letter_ids
 from ..model.proteinmpnn import ProteinMPNNFeatures
 from .arguments import NEW_MODEL, DataArguments, ModelArguments, parse_arguments
-from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, merge_low_rank, with_backbone
+from .conversion import NEW_WEIGHTS, behind_esm, esm_tokenizer, freeze, from_esm, give_weights, merge_low_rank
 from .distillation import DistillingTrainer, load_teachers
 from .muon import MuonAdamW, parameter_groups
 
@@ -114,23 +114,25 @@ def _build_model(arguments: ModelArguments, attn_implementation: str) -> Coordfo
         if _freezes(arguments):
             freeze(model, NEW_WEIGHTS, arguments.lora_rank)
         return model
+    addable = set(ADDED_WEIGHTS)
+    if config.encoder_type == "esm" and config.coordinate_atoms != ("CA",):
+        addable.remove("partial_backbones")  # its frames are of N, CA and C, and would be others
     # Messages can be added to a model with points, which computes what it did until they are trained.
     if add_messages := bool(config.num_qk_points and given.get("num_neighbors") and not config.num_neighbors):
-        changed |= {name: given[name] for name in ("num_neighbors", "message_gating", *ADDED_WEIGHTS) if name in given}
-    added = [name for name in ADDED_WEIGHTS if config.num_neighbors and given.get(name) and not getattr(config, name)]
+        changed |= {name: given[name] for name in ("num_neighbors", "message_gating", *addable) if name in given}
+    added = [name for name in ADDED_WEIGHTS if name in addable and given.get(name) and not getattr(config, name)]
+    added = added if config.num_neighbors else []
     changed |= dict.fromkeys(added, True)
-    add_atoms = config.encoder_type == "esm" and config.coordinate_atoms == ("CA",) and "partial_backbones" in changed
-    if add_atoms and "coordinate_atoms" in given:
+    if config.encoder_type == "esm" and changed.get("partial_backbones") and "coordinate_atoms" in given:
         changed["coordinate_atoms"] = given["coordinate_atoms"]
     has = CoordformerConfig.from_dict(config.to_dict() | changed)  # given to `from_pretrained` it is not validated
     _refuse_contradictions(source, has, given)
     options: dict[str, Any] = {"attn_implementation": attn_implementation, "dtype": torch.float32}
+    fitting = {name: value for name, value in changed.items() if name in free}
     try:
-        if add_atoms:
-            trace = AutoModelForMaskedLM.from_pretrained(source, **options)
-            model = with_backbone(trace, CoordformerForMaskedLM._from_config(has, **options))
-        else:
-            model = AutoModelForMaskedLM.from_pretrained(source, **options, **changed)
+        model = AutoModelForMaskedLM.from_pretrained(source, **options, **fitting)
+        if changed != fitting:
+            model = give_weights(model, CoordformerForMaskedLM._from_config(has, **options))
     except SafetensorError as error:
         raise ValueError(f"The weights in {source} are damaged or cut off ({error}); copy them again.") from error
     for module in model.modules():
@@ -156,6 +158,8 @@ def _refuse_contradictions(source: str, has: CoordformerConfig, given: Mapping[s
     if differing:
         what = "; ".join(f"{name}={getattr(has, name)!r}, not {value!r}" for name, value in differing.items())
         fix = "leave that out, on the command line and in the preset, or leave out --init_from"
+        if has.num_qk_points and not has.num_neighbors and differing.keys() & ADDED_WEIGHTS.keys():
+            fix = "add --num_neighbors, too, or leave that out"
         raise ValueError(f"{source} has {what}; {fix}.")
 
 

@@ -29,7 +29,7 @@ def join(chains: pa.Table, offsets: pa.Table) -> pa.Table:
     """Rows of `SCHEMA` with the atoms of `BACKBONE`, of rows with C-alphas and of the other atoms' offsets by id.
 
     Raises:
-        ValueError: no chain is in both, or a chain has another number of residues in one of them.
+        ValueError: no chain is in both, or a chain has another number of residues in one of them, or other atoms.
     """
     places = {name: place for place, name in enumerate(chains["id"].to_pylist())}
     found = [place for place, name in enumerate(offsets["id"].to_pylist()) if name in places]
@@ -38,6 +38,10 @@ def join(chains: pa.Table, offsets: pa.Table) -> pa.Table:
     offsets = offsets.take(found)
     chains = chains.take([places[name] for name in offsets["id"].to_pylist()]).combine_chunks()
     lengths = np.asarray(chains["length"])
+    if (many := np.flatnonzero(np.asarray(chains["coords"].combine_chunks().value_lengths()) != 3 * lengths)).size:
+        raise ValueError(
+            f"Chain {chains['id'][int(many[0])]} of --chains has more atoms than the C-alpha; give its trace."
+        )
     coords = np.empty((lengths.sum(), len(BACKBONE), 3), dtype=np.float32)
     alphas = coords[:, BACKBONE.index("CA")] = chains["coords"].combine_chunks().flatten().to_numpy().reshape(-1, 3)
     for atom in BESIDE_ALPHA:
@@ -70,9 +74,11 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="BACKBONES.parquet")
     parser.add_argument("--keep_all", action="store_true", help="chains without a backbone, too, as they are")
     arguments = parser.parse_args()
-    rows = load_rows(arguments.chains).data.table
-    rows = rows.cast(SCHEMA)
-    joined = join(rows, pq.read_table(arguments.backbone))
+    rows = load_rows(arguments.chains).data.table.cast(SCHEMA)
+    try:
+        joined = join(rows, pq.read_table(arguments.backbone))
+    except ValueError as error:
+        parser.error(str(error))
     print(f"{len(joined):,} of {len(rows):,} chains have a backbone: {arguments.output}")
     if arguments.keep_all:
         others = pc.invert(pc.is_in(rows["id"], joined["id"].combine_chunks()))

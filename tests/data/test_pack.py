@@ -94,6 +94,20 @@ def test_wide_and_unobserved_chains(tmp_path):
     np.testing.assert_allclose(centered(got["coords"]), centered(rows[2]["coords"]), atol=0.011)
 
 
+def test_chains_may_have_a_part_of_the_atoms_of_others(tmp_path):
+    """Each comes back with its own, so that a model that needs more says so; one with an atom of its own is refused."""
+    rows, rng = make_rows([5, 4, 6]).to_list(), np.random.default_rng(0)
+    for row, atoms in zip(rows, (["CA"], ["N", "CA", "C", "O"], ["CA", "C"]), strict=True):
+        row["atoms"], row["coords"] = atoms, (rng.normal(size=3 * len(atoms) * row["length"]) * 20).tolist()
+    write_pack(make_rows([1]).from_list(rows), tmp_path / "some.safetensors", progress=False)
+    for got, row in zip(PackedChains(tmp_path / "some.safetensors").fetch([0, 1, 2]), rows, strict=True):
+        assert got["atoms"] == tuple(row["atoms"])
+        np.testing.assert_allclose(centered(got["coords"]), centered(row["coords"]), atol=0.011)
+    rows[2]["atoms"] = ["CA", "CB"]
+    with pytest.raises(ValueError, match=f"Chain {rows[2]['id']} has CB, and others have N, CA, C, O; prepare all"):
+        write_pack(make_rows([1]).from_list(rows), tmp_path / "odd.safetensors", progress=False)
+
+
 def test_files_of_the_version_before_are_read(packed, tmp_path):
     """They differ in the name of their format alone."""
     with safe_open(packed, framework="np") as file:

@@ -1,6 +1,7 @@
 """examples/inverse_folding: means of weights, and models side by side on the same residues."""
 
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -166,8 +167,14 @@ def test_backbones_are_joined_to_their_alphas(tmp_path, monkeypatch, capsys):
     assert {row["id"]: len(row["atoms"]) for row in every} == {chain.id: 4 for chain in chains} | {"other": 1}
     offsets["n_y"] = pa.array([[1]] * len(offsets["id"]), pa.list_(pa.int16()))
     pq.write_table(pa.table(offsets), tmp_path / "backbone.parquet")
-    with pytest.raises(ValueError, match=r"Chain .*: 1 values in n_y for \d+ residues"):
-        run(join_backbone, monkeypatch, **paths)
+    for chains_file, said in (("chains", r"Chain .*: 1 values in n_y for \d+ residues"), ("output", "has more atoms")):
+        with pytest.raises(SystemExit):
+            run(
+                join_backbone,
+                monkeypatch,
+                **paths | {"chains": paths[chains_file], "output": tmp_path / "none.parquet"},
+            )
+        assert re.search(said, capsys.readouterr().err) and not (tmp_path / "none.parquet").exists()
 
 
 def test_noise_is_told_apart_by_half_and_relation(make_checkpoint, tmp_path, monkeypatch):

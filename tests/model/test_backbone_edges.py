@@ -7,11 +7,12 @@ from conftest import CHAINS, STRUCTURES, make_config, make_model, outputs_of, ra
 from transformers import AutoModelForMaskedLM, AutoProcessor
 
 from coordformer import CoordformerProcessor, design, read_chains
+from coordformer.data.collator import CoordformerDataCollator
 from coordformer.hub.card import training_facts
 from coordformer.inference.checkpoints import load_checkpoint
 from coordformer.inference.masked import predict_masked
 from coordformer.model.configuration_coordformer import BACKBONE
-from coordformer.model.coordinates import backbone_frames, virtual_beta
+from coordformer.model.coordinates import backbone_frames, placed_in, virtual_beta
 from coordformer.model.neighbor_graph import EdgeFeatures
 from coordformer.training.arguments import ModelArguments
 from coordformer.training.train import build_model
@@ -118,17 +119,17 @@ def test_every_weight_gets_a_gradient(atoms):
     assert all(weight.grad is not None for weight in model.parameters())
 
 
-@pytest.mark.parametrize("embedding", ["local_frame", "linear", "quadratic", "none"])
-def test_a_checkpoint_of_c_alphas_is_given_backbones_and_noise(embedding, tmp_path):
+@pytest.mark.parametrize("embedding", ["local_frame", "linear", "quadratic", "none", "distance bias"])
+def test_a_checkpoint_of_c_alphas_is_given_backbones_and_noise(embedding, tmp_path, caplog):
     """It predicts what it did, with backbones, with C-alphas and with letters alone; then what is new is trained."""
-    model = make_model(**TRACE | {"coordinate_embedding": embedding})
+    reads = {"num_distance_bins": 8} if embedding == "distance bias" else {"coordinate_embedding": embedding}
+    model = make_model(**TRACE | reads)
     model.save_pretrained(tmp_path)
     given = {"coordinate_atoms": [*BACKBONE], **ADDED}
-    grown = build_model(ModelArguments(init_from=str(tmp_path), **given)).eval()
+    with caplog.at_level("WARNING"):
+        grown = build_model(ModelArguments(init_from=str(tmp_path), **given)).eval()
+    assert "MISSING" not in caplog.text
     row = random_chain(30, 4)
-    # A linear embedding reads x, y and z, and the center of all atoms is another one than that of the C-alphas.
-    if embedding in ("linear", "quadratic"):
-        row["coords"][..., ALONE, :] = row["coords"][..., 1:2, :]
     expected = outputs_of(model, row | {"coords": row["coords"][:, :, 1]})
     told = row | {"noise_level": torch.full((1, 32), 0.3)}
     torch.testing.assert_close(outputs_of(grown, told), expected, atol=1e-4, rtol=1e-4)
@@ -152,6 +153,55 @@ def test_a_checkpoint_of_c_alphas_is_given_backbones_and_noise(embedding, tmp_pa
         build_model(ModelArguments(init_from=str(tmp_path), coordinate_atoms=[*BACKBONE]))
     with pytest.raises(ValueError, match=r"`partial_backbones` is True, but `coordinate_atoms` is \('CA',\)"):
         build_model(ModelArguments(init_from=str(tmp_path), partial_backbones=True))
+
+
+def test_frames_of_a_trained_model_stay_what_they_are(tmp_path):
+    """Of one that reads N, CA and C, or all four, they are of these: it is refused what would change them."""
+    make_model(**TRACE | {"coordinate_atoms": BACKBONE}).save_pretrained(tmp_path / "whole")
+    make_model(coordinate_embedding="local_frame", num_qk_points=2).save_pretrained(tmp_path / "points")
+    for name, given, message in (
+        ("whole", {"partial_backbones": True}, "has partial_backbones=False, not True; leave that out"),
+        ("points", {"num_neighbors": 5, "coordinate_atoms": [*BACKBONE]}, r"has coordinate_atoms=\('CA',\), not"),
+        (
+            "points",
+            {"coordinate_atoms": [*BACKBONE], "partial_backbones": True},
+            "; add --num_neighbors, too, or leave",
+        ),
+    ):
+        for more in ({}, {"partial_backbones": False}) if name == "points" and "num_neighbors" in given else ({},):
+            with pytest.raises(ValueError, match=message):
+                build_model(ModelArguments(init_from=str(tmp_path / name), **given, **more))
+    options = {"num_neighbors": 5, "coordinate_atoms": [*BACKBONE], **ADDED}
+    grown = build_model(ModelArguments(init_from=str(tmp_path / "points"), **options)).eval()
+    row, model = random_chain(30, 4), AutoModelForMaskedLM.from_pretrained(tmp_path / "points")
+    expected = outputs_of(model, row | {"coords": row["coords"][:, :, 1]})
+    torch.testing.assert_close(outputs_of(grown, row), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_residue_is_where_its_c_alpha_is():
+    """Without one, its other atoms are nowhere: not for the model, nor for what is masked, nor for what is counted."""
+    (chain,) = read_chains(STRUCTURES / "1orc.pdb.gz", atoms=BACKBONE)
+    chain.coords[20:26, 1] = np.nan
+    for embedding in ("local_frame", "linear"):
+        model, row = make_model(**FIELDS | {"coordinate_embedding": embedding}), random_chain(30, 4)
+        row["coords"][0, 12, 1] = torch.nan
+        moved = row["coords"].clone()
+        moved[0, 12] += 3.0
+        torch.testing.assert_close(outputs_of(model, row | {"coords": moved}), outputs_of(model, row), rtol=0, atol=0)
+    collate = CoordformerDataCollator(
+        CoordformerProcessor().tokenizer, BACKBONE, optional_atoms=model.config.optional_atoms, masking="masked15",
+        mlm_probability=1.0, rotate=False,
+    )  # fmt: skip
+    placed = placed_in(chain, model)
+    assert placed.sum() == 58
+    np.testing.assert_array_equal(collate([chain])["labels"][0, 1:-1] != -100, placed)
+
+
+def test_noise_is_not_told_twice():
+    model, row = make_model(**FIELDS), random_chain(12, 4)
+    structure = model.coordformer.encode_structure(row["coords"], row["input_ids"])
+    with pytest.raises(ValueError, match="in place of `coords` and `noise_level`"):
+        model(input_ids=row["input_ids"], structure=structure, noise_level=torch.zeros(1, 14))
 
 
 def test_evaluation_and_design_tell_the_noise():
@@ -183,4 +233,18 @@ def test_trained_by_the_command_and_read_from_files(tmp_path, capsys):
     for file in files:
         batch = processor(structures=str(file))
         assert model(**batch).logits.isfinite().all() and batch["coords"].shape[2:] == (4, 3)
-    assert main(["evaluate", str(tmp_path / "out"), *map(str, files), "--quiet"]) == 0, capsys.readouterr().err
+    out, given = str(tmp_path / "out"), [*map(str, files), "--quiet"]
+    assert main(["evaluate", out, *given]) == 0, capsys.readouterr().err
+    assert main(["attention", out, *given, "--output", str(tmp_path / "attention")]) == 0, capsys.readouterr().err
+    words = [
+        "robustness",
+        out,
+        *given,
+        "--output",
+        str(tmp_path / "robustness"),
+        "--num_rotations",
+        "2",
+        "--noise",
+        "0.1",
+    ]
+    assert main(words) == 0, capsys.readouterr().err

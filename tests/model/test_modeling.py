@@ -424,6 +424,14 @@ def test_compiles_without_graph_breaks(head):
         torch.testing.assert_close(compiled(**packed).logits, model(**packed).logits)
 
 
+def test_whole_rows_without_a_mask_compile_without_graph_breaks():
+    """There are no segments to keep apart; by themselves such rows attend by C code."""
+    torch._dynamo.reset()
+    model, row = make_model(), random_chain(12)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**row).logits, model(**row).logits)
+
+
 @pytest.mark.slow
 def test_compiled_code_equals_eager_code():
     torch._dynamo.reset()
