@@ -16,6 +16,7 @@ MODELS = (
     "coordformer-1M-ec",
     "coordformer-1M-pdb",
     "coordformer-7M-pdb",
+    "coordformer-8M-backbone",
     "coordformer-mpnn-backbone",
     "coordformer-mpnn-ca",
 )

@@ -5,7 +5,8 @@
 #
 # CHAINS.parquet has C-alphas, BACKBONES.parquet is of join_backbone.py --keep_all. Stopped, the same command goes on. The first
 # stage takes six minutes on an H200 and a day on one core of a CPU, the other three half an hour, one and two hours of
-# one core. START=hub_cards/coordformer-7M-pdb begins with the last one.
+# one core. START=hub_cards/coordformer-7M-pdb begins with the last one. HELD_OUT is the file whose split `valid` the card is
+# about, by default BACKBONES.parquet; of join_backbone.py without --keep_all all its chains have a backbone.
 #
 # On a GPU that is there for ten minutes at a time; torch, transformers and accelerate suffice to train. The card is made
 # where the chains are, by the same command with the Parquet files:
@@ -15,7 +16,7 @@
 #       --max_shard_size 15MB
 set -euo pipefail
 if [ $# -lt 3 ]; then
-    sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,18s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -40,6 +41,6 @@ if [ -z "$start" ]; then
 fi
 train backbone.yaml "$backbones" run --init_from "$start" --seed 5
 if [ "${SHIP:-}" != no ] && ! [ -e "$output/coordformer-8M-backbone/README.md" ]; then
-    python "$here/../ship.py" "$output/run" "$output/coordformer-8M-backbone" --data "$backbones"
+    python "$here/../ship.py" "$output/run" "$output/coordformer-8M-backbone" --data "${HELD_OUT:-$backbones}"
 fi
 echo "The model: $output"

@@ -25,10 +25,12 @@ ROOT = Path(__file__).parents[2]
 MODELS = {
     "coordformer-1M-pdb": "local frame, invariant points and messages",
     "coordformer-7M-pdb": "local frame, invariant points and gated messages",
+    "coordformer-8M-backbone": "local frame, invariant points and gated messages",
     "coordformer-mpnn-backbone": "messages",
     "coordformer-mpnn-ca": "messages",
 }
 OF_VERSION_0_1_0 = ("coordformer-1M-pdb", "coordformer-7M-pdb")
+FROM_NOTHING = (*OF_VERSION_0_1_0, "coordformer-8M-backbone")  # which also read letters alone
 BACKBONES = CHAINS.parent / "backbones.parquet"
 
 
@@ -70,7 +72,7 @@ def test_the_card_has_what_was_measured_and_how_it_was_trained(folder):
     card = make_card(half, folder.name, evaluations=reports, training=facts, log="log.csv", with_code=False)
     assert f"{card}\n" == (folder / "README.md").read_text()
     assert {"command", "commit of the code", "SHA-256 of the data", "updates"} <= facts.keys()
-    without = ["not given"] if folder.name in OF_VERSION_0_1_0 else []
+    without = ["not given"] if folder.name in FROM_NOTHING else []
     assert [report["coordinates"] for report in reports] == [MODELS[folder.name], *without]
     assert all(report["checkpoint"] == folder.name and report["split"] == "valid" for report in reports)
 
@@ -96,7 +98,7 @@ def test_held_out_chains_are_predicted_as_the_card_says(folder):
         assert reports[0]["masked15"]["perplexity"] < 0.6 * reports[1]["masked15"]["perplexity"]
 
 
-@pytest.mark.parametrize("folder", sorted(MODELS.keys() - {*OF_VERSION_0_1_0}), indirect=True)
+@pytest.mark.parametrize("folder", sorted(MODELS.keys() - {*FROM_NOTHING}), indirect=True)
 def test_what_started_from_proteinmpnn_says_so(folder):
     """In its card, with the license's text, and in the record of the sequences that it was trained on."""
     card, known = ModelCard.load(folder / "README.md"), read_training_sequences(folder)
