@@ -1,13 +1,15 @@
 """What was trained as a folder like those of hub_cards/: weights, records and card, no code.
 
     python examples/ship.py runs/mpnn-ca/run hub_cards/coordformer-mpnn-ca --data CHAINS.parquet
+    python examples/ship.py runs/8M/run hub_cards/coordformer-8M-backbone --data BACKBONES.parquet --temperature 1.09
     python examples/ship.py runs/function/full_with_coordinates_0 hub_cards/coordformer-1M-ec
     python examples/ship.py contacts_output/head_both hub_cards/coordformer-1M-contacts
 
 The run of a masked language model is one of `coordformer train`. With --data its rounded weights are evaluated on the
-held-out chains, with coordinates and without (ProteinMPNN's layers only with). The others are what
-examples/function/function.py or examples/contacts/contacts.py left, with what it measured in evaluation.json, and in
-words in evaluation.md. The card is that of `coordformer export`, with these numbers or words for its evaluation.
+held-out chains, with coordinates and without (ProteinMPNN's layers only with). --temperature divides its logits, as
+examples/inverse_folding/calibration.py found that they should be. The others are what examples/function/function.py or
+examples/contacts/contacts.py left, with what it measured in evaluation.json, and in words in evaluation.md. The card is
+that of `coordformer export`, with these numbers or words for its evaluation.
 """
 
 import argparse
@@ -17,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from coordformer.data.files import write_json, write_text
 from coordformer.data.training_sequences import FILE
@@ -32,13 +36,31 @@ WHERE_THERE = (LICENSE_FILE, FILE)  # of some models alone
 UNKNOWN = "Not measured."  # of a card without reports of `coordformer evaluate`
 
 
-def ship(run: Path, output: Path, data: Path | None = None, split: str = "valid") -> None:
+def divide_logits(run: Path, temperature: float, output: Path) -> None:
+    """A copy of a run whose logits are divided by `temperature`, in the last weights; `train.json` says so."""
+    shutil.copytree(run, output, ignore=shutil.ignore_patterns("checkpoint-*"))
+    model = load_checkpoint(run)[0]
+    head = model.lm_head
+    last = list(head.parameters() if model.config.lm_head == "linear" else head.layer_norm.parameters())
+    last += [] if model.config.lm_head == "linear" else [head.decoder.bias]
+    with torch.no_grad():
+        for parameter in last:
+            parameter.div_(temperature)
+    model.save_pretrained(output)
+    record = json.loads((output / "train.json").read_text(encoding="utf-8"))
+    write_json(output / "train.json", record | {"temperature": temperature})
+
+
+def ship(
+    run: Path, output: Path, data: Path | None = None, split: str = "valid", temperature: float | None = None
+) -> None:
     """Export in bfloat16, checked, and keep what a folder needs where the package is installed.
 
     Args:
         run: of the training.
         output: the folder to make.
         data, split: of a masked language model, the chains to evaluate it on.
+        temperature: of a masked language model, what its logits are divided by.
 
     Raises:
         ValueError: the output is there already, or cannot be exported.
@@ -48,6 +70,10 @@ def ship(run: Path, output: Path, data: Path | None = None, split: str = "valid"
         raise ValueError(f"{output} exists already; delete it or give the name of a new folder.")
     words = None if data else (run / "evaluation.md").read_text(encoding="utf-8").strip()
     with tempfile.TemporaryDirectory() as scratch:
+        if temperature is not None:
+            calibrated = Path(scratch) / "run"
+            divide_logits(run, temperature, calibrated)
+            run = calibrated
         exported = Path(scratch) / output.name
         export(run, exported, dtype="bfloat16")
         config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
@@ -88,6 +114,7 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--data", type=Path, help="chains to evaluate a masked language model on")
+    parser.add_argument("--temperature", type=float, help="divides the logits of a masked language model")
     parser.add_argument("--split", default="valid", help="of these (default: %(default)s)")
     arguments = parser.parse_args()
     try:

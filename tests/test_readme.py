@@ -81,17 +81,17 @@ def test_models_are_compared_as_measured():
 def test_the_table_of_noise_is_the_measured_one(page):
     """Perplexities at three widths of noise on the half of the clusters that chose nothing, and on predicted chains."""
     rows = set()
-    for kind in ("ca", "backbone"):
+    for kind in ("ca", "backbone", "8M_ca", "8M_backbone"):
         parts = json.loads((ROOT / f"examples/inverse_folding/results/noise_{kind}.json").read_text())["parts"]
         columns = [parts["test"]["noise"][width] for width in ("0", "0.1", "0.2")] + [parts["predicted"]["noise"]["0"]]
         for name in columns[0]:
             rows.add(" | ".join(f"{column[name]['perplexity']:.2f}" for column in columns))
     shown = re.findall(
-        r"^\| [^|]*(?:mpnn|ProteinMPNN)[^|]*\| [^|]*\| ((?:\d+\.\d+ \| ){3}\d+\.\d+) \|$",
+        r"^\| [^|]*(?:mpnn|ProteinMPNN|8M)[^|]*\| [^|]*\| ((?:\d+\.\d+ \| ){3}\d+\.\d+) \|$",
         (ROOT / page).read_text(),
         re.M,
     )
-    assert len(shown) >= 6 and set(shown) <= rows
+    assert len(shown) >= 8 and set(shown) <= rows
 
 
 def test_the_speed_table_is_the_measured_one():

@@ -107,6 +107,7 @@ def training_facts(checkpoint: str | Path) -> dict[str, str]:
             facts |= {"updates": f"{summary['steps']:,}", "SHA-256 of the data": summary.get("data_sha256")}
             facts["command"] = summary.get("command") and f"`{summary['command']}`"
             facts["commit of the code"] = summary.get("commit")
+            facts["calibrated"] = summary.get("temperature") and f"logits divided by {summary['temperature']:g}"
             if before := "; before that ".join(_earlier_stages(summary)):
                 facts |= {"started from": None, "trained before": before}  # a folder's name says less
         if state.exists():

@@ -41,6 +41,7 @@ if [ -z "$start" ]; then
 fi
 train backbone.yaml "$backbones" run --init_from "$start" --seed 5
 if [ "${SHIP:-}" != no ] && ! [ -e "$output/coordformer-8M-backbone/README.md" ]; then
-    python "$here/../ship.py" "$output/run" "$output/coordformer-8M-backbone" --data "${HELD_OUT:-$backbones}"
+    python "$here/../ship.py" "$output/run" "$output/coordformer-8M-backbone" --temperature 1.09 \
+        --data "${HELD_OUT:-$backbones}"
 fi
 echo "The model: $output"

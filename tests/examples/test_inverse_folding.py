@@ -19,6 +19,7 @@ from transformers import AutoModelForMaskedLM
 
 from coordformer import CoordformerConfig, CoordformerForMaskedLM, CoordformerProcessor, read_chains
 from coordformer.data.rows import chain_to_row, load_rows, rows_to_table
+from coordformer.hub.card import training_facts
 from coordformer.inference.masked import count_chains, summarize_samples
 from coordformer.inference.metrics import COUNT
 from coordformer.model.chain import AMINO_ACIDS
@@ -32,6 +33,9 @@ import compare
 import join_backbone
 import noise
 import predicted
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+from ship import divide_logits
 
 
 @pytest.fixture
@@ -346,3 +350,19 @@ def test_the_table_of_calibration_is_the_measured_one():
     for name in ("ca", "backbone"):
         rows = calibration.table(json.loads((folder / "results" / f"calibration_{name}.json").read_text()))
         assert len(rows) > 3 and set(rows) <= lines
+
+
+@pytest.mark.parametrize("head", ["esm", "linear"])
+def test_shipped_logits_are_divided(head, make_checkpoint, tmp_path):
+    """By a temperature, in the weights alone; what the encoder makes of a chain stays as it is."""
+    run = make_checkpoint("run", 0, lm_head=head)
+    (run / "train.json").write_text('{"steps": 1}')
+    divide_logits(run, 1.25, tmp_path / "calibrated")
+    before, after = (AutoModelForMaskedLM.from_pretrained(each).eval() for each in (run, tmp_path / "calibrated"))
+    batch = CoordformerProcessor()(chains=[load_rows(CHAINS, "valid")[0]])
+    with torch.no_grad():
+        torch.testing.assert_close(after(**batch).logits, before(**batch).logits / 1.25)
+        states = [model.base_model(**batch).last_hidden_state for model in (before, after)]
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert training_facts(tmp_path / "calibrated")["calibrated"] == "logits divided by 1.25"
+    assert json.loads((run / "train.json").read_text()) == {"steps": 1}

@@ -196,7 +196,9 @@ def test_a_model_with_points_is_given_messages_with_them(tmp_path):
     row = pad_rows([random_chain(11)])
     torch.testing.assert_close(grown(**row).logits, model(**row).logits)
     assert coordinates_of(grown).endswith("invariant points and messages with attention over updated edges")
-    with pytest.raises(ValueError, match="has edge_updates=False, not True; add --num_neighbors, too, or leave that out"):
+    with pytest.raises(
+        ValueError, match="has edge_updates=False, not True; add --num_neighbors, too, or leave that out"
+    ):
         build_model(ModelArguments(init_from=str(tmp_path), edge_updates=True))
 
 

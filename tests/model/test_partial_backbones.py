@@ -362,7 +362,9 @@ def test_collator_drops_atoms_and_states_the_noise():
     assert CoordformerDataCollator(tokenizer, optional_atoms=("N", "C", "O"), **options)(
         read_chains(STRUCTURES / "1orc.pdb.gz")
     )["coords"].shape == (1, 73, 4, 3)
-    with pytest.raises(ValueError, match="`drop_atoms` is 0.5, but the model reads CA and no backbone; leave it out, or"):
+    with pytest.raises(
+        ValueError, match="`drop_atoms` is 0.5, but the model reads CA and no backbone; leave it out, or"
+    ):
         CoordformerDataCollator(tokenizer, drop_atoms=0.5)
 
 
