@@ -347,7 +347,7 @@ def test_calibration_of_two_models(make_checkpoint, monkeypatch, tmp_path, capsy
 def test_the_table_of_calibration_is_the_measured_one():
     folder = Path(calibration.__file__).parent
     lines = set((folder / "README.md").read_text().splitlines())
-    for name in ("ca", "backbone"):
+    for name in ("ca", "backbone", "8M"):
         rows = calibration.table(json.loads((folder / "results" / f"calibration_{name}.json").read_text()))
         assert len(rows) > 3 and set(rows) <= lines
 
