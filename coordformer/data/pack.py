@@ -72,8 +72,8 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
             held.append(tuple(row["atoms"]))
     atoms = max(held, key=len)
     for number, own in enumerate(held):
-        if odd := [atom for atom in own if atom not in atoms]:
-            what = f"Chain {names[number].decode()} has {', '.join(odd)}, and others have {', '.join(atoms)}"
+        if others := [atom for atom in own if atom not in atoms]:
+            what = f"Chain {names[number].decode()} has {', '.join(others)}, and others have {', '.join(atoms)}"
             raise ValueError(f"{what}; prepare all chains with the same --atoms, or some with a part of them.")
         if own != atoms:
             short, coords[number] = coords[number], np.full((len(coords[number]), len(atoms), 3), -(2**31), np.int32)

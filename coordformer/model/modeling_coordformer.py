@@ -487,8 +487,8 @@ class CoordformerModel(CoordformerPreTrainedModel):
                 )
             structure.frames = frames.scale_translations(config.coordinate_scale)
             if self.edge_features is not None:
-                given = placed, coords_mask, noise_level
-                structure.graph = self.edge_features(frames, position_ids, runs, longest, chain_ids, *given)
+                read = placed, coords_mask, noise_level
+                structure.graph = self.edge_features(frames, position_ids, runs, longest, chain_ids, *read)
         if self.distance_bias is not None:
             structure.bias = self.distance_bias(placed, coords_mask)
         return structure

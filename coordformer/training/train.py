@@ -491,7 +491,7 @@ def _find_processor(model_args: ModelArguments, config: CoordformerConfig) -> Co
         if config.vocab_size != len(VOCABULARY):
             raise ValueError(f"{source} has a vocabulary of its own and no processor; put it beside it.") from error
         return CoordformerProcessor(**reads)
-    processor.coordinate_atoms, processor.optional_atoms = config.coordinate_atoms, config.optional_atoms
+    processor.coordinate_atoms, processor.optional_atoms = tuple(config.coordinate_atoms), config.optional_atoms
     return processor
 
 

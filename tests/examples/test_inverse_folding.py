@@ -344,6 +344,14 @@ def test_calibration_of_two_models(make_checkpoint, monkeypatch, tmp_path, capsy
         assert report["models"][name]["noise"]["0"]["perplexity"][0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("atoms", ["backbone", "ca"])
+def test_the_tables_of_predicted_chains_are_the_measured_ones(atoms):
+    folder = Path(predicted.__file__).parent
+    rows = predicted.table(json.loads((folder / "results" / f"predicted_{atoms}.json").read_text()))
+    shown = [row for row in rows if "relatives of" not in row]
+    assert len(shown) == 11 and set(shown) <= set((folder / "README.md").read_text().splitlines())
+
+
 def test_the_table_of_calibration_is_the_measured_one():
     folder = Path(calibration.__file__).parent
     lines = set((folder / "README.md").read_text().splitlines())
