@@ -153,9 +153,10 @@ def test_what_an_earlier_run_recovered_is_compared_to(tmp_path):
     assert compare_designs.summarize_beside(proteins, 0.2, recovered)["proteins"] == 0
 
 
-def test_the_tables_of_models_with_noise_are_the_measured_ones():
+@pytest.mark.parametrize("name", ["compare_mpnn", "compare_8M"])
+def test_the_tables_of_models_with_noise_are_the_measured_ones(name):
     folder = Path(compare_designs.__file__).parent
-    found = json.loads((folder / "results" / "compare_mpnn.json").read_text())
+    found = json.loads((folder / "results" / f"{name}.json").read_text())
     lines = compare_designs.markdown(found)
     tables = lines[lines.index("beside an earlier run") : lines.index("perplexity")]
     rows = [line for line in tables if line.startswith("|")]
