@@ -47,12 +47,14 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
         Counts of `chains`, `residues` and `bytes`.
 
     Raises:
-        ValueError: the path has another ending, or a chain has an atom that the one with the most lacks.
+        ValueError: the path has another ending, there are no chains, or one has an atom that the one with the most lacks.
         OSError: the file could not be written; nothing is left of it.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"The packed file is to be {path}; give a name that ends in .safetensors.")
+    if not len(rows):
+        raise ValueError("There are no chains to pack; give a data set that has some.")
     splits = list(rows["split"][:]) if "split" in rows.column_names else [None] * len(rows)
     split_names = sorted({split for split in splits if split is not None})
     tokens, coords, names, held = [], [], [], []

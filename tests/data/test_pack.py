@@ -124,6 +124,8 @@ def test_batches_of_a_packed_file_are_those_of_its_rows(chains, packed):
 def test_bad_packed_files_are_named(chains, packed, tmp_path):
     with pytest.raises(ValueError, match="a name that ends in .safetensors"):
         write_pack(chains, tmp_path / "chains.bin")
+    with pytest.raises(ValueError, match="There are no chains to pack; give"):
+        write_pack(chains.select([]), tmp_path / "none.safetensors", progress=False)
     (tmp_path / "cut.safetensors").write_bytes(packed.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="cut.safetensors cannot be read .*copy or make it again"):
         PackedChains(tmp_path / "cut.safetensors")
