@@ -47,7 +47,7 @@ def write_pack(rows: Any, path: str | Path, progress: bool = True) -> dict[str, 
         Counts of `chains`, `residues` and `bytes`.
 
     Raises:
-        ValueError: the path has another ending, there are no chains, or one has an atom that the one with the most lacks.
+        ValueError: the path has another ending; there are no chains, or one has an atom that the longest list lacks.
         OSError: the file could not be written; nothing is left of it.
     """
     path = Path(path)
