@@ -217,9 +217,12 @@ class EdgeFeatures(nn.Module):
             if self.atom_geometry is not None:
                 assert coords is not None and coords_mask is not None
                 n, ca, c, _ = coords.unbind(dim=2)
-                residues["atoms"] = torch.cat((coords, virtual_beta(n, ca, c).unsqueeze(2)), dim=2)
+                atoms = torch.cat((coords, virtual_beta(n, ca, c).unsqueeze(2)), dim=2)
                 whole = coords_mask[..., :3].all(dim=-1, keepdim=True)
-                residues["present"] = torch.cat((coords_mask, whole), dim=-1)
+                present = torch.cat((coords_mask, whole), dim=-1)
+                own, others = torch.tensor(self.atom_pairs, device=coords.device).unbind(dim=-1)
+                residues |= {"own_atoms": atoms[:, :, own], "own_present": present[:, :, own]}
+                residues |= {"other_atoms": atoms[:, :, others], "other_present": present[:, :, others]}
             if self.noise is not None:
                 assert noise_level is not None
                 residues["noise"] = noise_features(noise_level.to(translations.dtype).expand(batch, length))
@@ -233,8 +236,8 @@ class EdgeFeatures(nn.Module):
         return NeighborGraph(places.flatten(), exist, edges.view(batch, length, self.num_neighbors, -1))
 
     def _describe(
-        self, block, near, rotations, translations, points, known, positions, chain_ids=None, atoms=None, present=None,
-        noise=None,
+        self, block, near, rotations, translations, points, known, positions, chain_ids=None, own_atoms=None,
+        own_present=None, other_atoms=None, other_present=None, noise=None,
     ) -> Tensor:  # fmt: skip
         """Edge features (n, k, hidden / 2) of the residues in `block`, of all residues' values, (residues, ...)."""
         near = near[block]
@@ -259,9 +262,8 @@ class EdgeFeatures(nn.Module):
         summed = self.geometry(features) + nn.functional.embedding(separation, table)
         if self.atom_geometry is not None:
             with maybe_autocast(translations.device.type, enabled=False):
-                own, others = torch.tensor(self.atom_pairs, device=near.device).unbind(dim=-1)
-                apart = atoms[block][:, None, own] - atoms[near][:, :, others]
-                rbf = self._distances(apart, present[block][:, None, own] & present[near][:, :, others])
+                apart = own_atoms[block].unsqueeze(1) - other_atoms[near]
+                rbf = self._distances(apart, own_present[block].unsqueeze(1) & other_present[near])
             summed = summed + self.atom_geometry(rbf.flatten(-2))
         if self.noise is not None:
             summed = summed + self.noise(noise[block].to(self.noise.weight.dtype)).unsqueeze(1)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from calibration import letters_alone
 from noise import RELATIVE, with_atoms
 
 from coordformer import build_tokenizer
@@ -38,14 +39,13 @@ def predictions(model: Any, rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.
     layout: dict[str, Any] = {"atoms": model.config.coordinate_atoms, "optional_atoms": model.config.optional_atoms}
     collate = CoordformerDataCollator(tokenizer, masking="masked15", rotate=False, **layout)
     letters, found = list(letter_ids(tokenizer).values()), []
-    places = torch.full((max(letters) + 1,), -1)
-    places[letters] = torch.arange(len(letters))
     with torch.inference_mode():
         for number, truth, frames in predict_masked(model, rows, tokenizer, token_budget=2048):
             labels = collate([{**rows[number], "epoch": 0}])["labels"][0, 1:-1]
             (asked,) = (labels != -100).nonzero(as_tuple=True)
             assert torch.equal(labels[asked], truth), "the residues that were masked"
-            likely, right = frames[0][:, letters].log_softmax(dim=-1), places[truth]
+            logits, right = letters_alone([(frames[0], truth)], letters)
+            likely = logits.log_softmax(dim=-1)
             nats = -likely.gather(1, right.unsqueeze(1)).squeeze(1)
             counts = torch.stack((torch.ones_like(nats), nats, (likely.argmax(dim=-1) == right).float()), dim=-1)
             found.append((np.full(len(asked), number), asked.numpy(), counts.double().numpy()))
